@@ -1,0 +1,56 @@
+//! The receiving half of one lane: the number is checked, the datagram opened in place, the
+//! number committed. In this order (rule R1).
+//!
+//! Next: [`crate::rx`], which takes the payload on by its kind.
+
+use super::aead::{Key, NONCE_LEN, Suite, TAG_LEN};
+use super::key::{LaneKey, nonce};
+use super::replay::{ReplayWindow, Verdict};
+use crate::stats::DropReason;
+use crate::wire::buf::PacketBuf;
+use crate::wire::header::{CLEAR_HEADER_LEN, DataHeader, INNER_HEADER_LEN};
+
+/// One lane of one epoch of one session, for receiving.
+#[derive(Debug)]
+pub(crate) struct RxLane {
+    /// None in clear mode.
+    key: Option<Key>,
+    iv: [u8; NONCE_LEN],
+    window: ReplayWindow,
+}
+
+impl RxLane {
+    pub(crate) fn new(suite: Suite, lane_key: &LaneKey) -> Self {
+        let key = match suite {
+            Suite::Clear => None,
+            Suite::Aes256Gcm => Some(Key::new(lane_key.key())),
+        };
+        Self { key, iv: lane_key.iv(), window: ReplayWindow::new() }
+    }
+
+    /// Leaves in `buf` what was sealed: the inner header and the payload.
+    pub(crate) fn open(
+        &mut self,
+        header: &DataHeader,
+        buf: &mut PacketBuf,
+    ) -> Result<(), DropReason> {
+        match self.window.check(header.sequence) {
+            Verdict::Fresh => {}
+            Verdict::Duplicate => return Err(DropReason::ReplayDuplicate),
+            Verdict::TooOld => return Err(DropReason::ReplayTooOld),
+        }
+        let tag_len = if self.key.is_some() { TAG_LEN } else { 0 };
+        if buf.len() < CLEAR_HEADER_LEN + INNER_HEADER_LEN + tag_len {
+            return Err(DropReason::DatagramTruncated);
+        }
+        buf.trim_front(CLEAR_HEADER_LEN);
+        if let Some(key) = &self.key {
+            let nonce = nonce(&self.iv, header.sequence);
+            key.open(nonce, &header.write(), buf.data_mut()).map_err(|_| DropReason::OpenFailed)?;
+            buf.trim_back(TAG_LEN);
+        }
+        // Cannot fail: the same number was fresh above and the lane is locked.
+        self.window.commit(header.sequence);
+        Ok(())
+    }
+}

@@ -1,0 +1,124 @@
+//! The sending half of one lane: takes the number, seals in place, appends the tag.
+//!
+//! A lane belongs to one thread: `seal` takes `&mut self`, and [`super::session::Session`] never
+//! hands out the same lane twice in one epoch, so a nonce cannot repeat. Rules L1 to L5 are in
+//! `docs/protocol.md`.
+//!
+//! Next: the uplink's `tx_burst`, in `fastpath`.
+
+use super::aead::{Key, NONCE_LEN, Suite, TAG_LEN};
+use super::key::{LaneKey, nonce};
+use crate::wire::buf::PacketBuf;
+use crate::wire::header::{
+    CLEAR_HEADER_LEN, DataHeader, Format, INNER_HEADER_LEN, InnerHeader, Lane, Slot,
+};
+
+/// How much one key may seal (rule L4).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KeyLimits {
+    /// Datagrams after which the next epoch should begin.
+    pub soft_packets: u32,
+    /// AES blocks after which the next epoch should begin.
+    pub soft_blocks: u64,
+    /// Datagrams after which the key refuses.
+    pub hard_packets: u32,
+    /// AES blocks after which the key refuses.
+    pub hard_blocks: u64,
+}
+
+impl KeyLimits {
+    /// The protocol's limits for AES-256-GCM.
+    pub const AES_256_GCM: Self = Self {
+        soft_packets: 1 << 28,
+        soft_blocks: 1 << 34,
+        hard_packets: u32::MAX - (1 << 20) + 1,
+        hard_blocks: 1 << 35,
+    };
+}
+
+/// Why a datagram was not sealed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum SealError {
+    /// The key has sealed as much as it may; a new epoch or handshake must come first.
+    #[error("key is used up")]
+    Exhausted,
+    /// The buffer lacks headroom or tailroom.
+    #[error("packet buffer has no room")]
+    NoRoom,
+}
+
+/// One lane of one epoch of one session, for sending.
+#[derive(Debug)]
+pub struct TxLane {
+    /// None in clear mode.
+    key: Option<Key>,
+    iv: [u8; NONCE_LEN],
+    header: DataHeader,
+    limits: KeyLimits,
+    blocks: u64,
+    session: u64,
+    epoch: u32,
+}
+
+impl TxLane {
+    pub(crate) fn new(
+        suite: Suite,
+        lane_key: &LaneKey,
+        limits: KeyLimits,
+        (slot, lane): (Slot, Lane),
+        (session, epoch): (u64, u32),
+    ) -> Self {
+        let (format, key) = match suite {
+            Suite::Clear => (Format::Clear, None),
+            Suite::Aes256Gcm => (Format::Sealed, Some(Key::new(lane_key.key()))),
+        };
+        let epoch_bits = (epoch & 3) as u8;
+        let header = DataHeader { format, epoch_bits, slot, lane, sequence: 0 };
+        Self { key, iv: lane_key.iv(), header, limits, blocks: 0, session, epoch }
+    }
+
+    /// Serial number of the session that the lane is of.
+    pub(crate) fn session(&self) -> u64 {
+        self.session
+    }
+
+    /// The epoch that the lane is of.
+    #[must_use]
+    pub fn epoch(&self) -> u32 {
+        self.epoch
+    }
+
+    /// Whether the next epoch should begin (rule L4, soft).
+    #[must_use]
+    pub fn wants_rotation(&self) -> bool {
+        self.header.sequence >= self.limits.soft_packets || self.blocks >= self.limits.soft_blocks
+    }
+
+    /// Makes the payload in `buf` a datagram: headers in front, sealed, tag behind.
+    ///
+    /// # Errors
+    /// [`SealError`]; `buf` must be thrown away.
+    pub fn seal(&mut self, inner: InnerHeader, buf: &mut PacketBuf) -> Result<(), SealError> {
+        let blocks = (buf.len() as u64 + INNER_HEADER_LEN as u64).div_ceil(16) + 1;
+        if self.header.sequence >= self.limits.hard_packets
+            || self.blocks.saturating_add(blocks) > self.limits.hard_blocks
+        {
+            return Err(SealError::Exhausted);
+        }
+        let front = buf.prepend(INNER_HEADER_LEN).map_err(|_| SealError::NoRoom)?;
+        front.copy_from_slice(&inner.write());
+        let clear = self.header.write();
+        // The number is taken before it is used: whatever fails below, it is never used again.
+        // It is below the hard stop, so it cannot wrap.
+        let sequence = self.header.sequence;
+        self.header.sequence += 1;
+        self.blocks += blocks;
+        if let Some(key) = &self.key {
+            let nonce = nonce(&self.iv, sequence);
+            let tag = key.seal(nonce, &clear, buf.data_mut()).map_err(|_| SealError::NoRoom)?;
+            buf.append(TAG_LEN).map_err(|_| SealError::NoRoom)?.copy_from_slice(&tag);
+        }
+        buf.prepend(CLEAR_HEADER_LEN).map_err(|_| SealError::NoRoom)?.copy_from_slice(&clear);
+        Ok(())
+    }
+}

@@ -1,0 +1,208 @@
+//! What one worker owns: its lanes, caches and counters. The two directions are [`crate::tx`] and
+//! [`crate::rx`].
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use arc_swap::ArcSwap;
+
+use crate::crypto::seal::{SealError, TxLane};
+use crate::crypto::session::Session;
+use crate::forward::fdb::Place;
+use crate::forward::policer::Policer;
+use crate::id::Vni;
+use crate::stats::{Counters, DropReason};
+use crate::tables::{Clock, PeerEntry, Tables};
+use crate::wire::buf::{Frame, PacketBuf};
+use crate::wire::ethernet::MacAddr;
+use crate::wire::header::{Handle, Lane, Slot};
+
+/// A frame that came out of a datagram, and the network it is for.
+#[derive(Debug)]
+pub struct Delivery {
+    /// Our handle of the network.
+    pub handle: Handle,
+    /// Its identifier.
+    pub vni: Vni,
+    /// The frame.
+    pub frame: Frame,
+}
+
+/// What a worker hands to the control thread, through a bounded queue.
+#[derive(Debug)]
+pub enum ControlInput {
+    /// A handshake datagram.
+    Long {
+        /// By which local attachment it came.
+        uplink: crate::wire::buf::UplinkId,
+        /// From where.
+        from: std::net::SocketAddr,
+        /// All of it.
+        datagram: Vec<u8>,
+    },
+    /// A handshake message that is not for us to read; a few a second are reported.
+    Foreign {
+        /// From where.
+        from: std::net::SocketAddr,
+        /// Its version and the highest that its sender speaks; none when only its key is unknown.
+        version: Option<(u8, u8)>,
+    },
+    /// An authentic control message.
+    Message {
+        /// The session that it came in.
+        slot: Slot,
+        /// Serial number of that session, as slots are used again.
+        session: u64,
+        /// The payload behind the inner header.
+        payload: Vec<u8>,
+    },
+    /// The first datagram of a session was opened.
+    SessionProven {
+        /// The session.
+        slot: Slot,
+        /// Its serial number.
+        session: u64,
+    },
+    /// The first datagram of an epoch was opened.
+    EpochOpened {
+        /// The session.
+        slot: Slot,
+        /// Its serial number.
+        session: u64,
+        /// The epoch.
+        epoch: u32,
+    },
+}
+
+/// The last FDB answer: most frames go where the one before went.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct FdbCache {
+    pub(crate) handle: Handle,
+    pub(crate) mac: MacAddr,
+    pub(crate) place: Option<Place>,
+    pub(crate) generation: u32,
+    pub(crate) until_ms: u64,
+}
+
+impl FdbCache {
+    pub(crate) const EMPTY: Self = Self {
+        handle: Handle::NONE,
+        mac: MacAddr([0; 6]),
+        place: None,
+        generation: 0,
+        until_ms: 0,
+    };
+}
+
+/// One worker's half of the packet path. Made by [`crate::vtep::Vtep::datapath`].
+///
+/// After [`Self::encapsulate`] send what is in `out`; after [`Self::decapsulate`] write the frames
+/// in `out` and hand the control inputs to the control thread, in this order.
+#[derive(Debug)]
+pub struct Datapath {
+    pub(crate) tables: Arc<ArcSwap<Tables>>,
+    pub(crate) clock: Clock,
+    /// Which worker: selects its traffic counters.
+    pub(crate) worker: usize,
+    /// The lane that this worker sends in, one for each peer.
+    pub(crate) lane: Lane,
+    /// Sending contexts by peer index.
+    pub(crate) lanes: Vec<Option<TxLane>>,
+    pub(crate) counters: Arc<Counters>,
+    pub(crate) policers: HashMap<Vni, Policer>,
+    /// Rations what a stranger's datagram can make the control thread hear.
+    pub(crate) notices: Policer,
+    pub(crate) destination: FdbCache,
+    pub(crate) source: FdbCache,
+    pub(crate) local_source: FdbCache,
+}
+
+impl Datapath {
+    pub(crate) fn new(
+        tables: Arc<ArcSwap<Tables>>,
+        clock: Clock,
+        worker: usize,
+        lane: Lane,
+    ) -> Self {
+        Self {
+            tables,
+            clock,
+            worker,
+            lane,
+            lanes: Vec::new(),
+            counters: Arc::default(),
+            policers: HashMap::new(),
+            notices: Policer::new(clock.0, 10, 10),
+            destination: FdbCache::EMPTY,
+            source: FdbCache::EMPTY,
+            local_source: FdbCache::EMPTY,
+        }
+    }
+
+    /// This worker's counters, for readers.
+    #[must_use]
+    pub fn counters(&self) -> &Arc<Counters> {
+        &self.counters
+    }
+
+    /// Takes one packet from the BUM allowance of a network.
+    pub(crate) fn police(&mut self, vni: Vni, rate: u32, now: Instant) -> bool {
+        if rate == 0 {
+            return true;
+        }
+        let fresh = || Policer::new(now, rate, (rate / 10).max(32));
+        let policer = self.policers.entry(vni).or_insert_with(fresh);
+        if !policer.is_rate(rate) {
+            *policer = fresh();
+        }
+        policer.take(now)
+    }
+
+    /// Seals `buf` for `peer` in this worker's lane, beginning an epoch where one is due.
+    pub(crate) fn seal(
+        &mut self,
+        peer: &PeerEntry,
+        session: &Session,
+        inner: crate::wire::header::InnerHeader,
+        buf: &mut PacketBuf,
+    ) -> Result<(), DropReason> {
+        let index = peer.index.0 as usize;
+        if self.lanes.len() <= index {
+            self.lanes.resize_with(index + 1, || None);
+        }
+        let place = self.lanes.get_mut(index).ok_or(DropReason::PeerNoSession)?;
+        let lane = current_lane(place, session, self.lane).map_err(drop_reason)?;
+        lane.seal(inner, buf).map_err(drop_reason)
+    }
+}
+
+fn drop_reason(error: SealError) -> DropReason {
+    match error {
+        SealError::Exhausted => DropReason::KeyExhausted,
+        SealError::NoRoom => DropReason::FrameTooLarge,
+    }
+}
+
+/// The context in `place` when it is of this session and epoch, else a new one.
+pub(crate) fn current_lane<'a>(
+    place: &'a mut Option<TxLane>,
+    session: &Session,
+    lane: Lane,
+) -> Result<&'a mut TxLane, SealError> {
+    let serial = session.facts().serial;
+    if let Some(current) = place
+        && current.session() == serial
+        && current.wants_rotation()
+    {
+        // Refused while the peer has not confirmed this epoch: the key goes on to its hard limit.
+        session.rotate_tx(current.epoch());
+    }
+    let valid = place
+        .as_ref()
+        .is_some_and(|held| held.session() == serial && held.epoch() == session.tx_epoch());
+    if !valid {
+        *place = Some(session.tx_lane(lane)?);
+    }
+    place.as_mut().ok_or(SealError::Exhausted)
+}

@@ -1,0 +1,106 @@
+//! What the daemon is told. Events are rare; packets never make one each.
+
+use std::net::SocketAddr;
+
+use crate::id::{NodeId, Vni};
+use crate::wire::ethernet::MacAddr;
+
+/// Why a peer is down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DownReason {
+    /// Nothing authentic came for the silence limit.
+    Silent,
+    /// The peer said goodbye.
+    Goodbye,
+    /// It was taken out of the configuration.
+    Removed,
+    /// This node was suspended: nothing is sealed under keys from before.
+    Suspended,
+    /// The cluster key of its session is no longer in the configuration.
+    KeyRemoved,
+}
+
+impl DownReason {
+    /// In a few words.
+    #[must_use]
+    pub const fn text(self) -> &'static str {
+        match self {
+            Self::Silent => "nothing authentic received",
+            Self::Goodbye => "peer is stopping",
+            Self::Removed => "removed from the configuration",
+            Self::Suspended => "this node was suspended",
+            Self::KeyRemoved => "cluster key removed",
+        }
+    }
+}
+
+/// A change that someone who runs the node wants to know of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// A session is established and proven by an opened datagram.
+    PeerUp {
+        /// The peer.
+        node: NodeId,
+        /// Cipher suite of the session.
+        cipher: &'static str,
+    },
+    /// The peer cannot be reached any more.
+    PeerDown {
+        /// The peer.
+        node: NodeId,
+        /// Why.
+        reason: DownReason,
+    },
+    /// A new handshake replaced the keys of a running session.
+    Rekeyed {
+        /// The peer.
+        node: NodeId,
+    },
+    /// Two running nodes use one id; neither is preferred. One of them must be renamed.
+    NodeIdConflict {
+        /// The id.
+        node: NodeId,
+        /// Where the latest claim came from.
+        from: SocketAddr,
+    },
+    /// An authentic initiation came from an address that the configuration does not list.
+    SourceUnknown {
+        /// The node that it claims to be.
+        node: NodeId,
+        /// Where it came from.
+        from: SocketAddr,
+    },
+    /// The two nodes' cipher lists have nothing in common.
+    NoCommonSuite {
+        /// The peer.
+        node: NodeId,
+    },
+    /// A message of a key that this node does not have: usually a wrong key file there or here.
+    KeyUnknown {
+        /// Where it came from.
+        from: SocketAddr,
+    },
+    /// A message of another protocol version.
+    VersionUnknown {
+        /// Where it came from.
+        from: SocketAddr,
+        /// Its version.
+        version: u8,
+        /// The highest version that its sender speaks.
+        highest: u8,
+    },
+    /// A MAC address moved too often and is frozen where it is.
+    MacFrozen {
+        /// The network.
+        vni: Vni,
+        /// The address.
+        mac: MacAddr,
+    },
+    /// The smallest frame size among the members of a network changed.
+    MaxFrameLen {
+        /// The network.
+        vni: Vni,
+        /// Largest untagged frame in bytes that every known member takes.
+        max_frame_len: u16,
+    },
+}

@@ -1,0 +1,5 @@
+//! Who gets a frame.
+
+pub mod fdb;
+pub mod policer;
+pub mod filter;

@@ -1,0 +1,267 @@
+//! Counters: documented u64s, one set per worker, one writer each.
+//!
+//! Every packet that is not delivered is counted under exactly one [`DropReason`].
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// A counter with one writing thread; anyone may read it.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Adds; only by the owning thread, which makes a plain load and store enough.
+    pub fn add(&self, count: u64) {
+        self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(count), Ordering::Relaxed);
+    }
+
+    /// The value.
+    #[must_use]
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+macro_rules! drop_reasons {
+    ($($(#[doc = $doc:literal])+ $variant:ident = $name:literal,)+) => {
+        /// Why a packet was not delivered. The documentation is the help text of the counter.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub enum DropReason {
+            $($(#[doc = $doc])+ $variant,)+
+        }
+
+        impl DropReason {
+            /// All reasons, in the order of their counters.
+            pub const ALL: &[Self] = &[$(Self::$variant),+];
+
+            /// The counter's name.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name),+ }
+            }
+
+            /// What the counter counts, in a sentence.
+            #[must_use]
+            pub fn help(self) -> &'static str {
+                match self { $(Self::$variant => concat!($($doc),+).trim_ascii()),+ }
+            }
+        }
+    };
+}
+
+drop_reasons! {
+    /// Frame from a tap that ends inside its Ethernet header.
+    FrameTruncated = "frame_truncated",
+    /// Frame whose source address is a group address or zero.
+    FrameBadSource = "frame_bad_source",
+    /// Frame to a link-constrained group address (pause, LACP, LLDP, or STP where it is off).
+    FrameLinkLocal = "frame_link_local",
+    /// Frame that does not fit into a datagram of the path to its peer.
+    FrameTooLarge = "frame_too_large",
+    /// Frame to an address that is known to be on this side.
+    FrameLocalDestination = "frame_local_destination",
+    /// Broadcast, unknown or multicast frame above the policer's rate.
+    FramePoliced = "frame_policed",
+    /// Frame with a partial checksum whose offsets do not fit its headers.
+    FrameBadChecksumOffset = "frame_bad_checksum_offset",
+    /// Frame of a network with no other member to send it to.
+    FrameNoMember = "frame_no_member",
+    /// Frame for a peer without an established session.
+    PeerNoSession = "peer_no_session",
+    /// Frame that the key in force may not seal any more; a new epoch or handshake is due.
+    KeyExhausted = "key_exhausted",
+    /// Frame of a network that this node does not have (any more).
+    NetworkUnknown = "network_unknown",
+    /// Datagram shorter than its headers and tag.
+    DatagramTruncated = "datagram_truncated",
+    /// Datagram with the reserved first bits 11.
+    FormatReserved = "format_reserved",
+    /// Clear-mode datagram for a protected session, or the reverse.
+    FormatMismatch = "format_mismatch",
+    /// Datagram for a session index that is not in use.
+    SlotUnknown = "slot_unknown",
+    /// Datagram for a session from an address that is not one of its peer's.
+    SourceUnknown = "source_unknown",
+    /// Datagram of an epoch that is neither previous, current nor next.
+    EpochUnknown = "epoch_unknown",
+    /// Datagram of a number that was accepted before: a replay or a redundant copy.
+    ReplayDuplicate = "replay_duplicate",
+    /// Datagram of a number below the replay window.
+    ReplayTooOld = "replay_too_old",
+    /// First datagram of a lane while too many forged ones came in this second.
+    LaneUnproven = "lane_unproven",
+    /// Datagram that failed authentication: forged, damaged, or for other keys.
+    OpenFailed = "open_failed",
+    /// Authentic datagram of a kind that this version does not know.
+    KindUnknown = "kind_unknown",
+    /// Authentic frame with a handle that names no network here.
+    HandleUnknown = "handle_unknown",
+    /// Authentic frame from a node that is not a member of the network.
+    NetworkNotMember = "network_not_member",
+    /// Authentic frame that is no Ethernet frame or has a bad source address.
+    InnerFrameInvalid = "inner_frame_invalid",
+    /// Authentic frame to a link-constrained group address.
+    InnerFrameLinkLocal = "inner_frame_link_local",
+    /// Authentic frame with a partial checksum that cannot be completed.
+    InnerBadChecksum = "inner_bad_checksum",
+    /// Handshake or control message while the queue to the control thread was full.
+    ControlQueueFull = "control_queue_full",
+    /// Authentic control message that does not parse.
+    ControlInvalid = "control_invalid",
+    /// Long header of a type that this version does not know (first byte 0x20 to 0x3f).
+    LongTypeUnknown = "long_type_unknown",
+    /// Datagram that begins as a long header and is no tapd message at all.
+    LongInvalid = "long_invalid",
+    /// Long header of another protocol version.
+    LongVersionUnknown = "long_version_unknown",
+    /// Handshake under a cluster key that this node does not have.
+    HandshakeKeyUnknown = "handshake_key_unknown",
+    /// Handshake message whose outer MAC is wrong.
+    HandshakeBadMac = "handshake_bad_mac",
+    /// Initiation that was answered with a cookie instead, or not at all, above the rate limit.
+    HandshakeRateLimited = "handshake_rate_limited",
+    /// Handshake message that fails authentication or does not parse inside.
+    HandshakeInvalid = "handshake_invalid",
+    /// Initiation that an earlier one of the same node outdates: a replay.
+    HandshakeReplayed = "handshake_replayed",
+    /// Own initiation that came back.
+    HandshakeReflected = "handshake_reflected",
+    /// Initiation that is for another node, or from a node that is not in the configuration.
+    HandshakeWrongNode = "handshake_wrong_node",
+    /// Initiation from an address that is not one of the node's.
+    HandshakeSourceUnknown = "handshake_source_unknown",
+    /// Initiation that loses against the own one of the lower node id.
+    HandshakeYielded = "handshake_yielded",
+    /// Initiation while too many of the same peer wait for their confirmation.
+    HandshakeBusy = "handshake_busy",
+    /// Response or cookie that answers nothing outstanding.
+    HandshakeStale = "handshake_stale",
+    /// Initiation without a common cipher suite.
+    HandshakeNoSuite = "handshake_no_suite",
+}
+
+/// Number of drop reasons.
+pub const DROP_REASONS: usize = DropReason::ALL.len();
+
+/// Counters of one thread.
+#[derive(Debug)]
+pub struct Counters {
+    drops: [Counter; DROP_REASONS],
+    /// Frames read from taps.
+    pub frames_in: Counter,
+    /// Bytes of frames read from taps.
+    pub frame_bytes_in: Counter,
+    /// Frames opened for taps.
+    pub frames_out: Counter,
+    /// Bytes of frames opened for taps.
+    pub frame_bytes_out: Counter,
+    /// Datagrams received.
+    pub datagrams_in: Counter,
+    /// Bytes of UDP payload received.
+    pub datagram_bytes_in: Counter,
+    /// Datagrams made for uplinks.
+    pub datagrams_out: Counter,
+    /// Bytes of UDP payload made for uplinks.
+    pub datagram_bytes_out: Counter,
+    /// Frames sent to every member because their destination was a group or unknown.
+    pub floods: Counter,
+    /// Authentic control messages handed to the control thread.
+    pub control_in: Counter,
+    /// Learning refused: table full, address frozen or static.
+    pub learn_refused: Counter,
+}
+
+impl Default for Counters {
+    fn default() -> Self {
+        Self {
+            drops: std::array::from_fn(|_| Counter::default()),
+            frames_in: Counter::default(),
+            frame_bytes_in: Counter::default(),
+            frames_out: Counter::default(),
+            frame_bytes_out: Counter::default(),
+            datagrams_in: Counter::default(),
+            datagram_bytes_in: Counter::default(),
+            datagrams_out: Counter::default(),
+            datagram_bytes_out: Counter::default(),
+            floods: Counter::default(),
+            control_in: Counter::default(),
+            learn_refused: Counter::default(),
+        }
+    }
+}
+
+impl Counters {
+    /// Counts one packet as dropped.
+    pub fn count_drop(&self, reason: DropReason) {
+        if let Some(counter) = self.drops.get(reason as usize) {
+            counter.add(1);
+        }
+    }
+
+    /// Packets dropped for this reason.
+    #[must_use]
+    pub fn dropped(&self, reason: DropReason) -> u64 {
+        self.drops.get(reason as usize).map_or(0, Counter::get)
+    }
+
+    /// The counters that are no drops: name, help, value.
+    pub fn totals(&self) -> impl Iterator<Item = (&'static str, &'static str, u64)> {
+        [
+            ("frames_in", "frames read from taps", &self.frames_in),
+            ("frame_bytes_in", "bytes of frames read from taps", &self.frame_bytes_in),
+            ("frames_out", "frames opened for taps", &self.frames_out),
+            ("frame_bytes_out", "bytes of frames opened for taps", &self.frame_bytes_out),
+            ("datagrams_in", "datagrams received", &self.datagrams_in),
+            ("datagram_bytes_in", "bytes of UDP payload received", &self.datagram_bytes_in),
+            ("datagrams_out", "datagrams made", &self.datagrams_out),
+            ("datagram_bytes_out", "bytes of UDP payload made", &self.datagram_bytes_out),
+            ("floods", "frames sent to every member", &self.floods),
+            ("control_in", "authentic control messages received", &self.control_in),
+            ("learn_refused", "source addresses not learnt", &self.learn_refused),
+        ]
+        .into_iter()
+        .map(|(name, help, counter)| (name, help, counter.get()))
+    }
+}
+
+/// Traffic with one peer or of one network as one worker saw it.
+#[derive(Debug, Default)]
+#[repr(align(64))]
+pub struct Traffic {
+    /// Frames sent.
+    pub tx_frames: Counter,
+    /// Bytes of frames sent.
+    pub tx_bytes: Counter,
+    /// Frames received.
+    pub rx_frames: Counter,
+    /// Bytes of frames received.
+    pub rx_bytes: Counter,
+}
+
+impl Traffic {
+    pub(crate) fn sent(&self, bytes: usize) {
+        self.tx_frames.add(1);
+        self.tx_bytes.add(bytes as u64);
+    }
+
+    pub(crate) fn received(&self, bytes: usize) {
+        self.rx_frames.add(1);
+        self.rx_bytes.add(bytes as u64);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn names_are_unique_snake_case_with_help() {
+        let names: HashSet<_> = DropReason::ALL.iter().map(|reason| reason.name()).collect();
+        assert_eq!(names.len(), DROP_REASONS);
+        for (index, reason) in DropReason::ALL.iter().enumerate() {
+            assert_eq!(*reason as usize, index);
+            assert!(reason.name().bytes().all(|b| b.is_ascii_lowercase() || b == b'_'));
+            assert!(reason.help().len() > 10 && !reason.help().starts_with(' '));
+        }
+    }
+}

@@ -1,0 +1,474 @@
+//! Handshakes: our own initiations, and answers to the peers'.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use super::{Transmit, Vtep};
+use crate::crypto::aead::Suite;
+use crate::crypto::key::ClusterKey;
+use crate::event::Event;
+use crate::handshake::cookie::Admission;
+use crate::handshake::hello::{Hello, Status, Welcome};
+use crate::handshake::psk::{Initiator, NOISE_OVERHEAD, Responder};
+use crate::peer::{Established, MAX_PENDING, Outgoing, PENDING_LIFE, PENDING_MIN_AGE, Pending};
+use crate::rng;
+use crate::stats::DropReason;
+use crate::tables::PeerIndex;
+use crate::timer::Timer;
+use crate::wire::buf::UplinkId;
+use crate::wire::control::Bindings;
+use crate::wire::header::Slot;
+use crate::wire::long::{
+    COOKIE_LEN, INITIATION_LEN, LONG_HEADER_LEN, LongError, LongHeader, Type, VERSION,
+};
+
+/// Delay before an initiation is sent again, the first time; doubles.
+const RETRY: Duration = Duration::from_millis(250);
+/// The largest delay.
+const MAX_RETRY: Duration = Duration::from_secs(5);
+/// An initiation is repeated byte for byte this long, then made anew.
+const OUTGOING_LIFE: Duration = Duration::from_secs(8);
+/// An own initiation sent within this time is still on its way.
+const CROSSING: Duration = Duration::from_millis(200);
+/// Room for the payload of an initiation.
+const HELLO_LEN: usize = INITIATION_LEN - LONG_HEADER_LEN - NOISE_OVERHEAD;
+
+impl Vtep {
+    /// Begins a handshake, instead of one that is under way.
+    pub(super) fn start_handshake(&mut self, now: Instant, index: PeerIndex) {
+        self.cancel_outgoing(index);
+        let Some(key) = self.config.keys.first().cloned() else { return };
+        let Some(peer) = self.peer(index) else { return };
+        let (to, mut parts) = (peer.node(), self.bindings_for(peer));
+        let bindings = if parts.is_empty() { return } else { parts.swap_remove(0) };
+        let Some(slot) = self.reserve_slot() else { return };
+        let hello = Hello {
+            from: self.config.node,
+            to,
+            boot: self.boot,
+            stamp: self.next_stamp(now),
+            slot,
+            suites: self.config.suites.clone(),
+            bindings,
+        };
+        let header = LongHeader {
+            kind: Type::Initiation,
+            highest_version: VERSION,
+            key_id: key.id(),
+            token: rng::u64(&mut *self.rng),
+            cookie: [0; COOKIE_LEN],
+        };
+        let started =
+            Initiator::start(&key, &header.prologue(), &hello.write(HELLO_LEN), &mut *self.rng);
+        let Ok((noise, message)) = started else {
+            self.release_slot(slot);
+            return;
+        };
+        self.by_token.insert(header.token, index);
+        let Some(peer) = self.peer_mut(index) else { return };
+        peer.timers.stop(Timer::Attempt);
+        peer.timers.stop(Timer::Rekey);
+        peer.outgoing = Some(Outgoing {
+            noise,
+            header,
+            message,
+            key_id: key.id(),
+            slot,
+            started: now,
+            last_sent: now,
+        });
+        self.send_initiation(now, index);
+    }
+
+    /// A number above all before, in this process and, by the clock, in earlier ones.
+    fn next_stamp(&mut self, now: Instant) -> u64 {
+        let elapsed = now.saturating_duration_since(self.clock.0).as_micros();
+        let clock = self.config.start_stamp.saturating_add(u64::try_from(elapsed).unwrap_or(0));
+        self.last_stamp = clock.max(self.last_stamp + 1);
+        self.last_stamp
+    }
+
+    fn send_initiation(&mut self, now: Instant, index: PeerIndex) {
+        let Some(peer) = self.peer_mut(index) else { return };
+        let Some(link) = peer.config.links.first().copied() else { return };
+        let doubled = RETRY * (1 << peer.attempts.min(6));
+        peer.attempts = peer.attempts.saturating_add(1);
+        let Some(outgoing) = &mut peer.outgoing else { return };
+        outgoing.last_sent = now;
+        let (header, key_id) = (outgoing.header, outgoing.key_id);
+        let message = outgoing.message.clone();
+        let delay = rng::jitter(&mut *self.rng, doubled.min(MAX_RETRY), 4);
+        let Some(key) = self.config.keys.iter().find(|key| key.id() == key_id) else { return };
+        let mut payload = header.write(key).to_vec();
+        payload.extend(message);
+        self.transmits.push_back(Transmit { uplink: link.uplink, remote: link.remote, payload });
+        if let Some(peer) = self.peer_mut(index) {
+            peer.timers.set(Timer::Retry, now + delay);
+        }
+    }
+
+    pub(super) fn retry_handshake(&mut self, now: Instant, index: PeerIndex) {
+        let Some(outgoing) = self.peer(index).and_then(|peer| peer.outgoing.as_ref()) else {
+            return;
+        };
+        let first_key = self.config.keys.first().map(ClusterKey::id);
+        let stale = now.saturating_duration_since(outgoing.started) >= OUTGOING_LIFE
+            || first_key != Some(outgoing.key_id);
+        if stale {
+            self.start_handshake(now, index);
+        } else {
+            self.send_initiation(now, index);
+        }
+    }
+
+    pub(super) fn cancel_outgoing(&mut self, index: PeerIndex) {
+        let Some(peer) = self.peer_mut(index) else { return };
+        peer.timers.stop(Timer::Retry);
+        if let Some(outgoing) = peer.outgoing.take() {
+            self.by_token.remove(&outgoing.header.token);
+            self.release_slot(outgoing.slot);
+        }
+    }
+
+    /// Comes back for a handshake after the delay that the attempts so far ask for.
+    pub(super) fn schedule_attempt(&mut self, now: Instant, index: PeerIndex) {
+        let delay = rng::jitter(&mut *self.rng, Duration::from_secs(1), 4);
+        if let Some(peer) = self.peer_mut(index) {
+            peer.timers.set(Timer::Attempt, now + delay);
+        }
+    }
+
+    /// Takes a handshake datagram.
+    pub(super) fn handle_long(
+        &mut self,
+        now: Instant,
+        uplink: UplinkId,
+        from: SocketAddr,
+        datagram: &[u8],
+    ) -> Result<(), DropReason> {
+        let header = LongHeader::read(datagram).map_err(|error| match error {
+            LongError::Type => DropReason::LongTypeUnknown,
+            LongError::Length => DropReason::LongInvalid,
+            LongError::Version(..) => DropReason::LongVersionUnknown,
+        })?;
+        let key = self
+            .config
+            .keys
+            .iter()
+            .find(|key| key.id() == header.key_id)
+            .cloned()
+            .ok_or(DropReason::HandshakeKeyUnknown)?;
+        if !LongHeader::authenticate(datagram, &key) {
+            return Err(DropReason::HandshakeBadMac);
+        }
+        let message = datagram.get(LONG_HEADER_LEN..).unwrap_or_default();
+        match header.kind {
+            Type::Initiation => self.handle_initiation(now, (uplink, from), &header, &key, message),
+            Type::Response => self.handle_response(now, from, &header, message),
+            Type::Cookie => self.handle_cookie(now, from, &header),
+        }
+    }
+
+    fn handle_initiation(
+        &mut self,
+        now: Instant,
+        (uplink, from): (UplinkId, SocketAddr),
+        header: &LongHeader,
+        key: &ClusterKey,
+        message: &[u8],
+    ) -> Result<(), DropReason> {
+        let admission = self.guard.admit(now, from, &header.cookie, &mut *self.rng);
+        if admission != Admission::Read {
+            self.send_cookie((uplink, from), header, key, admission);
+            return Err(DropReason::HandshakeRateLimited);
+        }
+        let (responder, payload) =
+            Responder::read(key, &header.prologue(), message, &mut *self.rng)
+                .map_err(|_| DropReason::HandshakeInvalid)?;
+        let hello = Hello::read(&payload).map_err(|_| DropReason::HandshakeInvalid)?;
+        let index = self.identify(from, &hello)?;
+        if self.answer_again(index, (uplink, from), header.token) {
+            return Ok(());
+        }
+        let last_stamp = self.peer(index).map_or(0, |peer| peer.last_stamp);
+        if hello.stamp <= last_stamp && !self.guard.proves_address(from, &header.cookie) {
+            let admission = self.guard.challenge(now, from);
+            self.send_cookie((uplink, from), header, key, admission);
+            return Err(DropReason::HandshakeReplayed);
+        }
+        self.yield_or_give_way(now, index)?;
+        let Some(suite) = self.choose_suite(&hello.suites) else {
+            self.refuse(index, (uplink, from), header, key, responder, &hello);
+            return Err(DropReason::HandshakeNoSuite);
+        };
+        self.answer(now, index, (uplink, from), header, key, responder, hello, suite)
+    }
+
+    /// Which peer an authentic initiation is from, if it is for us and from where it may be.
+    fn identify(&mut self, from: SocketAddr, hello: &Hello) -> Result<PeerIndex, DropReason> {
+        let node = hello.from;
+        if node == self.config.node {
+            if hello.boot == self.boot {
+                return Err(DropReason::HandshakeReflected);
+            }
+            self.events.push_back(Event::NodeIdConflict { node, from });
+            return Err(DropReason::HandshakeWrongNode);
+        }
+        if hello.to != self.config.node {
+            return Err(DropReason::HandshakeWrongNode);
+        }
+        let index = *self.by_node.get(&node).ok_or(DropReason::HandshakeWrongNode)?;
+        if self.peer(index).is_some_and(|peer| peer.is_source(from)) {
+            return Ok(index);
+        }
+        self.events.push_back(Event::SourceUnknown { node, from });
+        Err(DropReason::HandshakeSourceUnknown)
+    }
+
+    /// An initiation that was answered before is answered the same again.
+    fn answer_again(
+        &mut self,
+        index: PeerIndex,
+        (uplink, remote): (UplinkId, SocketAddr),
+        token: u64,
+    ) -> bool {
+        let Some(peer) = self.peer(index) else { return false };
+        let pending = peer.pending.iter().find(|p| p.established.token == token);
+        let answered = peer.current.as_ref().is_some_and(|current| current.token == token);
+        let response = pending.map(|pending| pending.response.clone());
+        if let Some(payload) = response {
+            self.transmits.push_back(Transmit { uplink, remote, payload });
+            return true;
+        }
+        answered
+    }
+
+    /// Simultaneous open: the lower node id's initiation wins (rule G6). The higher id gives its
+    /// own up. The lower id leaves the other's unanswered while its own is certainly on its way,
+    /// and answers it otherwise: its own may have been lost for good.
+    fn yield_or_give_way(&mut self, now: Instant, index: PeerIndex) -> Result<(), DropReason> {
+        let me = self.config.node;
+        let Some(peer) = self.peer(index) else { return Ok(()) };
+        let Some(outgoing) = &peer.outgoing else { return Ok(()) };
+        if me < peer.node() {
+            let crossing = now.saturating_duration_since(outgoing.last_sent) < CROSSING;
+            return if crossing { Err(DropReason::HandshakeYielded) } else { Ok(()) };
+        }
+        self.cancel_outgoing(index);
+        self.schedule_late_attempt(now, index);
+        Ok(())
+    }
+
+    /// The first of our suites that the other side takes too.
+    fn choose_suite(&self, theirs: &[Suite]) -> Option<Suite> {
+        self.config.suites.iter().find(|suite| theirs.contains(suite)).copied()
+    }
+
+    /// Tells the initiator, authentically, that there is no common suite. Keeps nothing.
+    fn refuse(
+        &mut self,
+        index: PeerIndex,
+        (uplink, remote): (UplinkId, SocketAddr),
+        header: &LongHeader,
+        key: &ClusterKey,
+        responder: Responder,
+        hello: &Hello,
+    ) {
+        let welcome = Welcome {
+            from: self.config.node,
+            to: hello.from,
+            boot: self.boot,
+            status: Status::NoCommonSuite,
+            slot: Slot(0),
+            suite: Suite::Aes256Gcm,
+            bindings: Bindings { revision: 0, part: 0, parts: 1, entries: Vec::new() },
+        };
+        if let Ok((message, _)) = responder.respond(&welcome.write()) {
+            let payload = response_datagram(header, key, &message);
+            self.transmits.push_back(Transmit { uplink, remote, payload });
+        }
+        if let Some(peer) = self.peer(index) {
+            self.events.push_back(Event::NoCommonSuite { node: peer.node() });
+        }
+    }
+
+    #[allow(clippy::too_many_arguments)] // everything that one initiation brought
+    fn answer(
+        &mut self,
+        now: Instant,
+        index: PeerIndex,
+        (uplink, remote): (UplinkId, SocketAddr),
+        header: &LongHeader,
+        key: &ClusterKey,
+        responder: Responder,
+        hello: Hello,
+        suite: Suite,
+    ) -> Result<(), DropReason> {
+        self.make_room_for_pending(now, index)?;
+        let slot = self.reserve_slot().ok_or(DropReason::HandshakeBusy)?;
+        let bindings = self.peer(index).and_then(|peer| self.bindings_for(peer).into_iter().next());
+        let welcome = Welcome {
+            from: self.config.node,
+            to: hello.from,
+            boot: self.boot,
+            status: Status::Accepted,
+            slot,
+            suite,
+            bindings: bindings.ok_or(DropReason::HandshakeInvalid)?,
+        };
+        let Ok((message, agreement)) = responder.respond(&welcome.write()) else {
+            self.release_slot(slot);
+            return Err(DropReason::HandshakeInvalid);
+        };
+        let session = self.make_session(index, (slot, hello.slot), suite, &agreement, false);
+        let payload = response_datagram(header, key, &message);
+        let established = Established {
+            session,
+            since: now,
+            key_id: key.id(),
+            token: header.token,
+            boot: hello.boot,
+            initiated: false,
+        };
+        if let Some(peer) = self.peer_mut(index) {
+            peer.last_stamp = peer.last_stamp.max(hello.stamp);
+            let response = payload.clone();
+            peer.pending.push(Pending { established, response, bindings: hello.bindings });
+            peer.timers.set_earliest(Timer::Forget, now + PENDING_LIFE);
+        }
+        self.transmits.push_back(Transmit { uplink, remote, payload });
+        Ok(())
+    }
+
+    /// Keeps the number of unconfirmed sessions bounded without letting new ones push out young
+    /// ones.
+    fn make_room_for_pending(&mut self, now: Instant, index: PeerIndex) -> Result<(), DropReason> {
+        let Some(peer) = self.peer_mut(index) else { return Err(DropReason::HandshakeWrongNode) };
+        if peer.pending.len() < MAX_PENDING {
+            return Ok(());
+        }
+        let old_enough = peer.pending.first().is_some_and(|oldest| {
+            now.saturating_duration_since(oldest.established.since) >= PENDING_MIN_AGE
+        });
+        if !old_enough {
+            return Err(DropReason::HandshakeBusy);
+        }
+        let slot = peer.pending.remove(0).established.session.facts().local_slot;
+        self.release_slot(slot);
+        Ok(())
+    }
+
+    fn send_cookie(
+        &mut self,
+        (uplink, remote): (UplinkId, SocketAddr),
+        header: &LongHeader,
+        key: &ClusterKey,
+        admission: Admission,
+    ) {
+        let Admission::SendCookie(cookie) = admission else { return };
+        let reply = LongHeader { kind: Type::Cookie, cookie, ..*header };
+        let payload = reply.write(key).to_vec();
+        self.transmits.push_back(Transmit { uplink, remote, payload });
+    }
+
+    /// The outgoing initiation that an answer belongs to, if it came from the right place.
+    fn answered(&self, from: SocketAddr, header: &LongHeader) -> Result<PeerIndex, DropReason> {
+        let index = *self.by_token.get(&header.token).ok_or(DropReason::HandshakeStale)?;
+        let peer = self.peer(index).ok_or(DropReason::HandshakeStale)?;
+        let outgoing = peer.outgoing.as_ref().ok_or(DropReason::HandshakeStale)?;
+        if outgoing.key_id != header.key_id {
+            return Err(DropReason::HandshakeStale);
+        }
+        if peer.is_source(from) { Ok(index) } else { Err(DropReason::HandshakeSourceUnknown) }
+    }
+
+    fn handle_cookie(
+        &mut self,
+        now: Instant,
+        from: SocketAddr,
+        header: &LongHeader,
+    ) -> Result<(), DropReason> {
+        let index = self.answered(from, header)?;
+        let outgoing = self.peer_mut(index).and_then(|peer| peer.outgoing.as_mut());
+        let outgoing = outgoing.ok_or(DropReason::HandshakeStale)?;
+        // One answer per cookie, so that repeated ones do not make us flood the peer.
+        if outgoing.header.cookie == header.cookie {
+            return Err(DropReason::HandshakeStale);
+        }
+        outgoing.header.cookie = header.cookie;
+        self.send_initiation(now, index);
+        Ok(())
+    }
+
+    fn handle_response(
+        &mut self,
+        now: Instant,
+        from: SocketAddr,
+        header: &LongHeader,
+        message: &[u8],
+    ) -> Result<(), DropReason> {
+        let index = self.answered(from, header)?;
+        let me = self.config.node;
+        let peer = self.peer_mut(index).ok_or(DropReason::HandshakeStale)?;
+        let node = peer.config.node;
+        let outgoing = peer.outgoing.as_mut().ok_or(DropReason::HandshakeStale)?;
+        let payload = outgoing.noise.finish(message).map_err(|_| DropReason::HandshakeInvalid)?;
+        let welcome = Welcome::read(&payload).map_err(|_| DropReason::HandshakeInvalid);
+        // Authentic from here on: whatever it says, the initiation has been answered.
+        let outgoing = peer.outgoing.take().ok_or(DropReason::HandshakeStale)?;
+        peer.timers.stop(Timer::Retry);
+        self.by_token.remove(&header.token);
+        let accepted = welcome.and_then(|welcome| {
+            if welcome.from != node || welcome.to != me {
+                return Err(DropReason::HandshakeWrongNode);
+            }
+            if welcome.status == Status::NoCommonSuite {
+                return Err(DropReason::HandshakeNoSuite);
+            }
+            // Never a suite that we did not offer.
+            if !self.config.suites.contains(&welcome.suite) {
+                return Err(DropReason::HandshakeNoSuite);
+            }
+            let agreement = outgoing.noise.agreement().map_err(|_| DropReason::HandshakeInvalid)?;
+            Ok((welcome, agreement))
+        });
+        let (welcome, agreement) = match accepted {
+            Ok(accepted) => accepted,
+            Err(reason) => {
+                self.release_slot(outgoing.slot);
+                if reason == DropReason::HandshakeNoSuite {
+                    self.events.push_back(Event::NoCommonSuite { node });
+                }
+                self.schedule_late_attempt(now, index);
+                return Err(reason);
+            }
+        };
+        let slots = (outgoing.slot, welcome.slot);
+        let session = self.make_session(index, slots, welcome.suite, &agreement, true);
+        let established = Established {
+            session,
+            since: now,
+            key_id: outgoing.key_id,
+            token: header.token,
+            boot: welcome.boot,
+            initiated: true,
+        };
+        self.install(now, index, established, welcome.bindings);
+        Ok(())
+    }
+
+    /// After a refusal that another try will not change soon.
+    fn schedule_late_attempt(&mut self, now: Instant, index: PeerIndex) {
+        let delay = rng::jitter(&mut *self.rng, MAX_RETRY, 4);
+        if let Some(peer) = self.peer_mut(index) {
+            peer.timers.set(Timer::Attempt, now + delay);
+        }
+    }
+}
+
+fn response_datagram(header: &LongHeader, key: &ClusterKey, message: &[u8]) -> Vec<u8> {
+    let reply = LongHeader { kind: Type::Response, cookie: [0; COOKIE_LEN], ..*header };
+    let mut datagram = reply.write(key).to_vec();
+    datagram.extend(message);
+    datagram
+}

@@ -1,0 +1,481 @@
+//! The control half of a node: peers, handshakes, keys, networks, and what the workers see of it.
+//!
+//! Sans-IO: time and randomness are arguments. [`Vtep::handle_input`] and
+//! [`Vtep::handle_timeout`] take input; after either, drain [`Vtep::poll_transmit`] and
+//! [`Vtep::poll_event`] to the end and ask [`Vtep::poll_timeout`] when to come back.
+
+pub mod config;
+mod handshaking;
+mod messages;
+mod networks;
+mod sessions;
+mod status;
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+
+use crate::crypto::key::ClusterKey;
+use crate::crypto::session::Session;
+use crate::datapath::{ControlInput, Datapath};
+use crate::event::{DownReason, Event};
+use crate::forward::fdb::Place;
+use crate::handshake::cookie::Guard;
+use crate::id::{NodeId, Vni};
+use crate::peer::Peer;
+use crate::rng::{self, Rng};
+use crate::stats::{Counters, DropReason};
+use crate::tables::{Clock, PeerEntry, PeerIndex, Tables};
+use crate::timer::Timer;
+use crate::wire::buf::UplinkId;
+use crate::wire::ethernet::MacAddr;
+use crate::wire::header::{Lane, Slot};
+
+use config::{PeerConfig, VtepConfig};
+use networks::Network;
+pub use status::{NetworkStatus, PeerStatus};
+
+/// How often a heartbeat goes to a peer, and how often its silence is looked at.
+pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
+/// How often while the session is not proven yet.
+const UNPROVEN_INTERVAL: Duration = Duration::from_millis(100);
+/// Silence after which a peer is down.
+pub const SILENCE_LIMIT: Duration = Duration::from_secs(3);
+/// Silence after which the session of a peer that is down is wiped.
+const SESSION_SILENCE_LIMIT: Duration = Duration::from_secs(180);
+/// A gap between two calls larger than this means that the node was suspended: nothing is sealed
+/// under keys from before, for a clone of it may have gone on with them.
+const SUSPEND_LIMIT: Duration = Duration::from_secs(5);
+/// How often the forwarding tables are aged.
+const FDB_INTERVAL: Duration = Duration::from_secs(5);
+
+/// A datagram to send.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Transmit {
+    /// By which local attachment.
+    pub uplink: UplinkId,
+    /// To which address.
+    pub remote: SocketAddr,
+    /// The UDP payload.
+    pub payload: Vec<u8>,
+}
+
+/// A command names a node or network that is not there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum CommandError {
+    /// No such node in the configuration.
+    #[error("no node {0} in the configuration")]
+    NoSuchNode(NodeId),
+    /// No such network in the configuration.
+    #[error("no network {0} in the configuration")]
+    NoSuchNetwork(Vni),
+    /// The address is a group address or zero.
+    #[error("{0} cannot be the address of a station")]
+    NotAStation(MacAddr),
+}
+
+/// This node.
+pub struct Vtep {
+    config: VtepConfig,
+    clock: Clock,
+    rng: Box<dyn Rng>,
+    /// Random number of this process.
+    boot: u64,
+    tables: Arc<ArcSwap<Tables>>,
+    counters: Arc<Counters>,
+    peers: Vec<Option<Peer>>,
+    by_node: HashMap<NodeId, PeerIndex>,
+    /// Outstanding initiations.
+    by_token: HashMap<u64, PeerIndex>,
+    /// Networks by our handle.
+    networks: BTreeMap<u16, Network>,
+    /// Where the search for the next free handle begins: a handle is used again as late as can be.
+    next_handle: u16,
+    bindings_revision: u32,
+    /// Sessions by slot; a slot without one may be reserved by an outgoing initiation.
+    sessions: Vec<Option<Arc<Session>>>,
+    reserved: Vec<bool>,
+    next_serial: u64,
+    last_stamp: u64,
+    guard: Guard,
+    next_worker: usize,
+    fdb_at: Instant,
+    last_call: Instant,
+    transmits: VecDeque<Transmit>,
+    events: VecDeque<Event>,
+    /// Whether [`Tables`] must be published before the call returns.
+    stale: bool,
+}
+
+impl std::fmt::Debug for Vtep {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Vtep").field("node", &self.config.node).finish_non_exhaustive()
+    }
+}
+
+impl Vtep {
+    /// A node that begins handshakes with all its peers at once; drain the polls.
+    pub fn new(now: Instant, config: VtepConfig, mut rng: Box<dyn Rng>) -> Self {
+        let boot = rng::u64(&mut *rng);
+        let guard = Guard::new(now, &mut *rng);
+        let mut vtep = Self {
+            clock: Clock(now),
+            boot,
+            tables: Arc::default(),
+            counters: Arc::default(),
+            peers: Vec::new(),
+            by_node: HashMap::new(),
+            by_token: HashMap::new(),
+            networks: BTreeMap::new(),
+            next_handle: 1,
+            bindings_revision: 0,
+            sessions: Vec::new(),
+            reserved: Vec::new(),
+            next_serial: 1,
+            last_stamp: config.start_stamp,
+            guard,
+            next_worker: 0,
+            fdb_at: now + FDB_INTERVAL,
+            last_call: now,
+            transmits: VecDeque::new(),
+            events: VecDeque::new(),
+            stale: true,
+            config: VtepConfig { peers: Vec::new(), networks: Vec::new(), ..config.clone() },
+            rng,
+        };
+        vtep.reconfigure(now, config);
+        vtep
+    }
+
+    /// One worker's half of the packet path. Each call gives the next worker's; there are as many
+    /// as the configuration says.
+    pub fn datapath(&mut self) -> Datapath {
+        let worker = self.next_worker;
+        self.next_worker += 1;
+        let bucket = u8::try_from(worker).unwrap_or(0) % Lane::CONTROL_BUCKET;
+        Datapath::new(Arc::clone(&self.tables), self.clock, worker, Lane::new(bucket, 0))
+    }
+
+    /// Counters of the control half.
+    #[must_use]
+    pub fn counters(&self) -> &Arc<Counters> {
+        &self.counters
+    }
+
+    /// What the workers see.
+    #[must_use]
+    pub fn tables(&self) -> Arc<Tables> {
+        self.tables.load_full()
+    }
+
+    /// Takes what a worker handed over.
+    pub fn handle_input(&mut self, now: Instant, input: ControlInput) {
+        self.note_time(now);
+        match input {
+            ControlInput::Long { uplink, from, datagram } => {
+                if let Err(reason) = self.handle_long(now, uplink, from, &datagram) {
+                    self.counters.count_drop(reason);
+                }
+            }
+            ControlInput::Foreign { from, version } => self.events.push_back(match version {
+                Some((version, highest)) => Event::VersionUnknown { from, version, highest },
+                None => Event::KeyUnknown { from },
+            }),
+            ControlInput::Message { slot, session, payload } => {
+                if let Err(reason) = self.handle_payload(now, slot, session, &payload) {
+                    self.counters.count_drop(reason);
+                }
+            }
+            ControlInput::SessionProven { slot, session } => {
+                self.handle_proven(now, slot, session);
+            }
+            ControlInput::EpochOpened { slot, session, epoch } => {
+                self.handle_epoch_opened(now, slot, session, epoch);
+            }
+        }
+        self.publish_if_stale();
+    }
+
+    /// Does what is due.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        self.note_time(now);
+        for index in 0..self.peers.len() {
+            while let Some((peer, timer)) = self.due_timer(index, now) {
+                self.handle_timer(now, peer, timer);
+            }
+        }
+        if self.fdb_at <= now {
+            self.fdb_at = now + FDB_INTERVAL;
+            self.age_networks(now);
+        }
+        self.raise_frame_lengths(now);
+        self.publish_if_stale();
+    }
+
+    fn due_timer(&mut self, index: usize, now: Instant) -> Option<(PeerIndex, Timer)> {
+        let peer = self.peers.get_mut(index)?.as_mut()?;
+        peer.timers.take_due(now).map(|timer| (peer.index, timer))
+    }
+
+    fn handle_timer(&mut self, now: Instant, peer: PeerIndex, timer: Timer) {
+        match timer {
+            Timer::Attempt | Timer::Rekey => self.start_handshake(now, peer),
+            Timer::Retry => self.retry_handshake(now, peer),
+            Timer::Heartbeat => self.send_heartbeat(now, peer),
+            Timer::Silence => self.check_silence(now, peer),
+            Timer::Rotate => self.rotate_epoch(now, peer),
+            Timer::Wipe => self.wipe_epoch(peer),
+            Timer::Bindings => self.send_bindings(now, peer),
+            Timer::Forget => self.forget_expired(now, peer),
+        }
+    }
+
+    /// The next datagram to send.
+    pub fn poll_transmit(&mut self) -> Option<Transmit> {
+        self.transmits.pop_front()
+    }
+
+    /// The next thing to report.
+    pub fn poll_event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    /// When [`Self::handle_timeout`] wants to be called.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Instant {
+        let peers = self.peers.iter().flatten().filter_map(|peer| peer.timers.next());
+        let networks = self.networks.values().filter_map(|network| network.raise_at);
+        peers.chain(networks).fold(self.fdb_at, Instant::min)
+    }
+
+    /// Notices a gap in time: the node was suspended, or is a clone that wakes.
+    fn note_time(&mut self, now: Instant) {
+        // Something is due every few seconds, so a gap has no other reason.
+        let gap = now.saturating_duration_since(self.last_call);
+        self.last_call = self.last_call.max(now);
+        if gap > SUSPEND_LIMIT + FDB_INTERVAL {
+            self.handle_suspend(now);
+        }
+    }
+
+    /// This node was suspended: no key from before seals again, and every peer is asked for a new
+    /// handshake at once. The daemon calls it when the clock that counts sleep ran ahead.
+    pub fn handle_suspend(&mut self, now: Instant) {
+        for index in self.indices() {
+            self.drop_sessions(index, DownReason::Suspended);
+            self.start_handshake(now, index);
+        }
+        self.publish_if_stale();
+    }
+
+    /// Says goodbye to every peer and wipes all keys. Drain [`Self::poll_transmit`] afterwards.
+    pub fn shutdown(&mut self, now: Instant) {
+        for index in self.indices() {
+            self.send_control(now, index, &[crate::wire::control::Message::Goodbye]);
+            self.drop_sessions(index, DownReason::Goodbye);
+            if let Some(peer) = self.peer_mut(index) {
+                peer.timers = Default::default();
+            }
+        }
+        self.publish_if_stale();
+    }
+
+    /// Asks a peer, or all, for a new handshake now.
+    ///
+    /// # Errors
+    /// [`CommandError::NoSuchNode`].
+    pub fn rehandshake(&mut self, now: Instant, node: Option<NodeId>) -> Result<(), CommandError> {
+        let indices = match node {
+            None => self.indices(),
+            Some(node) => {
+                vec![*self.by_node.get(&node).ok_or(CommandError::NoSuchNode(node))?]
+            }
+        };
+        for index in indices {
+            self.start_handshake(now, index);
+        }
+        self.publish_if_stale();
+        Ok(())
+    }
+
+    /// Puts another configuration in force; what did not change goes on undisturbed. The node's
+    /// id and the number of workers are fixed.
+    pub fn reconfigure(&mut self, now: Instant, new: VtepConfig) {
+        let gone: Vec<_> = self
+            .by_node
+            .keys()
+            .filter(|node| !new.peers.iter().any(|peer| peer.node == **node))
+            .copied()
+            .collect();
+        for node in gone {
+            self.remove_peer(now, node);
+        }
+        let keys_changed = self.apply_keys(&new.keys);
+        self.config.limits = new.limits;
+        self.config.suites = new.suites;
+        for peer in new.peers {
+            self.apply_peer(now, peer);
+        }
+        self.apply_networks(now, new.networks);
+        if keys_changed {
+            self.rehandshake_under_new_key(now);
+        }
+        self.stale = true;
+        self.publish_if_stale();
+    }
+
+    /// Takes the keys over; says whether the one that handshakes begin with is another.
+    fn apply_keys(&mut self, keys: &[ClusterKey]) -> bool {
+        let first = |keys: &[ClusterKey]| keys.first().map(ClusterKey::id);
+        let changed = first(&self.config.keys) != first(keys);
+        self.config.keys = keys.to_vec();
+        changed
+    }
+
+    /// Sessions under a key that is not the first any more are replaced; those under a key that is
+    /// gone end now.
+    fn rehandshake_under_new_key(&mut self, now: Instant) {
+        for index in self.indices() {
+            let Some(key_id) = self.current_key_id(index) else { continue };
+            if !self.config.keys.iter().any(|key| key.id() == key_id) {
+                self.drop_sessions(index, DownReason::KeyRemoved);
+                self.start_handshake(now, index);
+            } else if self.config.keys.first().is_some_and(|key| key.id() != key_id) {
+                self.start_handshake(now, index);
+            }
+        }
+    }
+
+    fn current_key_id(&self, index: PeerIndex) -> Option<[u8; 8]> {
+        Some(self.peer(index)?.current.as_ref()?.key_id)
+    }
+
+    fn apply_peer(&mut self, now: Instant, config: PeerConfig) {
+        if let Some(index) = self.by_node.get(&config.node).copied() {
+            if let Some(peer) = self.peer_mut(index)
+                && peer.config != config
+            {
+                peer.config = config;
+            }
+            return;
+        }
+        let at = self.peers.iter().position(Option::is_none).unwrap_or(self.peers.len());
+        let index = PeerIndex(u32::try_from(at).unwrap_or(u32::MAX));
+        if at == self.peers.len() {
+            self.peers.push(None);
+        }
+        self.by_node.insert(config.node, index);
+        let peer = Peer::new(config, index, self.config.workers);
+        if let Some(place) = self.peers.get_mut(at) {
+            *place = Some(peer);
+        }
+        self.start_handshake(now, index);
+    }
+
+    fn remove_peer(&mut self, now: Instant, node: NodeId) {
+        let Some(index) = self.by_node.remove(&node) else { return };
+        self.send_control(now, index, &[crate::wire::control::Message::Goodbye]);
+        self.drop_sessions(index, DownReason::Removed);
+        for network in self.networks.values() {
+            network.fdb.forget_peer(index);
+        }
+        if let Some(place) = self.peers.get_mut(index.0 as usize) {
+            *place = None;
+        }
+    }
+
+    /// Sets a static entry of a forwarding table.
+    ///
+    /// # Errors
+    /// [`CommandError`].
+    pub fn fdb_add(
+        &mut self,
+        now: Instant,
+        vni: Vni,
+        mac: MacAddr,
+        node: NodeId,
+    ) -> Result<(), CommandError> {
+        if mac.is_multicast() || mac.is_zero() {
+            return Err(CommandError::NotAStation(mac));
+        }
+        let place = if node == self.config.node {
+            Place::Local
+        } else {
+            Place::Peer(*self.by_node.get(&node).ok_or(CommandError::NoSuchNode(node))?)
+        };
+        let network = self.network(vni).ok_or(CommandError::NoSuchNetwork(vni))?;
+        network.fdb.set_static(mac, place, self.clock.ms(now));
+        Ok(())
+    }
+
+    /// Forgets an address; says whether it was known.
+    ///
+    /// # Errors
+    /// [`CommandError::NoSuchNetwork`].
+    pub fn fdb_del(&mut self, vni: Vni, mac: MacAddr) -> Result<bool, CommandError> {
+        let network = self.network(vni).ok_or(CommandError::NoSuchNetwork(vni))?;
+        Ok(network.fdb.remove(mac))
+    }
+
+    /// Forgets what was learnt in one network or in all; gives the number of entries.
+    ///
+    /// # Errors
+    /// [`CommandError::NoSuchNetwork`].
+    pub fn fdb_flush(&mut self, vni: Option<Vni>) -> Result<usize, CommandError> {
+        match vni {
+            Some(vni) => Ok(self.network(vni).ok_or(CommandError::NoSuchNetwork(vni))?.fdb.flush()),
+            None => Ok(self.networks.values().map(|network| network.fdb.flush()).sum()),
+        }
+    }
+
+    fn indices(&self) -> Vec<PeerIndex> {
+        self.peers.iter().flatten().map(|peer| peer.index).collect()
+    }
+
+    fn peer(&self, index: PeerIndex) -> Option<&Peer> {
+        self.peers.get(index.0 as usize)?.as_ref()
+    }
+
+    fn peer_mut(&mut self, index: PeerIndex) -> Option<&mut Peer> {
+        self.peers.get_mut(index.0 as usize)?.as_mut()
+    }
+
+    /// The session of `serial` at `slot`, as slots are used again.
+    fn session(&self, slot: Slot, serial: u64) -> Option<&Arc<Session>> {
+        let session = self.sessions.get(slot.0 as usize)?.as_ref()?;
+        (session.facts().serial == serial).then_some(session)
+    }
+
+    fn publish_if_stale(&mut self) {
+        if !std::mem::take(&mut self.stale) {
+            return;
+        }
+        let peers = self.peers.iter().map(|peer| peer.as_ref().and_then(peer_entry)).collect();
+        let tables = Tables {
+            peers,
+            networks: self.network_entries(),
+            handles: self.networks.values().map(|n| (n.config.vni, n.handle)).collect(),
+            sessions: self.sessions.clone(),
+            key_ids: self.config.keys.iter().map(ClusterKey::id).collect(),
+        };
+        self.tables.store(Arc::new(tables));
+    }
+
+    fn drop_packet(&self, reason: DropReason) {
+        self.counters.count_drop(reason);
+    }
+}
+
+fn peer_entry(peer: &Peer) -> Option<Arc<PeerEntry>> {
+    Some(Arc::new(PeerEntry {
+        index: peer.index,
+        node: peer.node(),
+        session: peer.current.as_ref().map(|current| Arc::clone(&current.session)),
+        link: *peer.config.links.first()?,
+        sources: peer.config.links.iter().map(|link| crate::rx::canonical(link.remote)).collect(),
+        traffic: Arc::clone(&peer.traffic),
+    }))
+}

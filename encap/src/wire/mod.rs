@@ -1,0 +1,8 @@
+//! Formats: bytes to checked views and back. Nothing here knows who sent what.
+
+pub mod buf;
+pub mod ethernet;
+pub mod checksum;
+pub mod header;
+pub mod long;
+pub mod control;

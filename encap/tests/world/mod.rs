@@ -1,0 +1,436 @@
+//! A deterministic world: nodes, seeded wires between them, virtual time.
+//!
+//! Nothing here reads a clock or the system's randomness: a seed replays everything.
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap, HashSet};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::time::{Duration, Instant};
+
+use encap::crypto::aead::Suite;
+use encap::crypto::key::ClusterKey;
+use encap::datapath::{ControlInput, Datapath};
+use encap::event::Event;
+use encap::id::{NodeId, Vni};
+use encap::rng::Rng;
+use encap::stats::DropReason;
+use encap::tables::LinkAddress;
+use encap::vtep::Vtep;
+use encap::vtep::config::{Limits, NetworkConfig, PeerConfig, VtepConfig};
+use encap::wire::buf::{BufPool, Checksum, Datagram, Frame, PacketBuf, UplinkId};
+use encap::wire::ethernet::MacAddr;
+
+/// Runs a scenario under several seeds; a failure says which one.
+pub fn for_seeds(count: u64, scenario: impl Fn(u64)) {
+    let only = std::env::var("TAPD_SEED").ok().and_then(|seed| seed.parse().ok());
+    let seeds = only.map_or(1..=count, |seed| seed..=seed);
+    for seed in seeds {
+        if let Err(failure) = catch_unwind(AssertUnwindSafe(|| scenario(seed))) {
+            eprintln!("failed under seed {seed}; repeat with TAPD_SEED={seed}");
+            resume_unwind(failure);
+        }
+    }
+}
+
+/// SplitMix64: small, seedable, good enough for a simulation and for nothing else.
+#[derive(Clone)]
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// A number below `bound`.
+    pub fn below(&mut self, bound: u64) -> u64 {
+        self.next() % bound.max(1)
+    }
+
+    /// True in `parts` of a million cases.
+    pub fn chance(&mut self, parts: u32) -> bool {
+        self.below(1_000_000) < u64::from(parts)
+    }
+}
+
+impl Rng for Random {
+    fn fill(&mut self, bytes: &mut [u8]) {
+        for byte in bytes {
+            *byte = self.next() as u8;
+        }
+    }
+}
+
+/// What a wire does to datagrams, in one direction.
+#[derive(Clone, Copy)]
+pub struct Wire {
+    /// Lost, in parts per million.
+    pub loss: u32,
+    /// Delivered twice, in parts per million.
+    pub duplicate: u32,
+    /// One bit changed, in parts per million.
+    pub corrupt: u32,
+    /// Least delay.
+    pub delay: Duration,
+    /// Added to it at random: what arrives out of order.
+    pub jitter: Duration,
+    /// Largest UDP payload that passes.
+    pub max_udp_payload: usize,
+    /// Nothing passes.
+    pub cut: bool,
+}
+
+impl Default for Wire {
+    fn default() -> Self {
+        Self {
+            loss: 0,
+            duplicate: 0,
+            corrupt: 0,
+            delay: Duration::from_micros(100),
+            jitter: Duration::from_micros(20),
+            max_udp_payload: 1472,
+            cut: false,
+        }
+    }
+}
+
+/// A node's place in the world.
+pub type NodeIndex = usize;
+
+/// A datagram that was put on a wire once.
+#[derive(Clone)]
+pub struct Sent {
+    pub from: NodeIndex,
+    pub to: NodeIndex,
+    pub bytes: Vec<u8>,
+}
+
+pub struct Node {
+    pub vtep: Vtep,
+    pub datapath: Datapath,
+    pub config: VtepConfig,
+    pub address: SocketAddr,
+    pub alive: bool,
+    pub suspended: bool,
+    /// Frames that came out of its tap.
+    pub delivered: Vec<(Vni, Vec<u8>)>,
+    pub events: Vec<Event>,
+    pool: BufPool,
+}
+
+impl Node {
+    pub fn drops(&self, reason: DropReason) -> u64 {
+        self.datapath.counters().dropped(reason) + self.vtep.counters().dropped(reason)
+    }
+
+    pub fn all_drops(&self) -> HashMap<&'static str, u64> {
+        DropReason::ALL
+            .iter()
+            .map(|reason| (reason.name(), self.drops(*reason)))
+            .filter(|(_, count)| *count > 0)
+            .collect()
+    }
+
+    pub fn is_up(&self, now: Instant, peer: NodeId) -> bool {
+        self.vtep.peer_status(now).iter().any(|status| status.node == peer && status.up)
+    }
+}
+
+struct InFlight {
+    from: SocketAddr,
+    to: NodeIndex,
+    bytes: Vec<u8>,
+}
+
+pub struct World {
+    pub now: Instant,
+    pub start: Instant,
+    pub random: Random,
+    pub nodes: Vec<Node>,
+    pub wires: HashMap<(NodeIndex, NodeIndex), Wire>,
+    pub default_wire: Wire,
+    /// Everything ever put on a wire.
+    pub sent: Vec<Sent>,
+    pub keep_sent: bool,
+    queue: BinaryHeap<Reverse<(Instant, u64)>>,
+    in_flight: HashMap<u64, InFlight>,
+    next: u64,
+    /// Sealed datagrams seen leaving, by sender: the same bytes twice would be the same nonce.
+    tags: HashSet<(NodeIndex, [u8; 16])>,
+}
+
+pub const VNI: u32 = 100;
+
+pub fn vni() -> Vni {
+    Vni::new(VNI).unwrap()
+}
+
+pub fn id(number: u16) -> NodeId {
+    NodeId::new(number).unwrap()
+}
+
+pub fn address(number: u16) -> SocketAddr {
+    SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, number as u8)), 26026)
+}
+
+pub fn mac(number: u16) -> MacAddr {
+    MacAddr([2, 0, 0, 0, (number >> 8) as u8, number as u8])
+}
+
+pub fn frame(to: MacAddr, from: MacAddr, payload: &[u8]) -> Vec<u8> {
+    let mut bytes = to.0.to_vec();
+    bytes.extend(from.0);
+    bytes.extend([0x88, 0xb5]);
+    bytes.extend(payload);
+    bytes
+}
+
+/// A cluster of nodes 1 to `count` in network 100, as node `me` sees it.
+pub fn config(me: u16, count: u16) -> VtepConfig {
+    let others = || (1..=count).filter(move |other| *other != me);
+    VtepConfig {
+        node: id(me),
+        keys: vec![ClusterKey::new([7; 32])],
+        suites: vec![Suite::Aes256Gcm],
+        peers: others().map(peer).collect(),
+        networks: vec![NetworkConfig {
+            vni: vni(),
+            members: others().map(id).collect(),
+            stp: true,
+            max_frame_len: 1446,
+            static_fdb: vec![],
+        }],
+        limits: Limits { bum_rate: 0, ..Limits::default() },
+        workers: 1,
+        start_stamp: 1_000_000,
+    }
+}
+
+pub fn peer(number: u16) -> PeerConfig {
+    let remote = address(number);
+    PeerConfig {
+        node: id(number),
+        links: vec![LinkAddress { uplink: UplinkId(0), remote, max_udp_payload: 1472 }],
+    }
+}
+
+impl World {
+    pub fn new(seed: u64) -> Self {
+        let start = Instant::now();
+        Self {
+            now: start,
+            start,
+            random: Random(seed),
+            nodes: Vec::new(),
+            wires: HashMap::new(),
+            default_wire: Wire::default(),
+            sent: Vec::new(),
+            keep_sent: true,
+            queue: BinaryHeap::new(),
+            in_flight: HashMap::new(),
+            next: 0,
+            tags: HashSet::new(),
+        }
+    }
+
+    /// Nodes 1 to `count`, all up.
+    pub fn cluster(seed: u64, count: u16) -> Self {
+        let mut world = Self::new(seed);
+        for me in 1..=count {
+            world.add(config(me, count));
+        }
+        world.run_for(Duration::from_secs(2));
+        for node in 0..world.nodes.len() {
+            world.assert_all_up(node);
+        }
+        world
+    }
+
+    pub fn assert_all_up(&self, node: NodeIndex) {
+        for status in self.nodes[node].vtep.peer_status(self.now) {
+            assert!(
+                status.up,
+                "node {node}: peer {} is down; drops {:?}",
+                status.node,
+                self.nodes[node].all_drops()
+            );
+        }
+    }
+
+    pub fn add(&mut self, config: VtepConfig) -> NodeIndex {
+        let address = address(config.node.get());
+        self.add_at(config, address)
+    }
+
+    pub fn add_at(&mut self, config: VtepConfig, address: SocketAddr) -> NodeIndex {
+        let (vtep, datapath) = self.boot(&config);
+        self.nodes.push(Node {
+            vtep,
+            datapath,
+            config,
+            address,
+            alive: true,
+            suspended: false,
+            delivered: Vec::new(),
+            events: Vec::new(),
+            pool: BufPool::new(2048, 64),
+        });
+        let node = self.nodes.len() - 1;
+        self.drain(node);
+        node
+    }
+
+    fn boot(&mut self, config: &VtepConfig) -> (Vtep, Datapath) {
+        let elapsed = self.now.duration_since(self.start).as_micros() as u64;
+        let config = VtepConfig { start_stamp: config.start_stamp + elapsed, ..config.clone() };
+        let rng = Box::new(Random(self.random.next()));
+        let mut vtep = Vtep::new(self.now, config, rng);
+        let datapath = vtep.datapath();
+        (vtep, datapath)
+    }
+
+    /// The process ends without a word.
+    pub fn kill(&mut self, node: NodeIndex) {
+        self.nodes[node].alive = false;
+    }
+
+    /// A new process with the same configuration.
+    pub fn restart(&mut self, node: NodeIndex) {
+        let config = self.nodes[node].config.clone();
+        let (vtep, datapath) = self.boot(&config);
+        let node_ref = &mut self.nodes[node];
+        (node_ref.vtep, node_ref.datapath, node_ref.alive) = (vtep, datapath, true);
+        self.drain(node);
+    }
+
+    /// A frame comes out of the node's host and into its tap.
+    pub fn transmit(&mut self, node: NodeIndex, bytes: &[u8]) {
+        let now = self.now;
+        let handle = self.nodes[node].vtep.tables().handles[&vni()];
+        let this = &mut self.nodes[node];
+        let buf = PacketBuf::from_slice(bytes);
+        let mut frames = vec![Frame { buf, checksum: Checksum::Complete }];
+        let mut out = Vec::new();
+        this.datapath.encapsulate(now, handle, &mut this.pool, &mut frames, &mut out);
+        for datagram in out {
+            self.put_on_wire(node, datagram.remote, datagram.buf.data().to_vec());
+        }
+    }
+
+    /// A datagram of any origin reaches `to`, as if from `from`.
+    pub fn inject(&mut self, from: SocketAddr, to: NodeIndex, bytes: Vec<u8>) {
+        self.deliver(InFlight { from, to, bytes });
+    }
+
+    fn put_on_wire(&mut self, from: NodeIndex, remote: SocketAddr, bytes: Vec<u8>) {
+        if bytes[0] >> 6 == 1 {
+            let tag: [u8; 16] = bytes[bytes.len() - 16..].try_into().unwrap();
+            assert!(self.tags.insert((from, tag)), "a tag left twice: the nonce was used twice");
+        }
+        let targets: Vec<_> =
+            (0..self.nodes.len()).filter(|to| self.nodes[*to].address == remote).collect();
+        for to in targets {
+            let wire = self.wires.get(&(from, to)).copied().unwrap_or(self.default_wire);
+            if self.keep_sent {
+                self.sent.push(Sent { from, to, bytes: bytes.clone() });
+            }
+            if wire.cut || bytes.len() > wire.max_udp_payload || self.random.chance(wire.loss) {
+                continue;
+            }
+            let copies = 1 + usize::from(self.random.chance(wire.duplicate));
+            for _ in 0..copies {
+                let mut bytes = bytes.clone();
+                if self.random.chance(wire.corrupt) {
+                    let at = self.random.below(bytes.len() as u64) as usize;
+                    bytes[at] ^= 1 << self.random.below(8);
+                }
+                let jitter = self.random.below(wire.jitter.as_nanos() as u64 + 1);
+                let at = self.now + wire.delay + Duration::from_nanos(jitter);
+                let from = self.nodes[from].address;
+                self.queue.push(Reverse((at, self.next)));
+                self.in_flight.insert(self.next, InFlight { from, to, bytes });
+                self.next += 1;
+            }
+        }
+    }
+
+    fn deliver(&mut self, packet: InFlight) {
+        let now = self.now;
+        let node = &mut self.nodes[packet.to];
+        if !node.alive || node.suspended {
+            return;
+        }
+        let buf = PacketBuf::from_slice(&packet.bytes);
+        let mut datagrams = vec![Datagram { buf, uplink: UplinkId(0), remote: packet.from }];
+        let (mut out, mut control) = (Vec::new(), Vec::new());
+        node.datapath.decapsulate(now, &mut node.pool, &mut datagrams, &mut out, &mut control);
+        for delivery in out {
+            node.delivered.push((delivery.vni, delivery.frame.buf.data().to_vec()));
+        }
+        self.hand_over(packet.to, control);
+    }
+
+    fn hand_over(&mut self, node: NodeIndex, control: Vec<ControlInput>) {
+        for input in control {
+            self.nodes[node].vtep.handle_input(self.now, input);
+            self.drain(node);
+        }
+    }
+
+    /// Sends what the node wants sent and notes what it reports.
+    pub fn drain(&mut self, node: NodeIndex) {
+        while let Some(transmit) = self.nodes[node].vtep.poll_transmit() {
+            if self.nodes[node].alive {
+                self.put_on_wire(node, transmit.remote, transmit.payload);
+            }
+        }
+        while let Some(event) = self.nodes[node].vtep.poll_event() {
+            self.nodes[node].events.push(event);
+        }
+    }
+
+    /// Runs the world for a while.
+    pub fn run_for(&mut self, time: Duration) {
+        let end = self.now + time;
+        self.run_until(end, |_| false);
+    }
+
+    /// Runs until `done`, at the longest until `end`; says whether it was done.
+    pub fn run_until(&mut self, end: Instant, mut done: impl FnMut(&Self) -> bool) -> bool {
+        let mut steps = 0_u64;
+        loop {
+            if done(self) {
+                return true;
+            }
+            steps += 1;
+            assert!(steps < 50_000_000, "the world does not come to rest");
+            let running = |node: &&Node| node.alive && !node.suspended;
+            let timeout = self.nodes.iter().filter(running).map(|n| n.vtep.poll_timeout()).min();
+            let arrival = self.queue.peek().map(|Reverse((at, _))| *at);
+            let Some(next) = timeout.into_iter().chain(arrival).min().filter(|at| *at <= end)
+            else {
+                self.now = self.now.max(end);
+                return done(self);
+            };
+            self.now = self.now.max(next);
+            while let Some(Reverse((at, number))) = self.queue.peek().copied()
+                && at <= self.now
+            {
+                self.queue.pop();
+                let packet = self.in_flight.remove(&number).unwrap();
+                self.deliver(packet);
+            }
+            for node in 0..self.nodes.len() {
+                let this = &mut self.nodes[node];
+                if this.alive && !this.suspended && this.vtep.poll_timeout() <= self.now {
+                    this.vtep.handle_timeout(self.now);
+                    self.drain(node);
+                }
+            }
+        }
+    }
+}
