@@ -1,0 +1,77 @@
+//! The two edges of a worker: where frames and where datagrams come from and go to.
+//!
+//! Both traits speak in bursts and never block. A port that can be waited for offers a file
+//! descriptor; one that cannot (memory, a polled device) returns none and the worker polls it.
+
+use std::io;
+use std::os::fd::RawFd;
+
+use encap::wire::buf::{BufPool, Burst, Datagram, Frame};
+
+/// Most frames or datagrams that one `rx_burst` call adds.
+pub const MAX_BURST: usize = 64;
+
+/// What became of a `tx_burst` call: all buffers are back in the pool whatever it says.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct TxReport {
+    /// Packets that the device took.
+    pub sent: usize,
+    /// Packets that the device refused for lack of room (`EAGAIN`, `ENOBUFS`).
+    pub no_room: usize,
+    /// Packets larger than the path or the device allows (`EMSGSIZE`).
+    pub too_large: usize,
+    /// Packets that failed otherwise (unreachable, interface down).
+    pub failed: usize,
+}
+
+/// What an overlay port can do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FrameCapabilities {
+    /// Largest frame in bytes that the port gives or takes, tags included.
+    pub max_frame_len: usize,
+    /// Whether a frame may be written with its L4 checksum still partial.
+    pub tx_partial_checksum: bool,
+}
+
+/// An overlay port: a tap queue, a vhost-user queue, memory.
+pub trait FramePort {
+    /// Adds up to [`MAX_BURST`] frames to `frames`; adds none when there are none.
+    ///
+    /// # Errors
+    /// The device is gone or broken; a single bad frame is not an error but counted by the port.
+    fn rx_burst(&mut self, pool: &mut BufPool, frames: &mut Burst<Frame>) -> io::Result<()>;
+
+    /// Writes and empties `frames`, giving every buffer back to `pool`.
+    fn tx_burst(&mut self, pool: &mut BufPool, frames: &mut Burst<Frame>) -> TxReport;
+
+    /// What the port can do.
+    fn capabilities(&self) -> FrameCapabilities;
+
+    /// Becomes readable when `rx_burst` would give something.
+    fn poll_fd(&self) -> Option<RawFd>;
+}
+
+/// What an underlay port can do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DatagramCapabilities {
+    /// Largest UDP payload in bytes that the port could take, whatever the path.
+    pub max_udp_payload: usize,
+}
+
+/// An underlay port: a kernel UDP socket, a DPDK queue, memory.
+pub trait DatagramPort {
+    /// Adds up to [`MAX_BURST`] datagrams to `datagrams`; adds none when there are none.
+    ///
+    /// # Errors
+    /// The port is broken for good; errors of single datagrams are counted by the port.
+    fn rx_burst(&mut self, pool: &mut BufPool, datagrams: &mut Burst<Datagram>) -> io::Result<()>;
+
+    /// Sends and empties `datagrams`, giving every buffer back to `pool`.
+    fn tx_burst(&mut self, pool: &mut BufPool, datagrams: &mut Burst<Datagram>) -> TxReport;
+
+    /// What the port can do.
+    fn capabilities(&self) -> DatagramCapabilities;
+
+    /// Becomes readable when `rx_burst` would give something.
+    fn poll_fd(&self) -> Option<RawFd>;
+}

@@ -1,0 +1,124 @@
+//! Underlay ports: where datagrams leave for other nodes and arrive from them.
+
+pub mod socket;
+pub mod steering;
+
+mod address;
+mod batch;
+mod error_queue;
+
+use std::net::SocketAddr;
+
+use crate::counter::counters;
+
+/// How a UDP uplink's socket is opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct UplinkOptions {
+    /// Let several sockets share the address and port; see [`steering::bind_group`].
+    pub reuse_port: bool,
+    /// Kernel buffer asked for in each direction, in bytes.
+    pub buffer_len: usize,
+}
+
+impl Default for UplinkOptions {
+    /// One socket, 8 MiB in each direction.
+    fn default() -> Self {
+        Self { reuse_port: false, buffer_len: 8 << 20 }
+    }
+}
+
+/// Kernel buffers that were granted, in bytes as the kernel accounts them: it doubles what is
+/// asked for, to cover its own overhead.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GrantedBuffers {
+    /// For received datagrams.
+    pub receive: usize,
+    /// For datagrams to be sent.
+    pub send: usize,
+}
+
+/// What kind of trouble a datagram met.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum UplinkErrorKind {
+    /// Nobody listens on the remote port.
+    Refused,
+    /// There is no way to the remote address, or it does not answer.
+    Unreachable,
+    /// The datagram is larger than the path allows.
+    TooBig,
+    /// Anything else.
+    Other,
+}
+
+impl UplinkErrorKind {
+    fn from_errno(errno: i32) -> Self {
+        match errno {
+            libc::ECONNREFUSED => Self::Refused,
+            libc::EMSGSIZE => Self::TooBig,
+            libc::EHOSTUNREACH
+            | libc::ENETUNREACH
+            | libc::EHOSTDOWN
+            | libc::ENETDOWN
+            | libc::EADDRNOTAVAIL => Self::Unreachable,
+            _ => Self::Other,
+        }
+    }
+}
+
+/// Trouble with a datagram that was sent, attributed to where it went.
+///
+/// Only a hint when it came from the network: anybody on the path can forge one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct UplinkError {
+    /// Where the datagram was sent.
+    pub remote: SocketAddr,
+    /// What happened to it.
+    pub kind: UplinkErrorKind,
+    /// The kernel's number for it.
+    pub errno: i32,
+    /// Bytes of the largest IP packet that would pass, where that was said.
+    pub ip_mtu: Option<u32>,
+    /// Whether this node's own kernel says so, and not a packet from the network.
+    pub local: bool,
+}
+
+counters! {
+    /// What one uplink socket has seen. Written by the worker that owns the port.
+    pub struct UplinkCounters {
+        /// Datagrams received.
+        rx_datagrams,
+        /// Bytes of UDP payload received.
+        rx_bytes,
+        /// Datagrams dropped: longer than a packet buffer.
+        rx_dropped_truncated,
+        /// Datagrams dropped: sender's address of no IP family.
+        rx_dropped_bad_address,
+        /// Datagrams that the kernel dropped, the receive buffer being full. Counted when the
+        /// next datagram arrives.
+        rx_dropped_kernel,
+        /// Datagrams that the kernel took.
+        tx_datagrams,
+        /// Bytes of UDP payload that the kernel took.
+        tx_bytes,
+        /// Datagrams dropped: no room in the kernel, after a few attempts.
+        tx_dropped_no_room,
+        /// Datagrams dropped: larger than the interface allows.
+        tx_dropped_too_large,
+        /// Datagrams dropped: no way to the remote address.
+        tx_dropped_unreachable,
+        /// Datagrams dropped: remote address of the other IP version.
+        tx_dropped_wrong_family,
+        /// Datagrams dropped: refused by the kernel for another reason.
+        tx_dropped_refused,
+        /// ICMP errors: nobody listens.
+        icmp_refused,
+        /// ICMP errors: no way there.
+        icmp_unreachable,
+        /// ICMP errors: larger than the path allows.
+        icmp_too_big,
+        /// ICMP errors of other kinds.
+        icmp_other,
+        /// Errors that nobody fetched with `poll_error` before newer ones came.
+        errors_overflowed,
+    }
+}

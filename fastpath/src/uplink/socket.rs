@@ -1,0 +1,410 @@
+//! The kernel UDP uplink: bursts of datagrams by `recvmmsg` and `sendmmsg`.
+//!
+//! One socket per worker and link. Path MTU is found by the protocol's own probes, so the
+//! kernel's idea of it is switched off (`IP_PMTUDISC_PROBE`); ICMP errors are read from the
+//! error queue, attributed to the remote address, and never stop a burst.
+
+use std::collections::VecDeque;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::sync::Arc;
+
+use encap::wire::buf::{BufPool, Burst, Datagram, UplinkId};
+use socket2::{Domain, Protocol, Socket, Type};
+
+use super::batch::{Outgoing, RxBatch, TxBatch};
+use super::{
+    GrantedBuffers, UplinkCounters, UplinkError, UplinkErrorKind, UplinkOptions, error_queue,
+};
+use crate::error::BindError;
+use crate::port::{DatagramCapabilities, DatagramPort, MAX_BURST, TxReport};
+
+/// Errors kept for [`UdpUplink::poll_error`]; the oldest gives way.
+const MAX_KEPT_ERRORS: usize = 32;
+/// Errors taken from the kernel in one go, so that a flood of ICMP cannot hold the worker.
+const MAX_DRAINED_ERRORS: usize = 64;
+/// Calls repeated because the kernel reported an earlier datagram's error instead of working.
+const MAX_PENDING_RETRIES: usize = 4;
+/// Calls repeated in one burst for want of room in the kernel.
+const MAX_ROOM_RETRIES: usize = 3;
+/// Largest UDP payload: 65,535 bytes of IP packet or payload without the headers.
+const MAX_UDP_PAYLOAD_V4: usize = 65_535 - 20 - 8;
+const MAX_UDP_PAYLOAD_V6: usize = 65_535 - 8;
+
+/// A kernel UDP socket as an underlay port.
+#[derive(Debug)]
+pub struct UdpUplink {
+    id: UplinkId,
+    socket: Socket,
+    local: SocketAddr,
+    granted: GrantedBuffers,
+    counters: Arc<UplinkCounters>,
+    rx: RxBatch,
+    tx: TxBatch,
+    errors: VecDeque<UplinkError>,
+    /// The error queue was left before it was empty.
+    errors_remain: bool,
+    /// The kernel's own count of drops on this socket, as last seen.
+    kernel_drops: u32,
+}
+
+/// What the error queue held.
+#[derive(Debug, Clone, Copy, Default)]
+struct Drained {
+    /// The MTU that our own kernel named when it refused a datagram.
+    own_mtu: Option<u32>,
+    /// Whether there were errors that the network reported.
+    foreign: bool,
+}
+
+impl UdpUplink {
+    /// Opens a socket on `local`; port 0 lets the kernel choose.
+    ///
+    /// # Errors
+    /// See [`BindError`].
+    pub fn bind(
+        id: UplinkId,
+        local: SocketAddr,
+        options: &UplinkOptions,
+    ) -> Result<Self, BindError> {
+        let setup = |action| move |source| BindError::Setup { local, action, source };
+        let socket =
+            Socket::new(Domain::for_address(local), Type::DGRAM.nonblocking(), Some(Protocol::UDP))
+                .map_err(setup("make a socket"))?;
+        if local.is_ipv6() {
+            socket.set_only_v6(true).map_err(setup("restrict the socket to IPv6"))?;
+        }
+        if options.reuse_port {
+            socket.set_reuse_port(true).map_err(setup("share the port"))?;
+        }
+        report_errors(&socket, local).map_err(setup("set the socket's options"))?;
+        let granted =
+            enlarge_buffers(&socket, options.buffer_len).map_err(setup("size its buffers"))?;
+        socket.bind(&local.into()).map_err(|source| match source.raw_os_error() {
+            Some(libc::EADDRINUSE) => BindError::InUse(local),
+            Some(libc::EADDRNOTAVAIL) => BindError::NotLocal(local),
+            Some(libc::EACCES | libc::EPERM) => BindError::NotPermitted(local),
+            _ => BindError::Setup { local, action: "bind", source },
+        })?;
+        let bound = socket.local_addr().map_err(setup("read its address"))?;
+        let local = bound.as_socket().unwrap_or(local);
+        if granted.receive < options.buffer_len {
+            log::warn!(
+                "UDP {local}: receive buffer of {} bytes granted instead of {}; bursts may be lost: raise net.core.rmem_max or give CAP_NET_ADMIN",
+                granted.receive,
+                options.buffer_len
+            );
+        }
+        Ok(Self::over(id, socket, local, granted))
+    }
+
+    fn over(id: UplinkId, socket: Socket, local: SocketAddr, granted: GrantedBuffers) -> Self {
+        Self {
+            id,
+            socket,
+            local,
+            granted,
+            counters: Arc::default(),
+            rx: RxBatch::new(),
+            tx: TxBatch::new(),
+            errors: VecDeque::with_capacity(MAX_KEPT_ERRORS),
+            errors_remain: false,
+            kernel_drops: 0,
+        }
+    }
+
+    /// A second port over the same socket, with counters of its own: for a thread that only
+    /// sends. What one of the two receives, or takes from the error queue, the other does not.
+    ///
+    /// # Errors
+    /// No file descriptor is left.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        let socket = self.socket.try_clone()?;
+        Ok(Self::over(self.id, socket, self.local, self.granted))
+    }
+
+    /// The local attachment that datagrams are labelled with.
+    #[must_use]
+    pub fn id(&self) -> UplinkId {
+        self.id
+    }
+
+    /// The address that the socket has.
+    #[must_use]
+    pub fn local(&self) -> SocketAddr {
+        self.local
+    }
+
+    /// The kernel buffers that were granted.
+    #[must_use]
+    pub fn granted_buffers(&self) -> GrantedBuffers {
+        self.granted
+    }
+
+    /// Its counters.
+    #[must_use]
+    pub fn counters(&self) -> &Arc<UplinkCounters> {
+        &self.counters
+    }
+
+    /// The oldest error not yet fetched; call until None after each burst.
+    pub fn poll_error(&mut self) -> Option<UplinkError> {
+        self.errors.pop_front()
+    }
+
+    /// Sends `payload` to `remote` at once; for a thread that sends a datagram now and then.
+    pub fn send_to(&mut self, payload: &[u8], remote: SocketAddr) -> TxReport {
+        self.send_all(&[(payload, remote)])
+    }
+
+    pub(super) fn socket(&self) -> &Socket {
+        &self.socket
+    }
+
+    fn keep(&mut self, error: UplinkError) {
+        if self.errors.len() == MAX_KEPT_ERRORS {
+            self.errors.pop_front();
+            self.counters.errors_overflowed.add(1);
+        }
+        self.errors.push_back(error);
+    }
+
+    /// Empties the kernel's error queue, up to a limit.
+    fn drain_errors(&mut self) -> Drained {
+        let mut drained = Drained::default();
+        self.errors_remain = true;
+        for _ in 0..MAX_DRAINED_ERRORS {
+            let Ok(Some(entry)) = error_queue::take(self.socket.as_fd()) else {
+                self.errors_remain = false;
+                break;
+            };
+            let Some(error) = entry else { continue };
+            if error.local {
+                // Told by the failing call as well, which knows the port too.
+                drained.own_mtu = error.ip_mtu.or(drained.own_mtu);
+                continue;
+            }
+            let counter = match error.kind {
+                UplinkErrorKind::Refused => &self.counters.icmp_refused,
+                UplinkErrorKind::Unreachable => &self.counters.icmp_unreachable,
+                UplinkErrorKind::TooBig => &self.counters.icmp_too_big,
+                UplinkErrorKind::Other => &self.counters.icmp_other,
+            };
+            counter.add(1);
+            self.keep(error);
+            drained.foreign = true;
+        }
+        drained
+    }
+
+    /// Sends all items, whatever single ones run into.
+    fn send_all<T: Outgoing>(&mut self, items: &[T]) -> TxReport {
+        let mut report = TxReport::default();
+        let mut room_retries = 0;
+        let mut pending_retries = 0;
+        let mut rest = items;
+        while let Some(first) = rest.first() {
+            let fits = |item: &T| item.remote().is_ipv4() == self.local.is_ipv4();
+            let run = rest.iter().take(MAX_BURST).take_while(|item| fits(item)).count();
+            let (now, _) = rest.split_at(run);
+            if now.is_empty() {
+                self.counters.tx_dropped_wrong_family.add(1);
+                report.failed += 1;
+                rest = rest.get(1..).unwrap_or_default();
+                continue;
+            }
+            let errno = match self.tx.send(self.socket.as_fd(), now) {
+                Ok(count) => {
+                    let (sent, left) = rest.split_at(count.min(run));
+                    self.sent(sent, &mut report);
+                    if sent.len() < run {
+                        // The kernel stopped at an error and swallowed it, as some were sent.
+                        self.drain_errors();
+                    }
+                    rest = left;
+                    pending_retries = 0;
+                    continue;
+                }
+                Err(error) => error.raw_os_error().unwrap_or(libc::EIO),
+            };
+            let lost = match errno {
+                libc::EINTR => 0,
+                libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM => {
+                    room_retries += 1;
+                    self.no_room(errno, room_retries, rest.len(), &mut report)
+                }
+                _ => {
+                    // Either this datagram's own error, or one that an earlier datagram left on
+                    // the socket: what is still there with the queue emptied is its own.
+                    let drained = self.drain_errors();
+                    let own = errno == libc::EMSGSIZE && drained.own_mtu.is_some();
+                    let doubt = pending_retries == 0 || drained.foreign;
+                    if !own && doubt && pending_retries < MAX_PENDING_RETRIES {
+                        pending_retries += 1;
+                        0
+                    } else {
+                        pending_retries = 0;
+                        self.refused(first.remote(), errno, drained.own_mtu, &mut report);
+                        1
+                    }
+                }
+            };
+            rest = rest.get(lost..).unwrap_or_default();
+        }
+        report
+    }
+
+    fn sent<T: Outgoing>(&self, items: &[T], report: &mut TxReport) {
+        report.sent += items.len();
+        self.counters.tx_datagrams.add(items.len() as u64);
+        let bytes: usize = items.iter().map(|item| item.payload().len()).sum();
+        self.counters.tx_bytes.add(bytes as u64);
+    }
+
+    /// Decides how many of the `left` datagrams are lost for want of room: none while there are
+    /// attempts left.
+    fn no_room(&self, errno: i32, attempt: usize, left: usize, report: &mut TxReport) -> usize {
+        if attempt <= MAX_ROOM_RETRIES {
+            std::thread::yield_now();
+            return 0;
+        }
+        // A full socket buffer refuses all that is left; a full queue further down (ENOBUFS) may
+        // have room for the next one.
+        let lost = if errno == libc::ENOBUFS { 1 } else { left };
+        report.no_room += lost;
+        self.counters.tx_dropped_no_room.add(lost as u64);
+        lost
+    }
+
+    /// Accounts for a datagram that the kernel did not take.
+    fn refused(
+        &mut self,
+        remote: SocketAddr,
+        errno: i32,
+        ip_mtu: Option<u32>,
+        report: &mut TxReport,
+    ) {
+        let kind = UplinkErrorKind::from_errno(errno);
+        match kind {
+            UplinkErrorKind::TooBig => {
+                report.too_large += 1;
+                self.counters.tx_dropped_too_large.add(1);
+            }
+            UplinkErrorKind::Unreachable => {
+                report.failed += 1;
+                self.counters.tx_dropped_unreachable.add(1);
+            }
+            UplinkErrorKind::Refused | UplinkErrorKind::Other => {
+                report.failed += 1;
+                self.counters.tx_dropped_refused.add(1);
+            }
+        }
+        self.keep(UplinkError { remote, kind, errno, ip_mtu, local: true });
+    }
+
+    /// Hands over what the batch has received.
+    fn deliver(&mut self, count: usize, pool: &mut BufPool, datagrams: &mut Burst<Datagram>) {
+        let counters = &self.counters;
+        for received in self.rx.take(count) {
+            if let Some(drops) = received.kernel_drops {
+                counters.rx_dropped_kernel.add(drops.wrapping_sub(self.kernel_drops).into());
+                self.kernel_drops = drops;
+            }
+            if received.truncated {
+                counters.rx_dropped_truncated.add(1);
+                pool.free(received.buf);
+            } else if let Some(remote) = received.remote {
+                counters.rx_datagrams.add(1);
+                counters.rx_bytes.add(received.buf.len() as u64);
+                datagrams.push(Datagram { buf: received.buf, uplink: self.id, remote });
+            } else {
+                counters.rx_dropped_bad_address.add(1);
+                pool.free(received.buf);
+            }
+        }
+    }
+}
+
+impl DatagramPort for UdpUplink {
+    fn rx_burst(&mut self, pool: &mut BufPool, datagrams: &mut Burst<Datagram>) -> io::Result<()> {
+        if self.errors_remain {
+            self.drain_errors();
+        }
+        self.rx.fill(pool);
+        for _ in 0..MAX_PENDING_RETRIES {
+            let error = match self.rx.receive(self.socket.as_fd()) {
+                Ok(count) => {
+                    self.deliver(count, pool, datagrams);
+                    return Ok(());
+                }
+                Err(error) => error,
+            };
+            match error.raw_os_error() {
+                Some(libc::EAGAIN) => return Ok(()),
+                Some(libc::EINTR | libc::ENOMEM | libc::ENOBUFS) => {}
+                Some(libc::EBADF | libc::ENOTSOCK | libc::EFAULT | libc::EINVAL) => {
+                    return Err(error);
+                }
+                // What an earlier datagram left on the socket.
+                _ => {
+                    self.drain_errors();
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn tx_burst(&mut self, pool: &mut BufPool, datagrams: &mut Burst<Datagram>) -> TxReport {
+        let report = self.send_all(datagrams);
+        for datagram in datagrams.drain(..) {
+            pool.free(datagram.buf);
+        }
+        report
+    }
+
+    fn capabilities(&self) -> DatagramCapabilities {
+        let max_udp_payload =
+            if self.local.is_ipv4() { MAX_UDP_PAYLOAD_V4 } else { MAX_UDP_PAYLOAD_V6 };
+        DatagramCapabilities { max_udp_payload }
+    }
+
+    fn poll_fd(&self) -> Option<RawFd> {
+        Some(self.socket.as_raw_fd())
+    }
+}
+
+/// Sets a socket option whose value is an int.
+pub(super) fn set_int(socket: &Socket, level: i32, name: i32, value: i32) -> io::Result<()> {
+    let len = size_of::<libc::c_int>() as libc::socklen_t;
+    let value: *const libc::c_int = &raw const value;
+    // SAFETY: `value` points to an int of this frame, which is what `len` says.
+    let result = unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, value.cast(), len) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Own path MTU discovery, errors by the error queue, kernel drops told with each datagram.
+fn report_errors(socket: &Socket, local: SocketAddr) -> io::Result<()> {
+    if local.is_ipv4() {
+        let probe = libc::IP_PMTUDISC_PROBE;
+        set_int(socket, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, probe)?;
+        set_int(socket, libc::IPPROTO_IP, libc::IP_RECVERR, 1)?;
+    } else {
+        let probe = libc::IPV6_PMTUDISC_PROBE;
+        set_int(socket, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, probe)?;
+        set_int(socket, libc::IPPROTO_IPV6, libc::IPV6_RECVERR, 1)?;
+    }
+    set_int(socket, libc::SOL_SOCKET, libc::SO_RXQ_OVFL, 1)
+}
+
+/// Asks for the buffers beyond the system's limit, then within it; returns what was granted.
+fn enlarge_buffers(socket: &Socket, len: usize) -> io::Result<GrantedBuffers> {
+    let value = i32::try_from(len).unwrap_or(i32::MAX);
+    let ask = |force, plain| {
+        set_int(socket, libc::SOL_SOCKET, force, value)
+            .or_else(|_| set_int(socket, libc::SOL_SOCKET, plain, value))
+    };
+    ask(libc::SO_RCVBUFFORCE, libc::SO_RCVBUF)?;
+    ask(libc::SO_SNDBUFFORCE, libc::SO_SNDBUF)?;
+    Ok(GrantedBuffers { receive: socket.recv_buffer_size()?, send: socket.send_buffer_size()? })
+}

@@ -1,0 +1,284 @@
+//! UDP uplinks.
+
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use encap::wire::buf::{BufPool, Burst, Datagram, PacketBuf, UplinkId};
+use fastpath::error::BindError;
+use fastpath::interface::Interface;
+use fastpath::port::{DatagramPort, MAX_BURST, TxReport};
+use fastpath::uplink::socket::UdpUplink;
+use fastpath::uplink::steering::bind_group;
+use fastpath::uplink::{UplinkErrorKind, UplinkOptions};
+
+use crate::{PATIENCE, in_namespace, wait_readable};
+
+fn uplink(address: &str) -> UdpUplink {
+    UdpUplink::bind(UplinkId(0), address.parse().unwrap(), &UplinkOptions::default()).unwrap()
+}
+
+fn datagram(payload: &[u8], remote: SocketAddr) -> Datagram {
+    Datagram { buf: PacketBuf::from_slice(payload), uplink: UplinkId(0), remote }
+}
+
+/// Receives `count` datagrams.
+fn receive(uplink: &mut UdpUplink, pool: &mut BufPool, count: usize) -> Burst<Datagram> {
+    let deadline = Instant::now() + PATIENCE;
+    let mut datagrams = Burst::new();
+    while datagrams.len() < count {
+        assert!(Instant::now() < deadline, "{} of {count} datagrams came", datagrams.len());
+        wait_readable(uplink.poll_fd().unwrap());
+        uplink.rx_burst(pool, &mut datagrams).unwrap();
+    }
+    datagrams
+}
+
+fn batch_over(address: &str) {
+    let (mut a, mut b) = (uplink(address), uplink(address));
+    assert!(a.granted_buffers().receive >= 8 << 20, "{:?}", a.granted_buffers());
+    let mut pool = BufPool::new(2048, 2 * MAX_BURST);
+    let payload = |n: usize| vec![n as u8; 1 + n * 7];
+    let count = 2 * MAX_BURST + 5;
+    let mut burst: Burst<_> = (0..count).map(|n| datagram(&payload(n), b.local())).collect();
+    let report = a.tx_burst(&mut pool, &mut burst);
+    assert_eq!(report, TxReport { sent: count, ..TxReport::default() });
+    assert!(burst.is_empty());
+    let received = receive(&mut b, &mut pool, count);
+    assert_eq!(received.len(), count);
+    for (n, got) in received.iter().enumerate() {
+        assert_eq!(got.buf.data(), payload(n));
+        assert_eq!((got.remote, got.uplink), (a.local(), b.id()));
+    }
+    let bytes: u64 = (0..count).map(|n| payload(n).len() as u64).sum();
+    assert_eq!(a.counters().tx_datagrams.get(), count as u64);
+    assert_eq!(a.counters().tx_bytes.get(), bytes);
+    assert_eq!(b.counters().rx_datagrams.get(), count as u64);
+    assert_eq!(b.counters().rx_bytes.get(), bytes);
+
+    // A clone sends from the same address.
+    let mut clone = b.try_clone().unwrap();
+    assert_eq!(clone.send_to(b"from the clone", a.local()).sent, 1);
+    let got = receive(&mut a, &mut pool, 1);
+    assert_eq!((got[0].buf.data(), got[0].remote), (b"from the clone".as_slice(), b.local()));
+    assert_eq!(clone.counters().tx_datagrams.get(), 1);
+
+    let mut nothing = Burst::new();
+    b.rx_burst(&mut pool, &mut nothing).unwrap();
+    assert!(nothing.is_empty() && b.poll_error().is_none());
+}
+
+#[test]
+fn bursts_of_datagrams_cross_ipv4() {
+    in_namespace(|| batch_over("127.0.0.1:0"));
+}
+
+#[test]
+fn bursts_of_datagrams_cross_ipv6() {
+    in_namespace(|| batch_over("[::1]:0"));
+}
+
+/// Sends to `b` with datagrams to a closed port between; all to `b` must arrive.
+fn refused_among_others(address: &str) {
+    let (mut a, mut b) = (uplink(address), uplink(address));
+    let closed = uplink(address).local();
+    let mut pool = BufPool::new(2048, 2 * MAX_BURST);
+    let rounds = 20;
+    let per_round = MAX_BURST / 2;
+    for _ in 0..rounds {
+        let pairs = (0..per_round).flat_map(|_| [closed, b.local()]);
+        let mut burst: Burst<_> = pairs.map(|remote| datagram(b"payload", remote)).collect();
+        let report = a.tx_burst(&mut pool, &mut burst);
+        assert_eq!(report, TxReport { sent: MAX_BURST, ..TxReport::default() });
+        assert_eq!(receive(&mut b, &mut pool, per_round).len(), per_round);
+    }
+    // Loopback answers within the call: all answers are in by now. Replies still get through.
+    assert_eq!(b.send_to(b"reply", a.local()).sent, 1);
+    assert_eq!(receive(&mut a, &mut pool, 1)[0].buf.data(), b"reply");
+    assert!(a.counters().icmp_refused.get() > 0);
+    let error = a.poll_error().unwrap();
+    assert_eq!((error.remote, error.kind), (closed, UplinkErrorKind::Refused));
+    assert_eq!((error.errno, error.local), (libc::ECONNREFUSED, false));
+    while let Some(error) = a.poll_error() {
+        assert_eq!(error.remote, closed);
+    }
+}
+
+#[test]
+fn refused_datagrams_are_attributed_and_stop_nothing_ipv4() {
+    in_namespace(|| refused_among_others("127.0.0.1:0"));
+}
+
+#[test]
+fn refused_datagrams_are_attributed_and_stop_nothing_ipv6() {
+    in_namespace(|| refused_among_others("[::1]:0"));
+}
+
+fn too_large_among_others(address: &str) {
+    let lo = Interface::open("lo").unwrap();
+    lo.set_tap_mtu(1400).unwrap();
+    let (mut a, mut b) = (uplink(address), uplink(address));
+    let mut pool = BufPool::new(2048, 2 * MAX_BURST);
+    let remote = b.local();
+    let max_udp_payload = 1400 - 8 - if remote.is_ipv4() { 20 } else { 40 };
+    let sizes = [10, max_udp_payload + 1, 20, max_udp_payload, 2000, 30];
+    let mut burst: Burst<_> = sizes.iter().map(|&n| datagram(&vec![1; n], remote)).collect();
+    let report = a.tx_burst(&mut pool, &mut burst);
+    assert_eq!(report, TxReport { sent: 4, too_large: 2, ..TxReport::default() });
+    assert_eq!(a.counters().tx_dropped_too_large.get(), 2);
+    let received = receive(&mut b, &mut pool, 4);
+    let lens: Vec<_> = received.iter().map(|datagram| datagram.buf.len()).collect();
+    assert_eq!(lens, [10, 20, max_udp_payload, 30]);
+    for _ in 0..2 {
+        let error = a.poll_error().unwrap();
+        assert_eq!((error.remote, error.kind), (remote, UplinkErrorKind::TooBig));
+        assert_eq!((error.ip_mtu, error.local), (Some(1400), true));
+    }
+    assert_eq!(a.poll_error(), None);
+}
+
+#[test]
+fn datagrams_above_the_mtu_are_counted_and_stop_nothing_ipv4() {
+    in_namespace(|| too_large_among_others("127.0.0.1:0"));
+}
+
+#[test]
+fn datagrams_above_the_mtu_are_counted_and_stop_nothing_ipv6() {
+    in_namespace(|| {
+        // IPv6 leaves an interface whose MTU falls below 1280, and 1400 is above.
+        too_large_among_others("[::1]:0");
+    });
+}
+
+#[test]
+fn no_way_there_and_the_wrong_family_stop_nothing() {
+    in_namespace(|| {
+        let (mut a, mut b) = (uplink("127.0.0.1:0"), uplink("127.0.0.1:0"));
+        let mut pool = BufPool::new(2048, 2 * MAX_BURST);
+        let nowhere = "192.0.2.1:9".parse().unwrap();
+        let other = "[::1]:9".parse().unwrap();
+        let remotes = [other, b.local(), nowhere, b.local(), other];
+        let mut burst: Burst<_> = remotes.map(|remote| datagram(b"payload", remote)).into();
+        let report = a.tx_burst(&mut pool, &mut burst);
+        assert_eq!(report, TxReport { sent: 2, failed: 3, ..TxReport::default() });
+        assert_eq!(receive(&mut b, &mut pool, 2).len(), 2);
+        assert_eq!(a.counters().tx_dropped_wrong_family.get(), 2);
+        // A socket on a loopback address may not leave it: EINVAL, or no route: ENETUNREACH.
+        let counters = a.counters();
+        let lost = counters.tx_dropped_unreachable.get() + counters.tx_dropped_refused.get();
+        assert_eq!(lost, 1);
+        assert_eq!(a.poll_error().unwrap().remote, nowhere);
+    });
+}
+
+#[test]
+fn truncated_datagrams_are_dropped_and_counted() {
+    in_namespace(|| {
+        let (mut a, mut b) = (uplink("127.0.0.1:0"), uplink("127.0.0.1:0"));
+        let mut small = BufPool::new(100, 2 * MAX_BURST);
+        let largest = small.alloc().spare_mut().len();
+        for len in [largest + 1, largest, 2000, 0, 3] {
+            assert_eq!(a.send_to(&vec![7; len], b.local()).sent, 1);
+        }
+        let received = receive(&mut b, &mut small, 3);
+        let lens: Vec<_> = received.iter().map(|datagram| datagram.buf.len()).collect();
+        assert_eq!(lens, [largest, 0, 3]);
+        assert_eq!(b.counters().rx_dropped_truncated.get(), 2);
+    });
+}
+
+#[test]
+fn what_the_kernel_drops_is_counted() {
+    in_namespace(|| {
+        let narrow = UplinkOptions { buffer_len: 4096, ..UplinkOptions::default() };
+        let address = "127.0.0.1:0".parse().unwrap();
+        let mut b = UdpUplink::bind(UplinkId(0), address, &narrow).unwrap();
+        let mut a = uplink("127.0.0.1:0");
+        let mut pool = BufPool::new(2048, 2 * MAX_BURST);
+        let sent = 500;
+        for _ in 0..sent {
+            assert_eq!(a.send_to(&[7; 1000], b.local()).sent, 1);
+        }
+        let mut received = receive(&mut b, &mut pool, 1);
+        loop {
+            let before = received.len();
+            b.rx_burst(&mut pool, &mut received).unwrap();
+            if received.len() == before {
+                break;
+            }
+        }
+        // The count travels with the next datagram that is queued after the drops.
+        assert_eq!(a.send_to(b"last", b.local()).sent, 1);
+        receive(&mut b, &mut pool, 1);
+        assert_eq!(b.counters().rx_dropped_kernel.get(), (sent - received.len()) as u64);
+        assert!(b.counters().rx_dropped_kernel.get() > 0);
+    });
+}
+
+#[test]
+fn bind_says_why_not() {
+    in_namespace(|| {
+        let first = uplink("127.0.0.1:26026");
+        let bind = |address: &str, reuse_port| {
+            let options = UplinkOptions { reuse_port, ..UplinkOptions::default() };
+            UdpUplink::bind(UplinkId(0), address.parse().unwrap(), &options)
+        };
+        for reuse_port in [false, true] {
+            let error = bind("127.0.0.1:26026", reuse_port).unwrap_err();
+            assert!(matches!(error, BindError::InUse(at) if at == first.local()), "{error:?}");
+            assert!(error.to_string().contains("127.0.0.1:26026 is in use"));
+        }
+        let error = bind("192.0.2.1:26026", false).unwrap_err();
+        assert!(matches!(error, BindError::NotLocal(_)), "{error:?}");
+        // IPv6 takes only its own half of the port.
+        bind("[::]:26026", false).unwrap();
+    });
+}
+
+fn steered(address: &str) {
+    let workers = 3;
+    let options = UplinkOptions::default();
+    let mut group = bind_group(UplinkId(0), address.parse().unwrap(), workers, &options).unwrap();
+    let local = group[0].local();
+    assert!(group.iter().all(|member| member.local() == local));
+    let error = bind_group(UplinkId(0), local, workers, &options).unwrap_err();
+    assert!(matches!(error, BindError::InUse(_)), "{error:?}");
+
+    // Each case: a datagram and the worker that must get it.
+    let mut cases: Vec<(Vec<u8>, usize)> = vec![
+        (vec![], 0),
+        (vec![0x40, 0, 0], 0),
+        (vec![0x20, 0, 0, 0x10, 1], 0),
+        (vec![0x3f, 0, 0, 0x2f, 2], 0),
+    ];
+    for (format, lane) in
+        [0x40, 0x7f, 0x80, 0xbf].iter().flat_map(|f| (0..=255).map(move |l| (f, l)))
+    {
+        let bucket = usize::from(lane >> 4);
+        let worker = if bucket == 15 { 0 } else { bucket % workers };
+        cases.push((vec![*format, 1, 2, lane, 9], worker));
+    }
+    // Several senders: the hash of the addresses must not matter.
+    let mut senders = [uplink(address), uplink(address), uplink(address)];
+    let mut expected: Vec<Vec<Vec<u8>>> = vec![Vec::new(); workers];
+    for (n, (payload, worker)) in cases.into_iter().enumerate() {
+        let sender = &mut senders[n % 3];
+        assert_eq!(sender.send_to(&payload, local).sent, 1);
+        expected[worker].push(payload);
+    }
+    let mut pool = BufPool::new(2048, 2 * MAX_BURST);
+    for (member, expected) in group.iter_mut().zip(expected) {
+        let received = receive(member, &mut pool, expected.len());
+        let payloads: Vec<_> = received.iter().map(|d| d.buf.data().to_vec()).collect();
+        assert_eq!(payloads, expected);
+    }
+}
+
+#[test]
+fn lanes_steer_to_their_workers_ipv4() {
+    in_namespace(|| steered("127.0.0.1:0"));
+}
+
+#[test]
+fn lanes_steer_to_their_workers_ipv6() {
+    in_namespace(|| steered("[::1]:0"));
+}
