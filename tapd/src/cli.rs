@@ -1,0 +1,282 @@
+//! The command line: every command and flag, and the help that teaches them.
+
+use std::path::PathBuf;
+
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
+use encap::id::Vni;
+use encap::wire::ethernet::MacAddr;
+
+use crate::config::DEFAULT_CONTROL_SOCKET;
+use crate::control::Topic;
+use crate::exit::exit_code_help;
+use crate::logging;
+
+const LONG_ABOUT: &str = "\
+tapd joins machines to virtual Ethernet networks: it takes frames from TAP devices and carries \
+them, encrypted, in UDP datagrams to the other nodes of its cluster.
+
+One TOML file describes the whole cluster and is the same on every node.";
+
+const EXAMPLES: &str = "\
+Examples:
+  tapd keygen /etc/tapd/cluster.key                 make the cluster's secret, copy it to every node
+  tapd check /etc/tapd/cluster.toml                 every fault of a configuration, with its line
+  tapd run --config /etc/tapd/cluster.toml          run the daemon; the node is found by its address
+  tapd run --config cluster.toml --node alpha       run it as the node \"alpha\"
+  tapd show peers                                   who is connected
+  tapd capture --vni 100 --write - | tcpdump -r -   look at the frames of a network";
+
+const RUN_EXAMPLES: &str = "\
+The daemon logs a line that contains \"ready\" when its taps are up, its sockets bound and its \
+control socket listening. SIGTERM and SIGINT end it and leave nothing behind; SIGHUP is tapd reload.
+
+Examples:
+  tapd run --config /etc/tapd/cluster.toml
+  TAPD_NODE=beta tapd run --config cluster.toml --log info,encap::handshake=debug";
+
+const CAPTURE_EXAMPLES: &str = "\
+Frames are what the taps see, before they are sealed and after they are opened: the capture is \
+not encrypted. It ends after --count frames, or with Ctrl-C.
+
+Examples:
+  tapd capture --vni 100 --write blue.pcapng
+  tapd capture --write - | wireshark -k -i -";
+
+/// Virtual Ethernet networks over encrypted UDP
+#[derive(Debug, Parser)]
+#[command(
+    name = "tapd",
+    version,
+    long_about = LONG_ABOUT,
+    after_help = exit_code_help(),
+    after_long_help = format!("{EXAMPLES}\n\n{}", exit_code_help()),
+    subcommand_required = true,
+    arg_required_else_help = true,
+    max_term_width = 100,
+)]
+pub(crate) struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Every command.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run the daemon
+    #[command(after_long_help = format!("{RUN_EXAMPLES}\n\n{}", exit_code_help()))]
+    Run(RunArgs),
+    /// Say every fault of a configuration, each with its line and what to do
+    #[command(after_help = "Exits with 0 and one line, or with 3 and one line for each fault.")]
+    Check(CheckArgs),
+    /// Make a cluster key: print it, or create a file that only its owner can read
+    Keygen {
+        /// File to create, mode 0600; one that exists is never overwritten
+        file: Option<PathBuf>,
+    },
+    /// Show the state of a running daemon
+    Show {
+        /// What to show
+        #[arg(value_enum, default_value_t)]
+        topic: Topic,
+        /// As JSON, for programs
+        #[arg(long)]
+        json: bool,
+        /// Where the daemon listens.
+        #[command(flatten)]
+        socket: SocketArgs,
+    },
+    /// Change the forwarding database of a running daemon
+    #[command(subcommand)]
+    Fdb(FdbCommand),
+    /// Read the configuration again and apply what can be applied; says what needs a restart
+    Reload {
+        /// Where the daemon listens.
+        #[command(flatten)]
+        socket: SocketArgs,
+    },
+    /// Act on a peer
+    #[command(subcommand)]
+    Peer(PeerCommand),
+    /// Record overlay frames as pcapng
+    #[command(after_long_help = CAPTURE_EXAMPLES)]
+    Capture {
+        /// Only frames of this network
+        #[arg(long, value_parser = parse_vni)]
+        vni: Option<Vni>,
+        /// File to write, or - for standard output
+        #[arg(long, value_name = "FILE|-", default_value = "-")]
+        write: PathBuf,
+        /// End after so many frames
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+        count: Option<u64>,
+        /// Where the daemon listens.
+        #[command(flatten)]
+        socket: SocketArgs,
+    },
+    /// Print the completion script of a shell
+    #[command(after_help = "Example: tapd completions bash > /etc/bash_completion.d/tapd")]
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+    /// Print the manual page
+    #[command(after_help = "Example: tapd man > /usr/local/share/man/man1/tapd.1")]
+    Man {
+        /// Write the pages of all commands into this directory instead
+        #[arg(long)]
+        directory: Option<PathBuf>,
+    },
+}
+
+/// `tapd run`.
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    /// The cluster's configuration, the same on every node
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: PathBuf,
+    /// This node's differences, laid over it key by key
+    #[arg(long, value_name = "FILE")]
+    pub(crate) local: Option<PathBuf>,
+    /// Which node this is; by default the one that owns a listed address
+    #[arg(long, value_name = "ID|NAME", env = "TAPD_NODE")]
+    pub(crate) node: Option<String>,
+    /// Where to listen for commands; beats the configuration [default: /run/tapd.sock]
+    #[arg(long, value_name = "PATH", env = "TAPD_CONTROL_SOCKET")]
+    pub(crate) control_socket: Option<PathBuf>,
+    /// Log filter, such as info,encap::handshake=debug; beats the configuration [default: info]
+    #[arg(long, value_name = "FILTER", value_parser = parse_filter)]
+    pub(crate) log: Option<String>,
+}
+
+/// `tapd check`.
+#[derive(Debug, Args)]
+pub(crate) struct CheckArgs {
+    /// The cluster's configuration
+    pub(crate) file: PathBuf,
+    /// A node's differences, laid over it key by key
+    #[arg(long, value_name = "FILE")]
+    pub(crate) local: Option<PathBuf>,
+    /// Check that it is good for this node too
+    #[arg(long, value_name = "ID|NAME", env = "TAPD_NODE")]
+    pub(crate) node: Option<String>,
+}
+
+/// Where the daemon listens.
+#[derive(Debug, Args)]
+pub(crate) struct SocketArgs {
+    /// The daemon's control socket
+    #[arg(
+        long = "control-socket",
+        value_name = "PATH",
+        env = "TAPD_CONTROL_SOCKET",
+        default_value = DEFAULT_CONTROL_SOCKET
+    )]
+    pub(crate) path: PathBuf,
+}
+
+/// `tapd fdb`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum FdbCommand {
+    /// Add a static entry: a station is behind a node
+    #[command(after_help = "Example: tapd fdb add 02:00:00:00:00:05 --vni 100 --node beta")]
+    Add {
+        /// The station's address
+        mac: MacAddr,
+        /// The network
+        #[arg(long, value_parser = parse_vni)]
+        vni: Vni,
+        /// The node
+        #[arg(long, value_name = "ID|NAME")]
+        node: String,
+        /// Where the daemon listens.
+        #[command(flatten)]
+        socket: SocketArgs,
+    },
+    /// Remove an entry, static or learnt
+    Del {
+        /// The station's address
+        mac: MacAddr,
+        /// The network
+        #[arg(long, value_parser = parse_vni)]
+        vni: Vni,
+        /// Where the daemon listens.
+        #[command(flatten)]
+        socket: SocketArgs,
+    },
+    /// Remove the learnt entries of one network, or of all
+    Flush {
+        /// Only this network
+        #[arg(long, value_parser = parse_vni)]
+        vni: Option<Vni>,
+        /// Where the daemon listens.
+        #[command(flatten)]
+        socket: SocketArgs,
+    },
+}
+
+/// `tapd peer`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum PeerCommand {
+    /// Make a new handshake, and so new keys, now
+    Rehandshake {
+        /// The peer
+        #[arg(value_name = "NODE", required_unless_present = "all", conflicts_with = "all")]
+        node: Option<String>,
+        /// All peers
+        #[arg(long)]
+        all: bool,
+        /// Where the daemon listens.
+        #[command(flatten)]
+        socket: SocketArgs,
+    },
+}
+
+fn parse_vni(text: &str) -> Result<Vni, String> {
+    text.parse()
+        .ok()
+        .and_then(Vni::new)
+        .ok_or_else(|| format!("a VNI is a number from 0 to {}", Vni::MAX))
+}
+
+fn parse_filter(text: &str) -> Result<String, String> {
+    logging::parse_filter(text).map(|_| text.to_owned())
+}
+
+/// The commands as clap sees them, for completions and manual pages.
+pub(crate) fn command() -> clap::Command {
+    Cli::command()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn definition_is_consistent() {
+        command().debug_assert();
+    }
+
+    #[test]
+    fn rehandshake_needs_exactly_one_target() {
+        let parse = |words: &[&str]| {
+            Cli::try_parse_from(["tapd", "peer", "rehandshake"].iter().chain(words)).is_ok()
+        };
+        assert!(parse(&["beta"]));
+        assert!(parse(&["--all"]));
+        assert!(!parse(&[]));
+        assert!(!parse(&["beta", "--all"]));
+    }
+
+    #[test]
+    fn values_are_checked() {
+        let parse = |line: &str| Cli::try_parse_from(line.split(' '));
+        assert!(parse("tapd fdb add 02:00:00:00:00:05 --vni 100 --node 2").is_ok());
+        assert!(parse("tapd fdb add 02:00 --vni 100 --node 2").is_err());
+        assert!(parse("tapd capture --vni 16777216").is_err());
+        assert!(parse("tapd capture --count 0").is_err());
+        assert!(parse("tapd run --config x --log encap=loud").is_err());
+        assert!(parse("tapd show wine").is_err());
+    }
+}

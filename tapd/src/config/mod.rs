@@ -1,0 +1,394 @@
+//! The configuration: one TOML file for the whole cluster, and an optional local one laid over it.
+//!
+//! Text becomes a tree that knows its lines ([`tree`]), the tree becomes typed values ([`reader`]),
+//! and those become a [`Config`] once they agree with each other ([`validate`]). Faults are
+//! collected on the way, never the first one only.
+
+mod fault;
+mod tree;
+mod reader;
+mod validate;
+mod networks;
+mod node;
+mod key;
+mod derive;
+mod diff;
+
+use std::fs;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use encap::id::{NodeId, Vni};
+use encap::wire::ethernet::MacAddr;
+use ipnet::IpNet;
+
+pub(crate) use derive::{derived_address, derived_mac};
+pub(crate) use diff::{Change, Changes};
+pub(crate) use fault::Faults;
+pub(crate) use key::{ClusterKey, KEY_LEN};
+pub(crate) use node::NodeSelector;
+
+use fault::{At, Collector};
+
+/// Default base UDP port.
+pub(crate) const DEFAULT_PORT: u16 = 26026;
+/// UDP ports in use from the base port on, one per bucket.
+pub(crate) const PORT_COUNT: u16 = 16;
+/// Ports that vxlan may use beside us.
+pub(crate) const VXLAN_PORTS: [u16; 2] = [4789, 8472];
+/// Default number of packet threads.
+pub(crate) const DEFAULT_WORKERS: usize = 1;
+/// Most packet threads: one port bucket of [`PORT_COUNT`] belongs to the control thread.
+pub(crate) const MAX_WORKERS: usize = 15;
+/// Default path of the control socket.
+pub(crate) const DEFAULT_CONTROL_SOCKET: &str = "/run/tapd.sock";
+/// Longest path of a UNIX socket, in bytes.
+pub(crate) const MAX_SOCKET_PATH_LEN: usize = 107;
+/// Default log filter.
+pub(crate) const DEFAULT_LOG: &str = "info";
+/// Default time between handshakes with a peer, in minutes.
+pub(crate) const DEFAULT_REHANDSHAKE_MINUTES: u32 = 60;
+/// Default lifetime of an unused learnt entry, in seconds.
+pub(crate) const DEFAULT_FDB_AGEING_S: u32 = 300;
+/// Default limit of entries per network.
+pub(crate) const DEFAULT_FDB_MAX_ENTRIES: usize = 65_536;
+/// Default limit of broadcast, unknown and multicast frames per network and second.
+pub(crate) const DEFAULT_BUM_FRAMES_PER_S: u32 = 10_000;
+/// Default packets sealed under one epoch before the next, 2^28.
+pub(crate) const DEFAULT_ROTATE_PACKETS: u64 = 1 << 28;
+/// Most links between two nodes, so most addresses of a node.
+pub(crate) const MAX_LINKS: usize = 8;
+/// Longest node or network name, in bytes.
+pub(crate) const MAX_NAME_LEN: usize = 63;
+/// Longest name of a network interface, in bytes.
+pub(crate) const MAX_TAP_NAME_LEN: usize = 15;
+/// Smallest fixed tap MTU, in bytes (RFC 791).
+pub(crate) const MIN_TAP_MTU: u16 = 68;
+/// Smallest tap MTU on which the kernel runs IPv6, in bytes (RFC 8200).
+pub(crate) const MIN_IPV6_TAP_MTU: u16 = 1280;
+/// Largest configuration file, in bytes: 65,535 nodes fit several times over.
+const MAX_FILE_LEN: u64 = 64 << 20;
+
+/// Everything that one node needs to know; checked, so that no value in it disagrees with another.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Config {
+    /// Which of `nodes` this daemon is.
+    pub(crate) own: NodeId,
+    /// The same on every node.
+    pub(crate) cluster: ClusterConfig,
+    /// How this daemon runs.
+    pub(crate) daemon: DaemonConfig,
+    /// Every node of the cluster, this one included, by ascending id.
+    pub(crate) nodes: Vec<NodeConfig>,
+    /// Every network of the cluster, by ascending VNI, also those without this node.
+    pub(crate) networks: Vec<NetworkConfig>,
+}
+
+/// `[cluster]`: what all nodes share.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct ClusterConfig {
+    /// Secret that a node proves to know.
+    pub(crate) key: ClusterKey,
+    /// Accepted as well, while the key is being changed.
+    pub(crate) next_key: Option<ClusterKey>,
+    /// In order of preference; never empty.
+    pub(crate) ciphers: Vec<Cipher>,
+    /// Allows [`Cipher::None`].
+    pub(crate) insecure: bool,
+    /// Base UDP port; [`PORT_COUNT`] ports from here are used.
+    pub(crate) port: u16,
+}
+
+/// How payloads are protected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Cipher {
+    /// AES-256-GCM.
+    Aes256Gcm,
+    /// Not at all: clear mode.
+    None,
+}
+
+impl Cipher {
+    /// Every cipher, by the name it has in the configuration.
+    pub(crate) const ALL: [Self; 2] = [Self::Aes256Gcm, Self::None];
+
+    /// The name in the configuration and in `tapd show`.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Aes256Gcm => "aes-256-gcm",
+            Self::None => "none",
+        }
+    }
+}
+
+/// `[daemon]`: how this daemon runs.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct DaemonConfig {
+    /// Packet threads, 1 to [`MAX_WORKERS`].
+    pub(crate) workers: usize,
+    /// Workers spin instead of blocking when idle.
+    pub(crate) dedicated: bool,
+    /// Where the control socket is made; absolute.
+    pub(crate) control_socket: PathBuf,
+    /// env_logger filter; parses.
+    pub(crate) log: String,
+    /// Time between handshakes with a peer, 1 minute to 1 day.
+    pub(crate) rehandshake_interval: Duration,
+    /// Lifetime of an unused learnt entry.
+    pub(crate) fdb_ageing: Duration,
+    /// Most entries per network.
+    pub(crate) fdb_max_entries: usize,
+    /// Most broadcast, unknown and multicast frames per network and second; 0 is no limit.
+    pub(crate) bum_frames_per_s: u32,
+    /// Packets sealed under one epoch before the next, 1000 to 2^28.
+    pub(crate) rotate_packets: u64,
+}
+
+/// `[[nodes]]`: one node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct NodeConfig {
+    /// Unique.
+    pub(crate) id: NodeId,
+    /// Unique; never all digits.
+    pub(crate) name: String,
+    /// One per link, at least one, at most [`MAX_LINKS`]; position n of two nodes makes link n.
+    pub(crate) addresses: Vec<IpAddr>,
+}
+
+/// `[[networks]]`: one virtual network.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct NetworkConfig {
+    /// Unique.
+    pub(crate) vni: Vni,
+    /// Unique.
+    pub(crate) name: String,
+    /// Interface name of the tap, at most [`MAX_TAP_NAME_LEN`] bytes; unique.
+    pub(crate) tap: String,
+    /// Largest layer-3 packet that the tap takes.
+    pub(crate) tap_mtu: TapMtu,
+    /// A member's address in each is [`derived_address`].
+    pub(crate) subnets: Vec<IpNet>,
+    /// Where the tap's MAC address comes from.
+    pub(crate) mac: MacPolicy,
+    /// Attach to a persistent tap that somebody made, instead of making one.
+    pub(crate) existing: bool,
+    /// Nodes that carry the network, ascending, never empty.
+    pub(crate) members: Vec<NodeId>,
+    /// Whether spanning-tree frames pass.
+    pub(crate) stp: bool,
+    /// Entries that never age; may name this node itself, for stations behind its own tap.
+    pub(crate) static_fdb: Vec<StaticEntry>,
+}
+
+/// The tap's MTU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum TapMtu {
+    /// Follows from the uplinks.
+    Auto,
+    /// In bytes, at least [`MIN_TAP_MTU`].
+    Fixed(u16),
+}
+
+/// Where a tap's MAC address comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum MacPolicy {
+    /// [`derived_mac`].
+    Derived,
+    /// The kernel draws one.
+    Random,
+}
+
+/// A MAC address that is known to be behind a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct StaticEntry {
+    /// Unicast; unique in its network.
+    pub(crate) mac: MacAddr,
+    /// A member of the network.
+    pub(crate) node: NodeId,
+}
+
+/// What `tapd check` says about a configuration without faults.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Checked {
+    /// Number of nodes.
+    pub(crate) nodes: usize,
+    /// Number of networks.
+    pub(crate) networks: usize,
+    /// This machine, if it is known which one it is.
+    pub(crate) own: Option<(NodeId, String)>,
+}
+
+impl Config {
+    /// Reads, merges and checks the files for one node.
+    ///
+    /// # Errors
+    /// Every fault found, also those of the key files.
+    pub(crate) fn load(
+        cluster: &Path,
+        local: Option<&Path>,
+        node: &NodeSelector,
+    ) -> Result<Self, Faults> {
+        let (files, parts, mut faults) = read_and_validate(cluster, local)?;
+        let Some(parts) = parts else { return Err(faults.into_faults(&files)) };
+        let own = resolve_node(node, &parts.nodes)
+            .map_err(|fault| fault.map(|text| faults.add(At::CLUSTER_FILE, text)));
+        let validate::Parts { cluster, daemon, nodes, networks } = parts;
+        match (own, cluster) {
+            (Ok(own), Some(cluster)) if faults.is_empty() => {
+                Ok(Self { own, cluster, daemon, nodes, networks })
+            }
+            _ => Err(faults.into_faults(&files)),
+        }
+    }
+
+    /// Checks the files for whichever node `node` selects; that this machine is none of them is
+    /// only a fault if a node was named.
+    ///
+    /// # Errors
+    /// Every fault found.
+    pub(crate) fn check(
+        cluster: &Path,
+        local: Option<&Path>,
+        node: &NodeSelector,
+    ) -> Result<Checked, Faults> {
+        let (files, parts, mut faults) = read_and_validate(cluster, local)?;
+        let Some(parts) = parts else { return Err(faults.into_faults(&files)) };
+        let own = resolve_node(node, &parts.nodes);
+        if let (Err(Some(fault)), NodeSelector::Named(_)) = (&own, node) {
+            faults.add(At::CLUSTER_FILE, fault);
+        }
+        if !faults.is_empty() {
+            return Err(faults.into_faults(&files));
+        }
+        let own = parts.nodes.iter().find(|node| Ok(node.id) == own);
+        Ok(Checked {
+            own: own.map(|node| (node.id, node.name.clone())),
+            nodes: parts.nodes.len(),
+            networks: parts.networks.len(),
+        })
+    }
+
+    /// The node that this daemon is.
+    pub(crate) fn own_node(&self) -> Option<&NodeConfig> {
+        self.nodes.iter().find(|node| node.id == self.own)
+    }
+
+    /// Every node but this one.
+    pub(crate) fn peers(&self) -> impl Iterator<Item = &NodeConfig> {
+        self.nodes.iter().filter(|node| node.id != self.own)
+    }
+
+    /// A node by id or name, as people write it.
+    pub(crate) fn find_node(&self, id_or_name: &str) -> Option<&NodeConfig> {
+        node::find(&self.nodes, id_or_name)
+    }
+
+    /// The networks that this node is a member of.
+    pub(crate) fn own_networks(&self) -> impl Iterator<Item = &NetworkConfig> {
+        self.networks.iter().filter(|network| network.members.contains(&self.own))
+    }
+
+    /// What a reload to `new` changes for this node.
+    pub(crate) fn diff(&self, new: &Self) -> Changes {
+        diff::diff(self, new)
+    }
+
+    /// The configuration that is in force after [`Changes::live`] of `new` was applied: `new`, but
+    /// what needs a restart is still as it was.
+    pub(crate) fn with_live_changes(&self, new: &Self) -> Self {
+        diff::with_live_changes(self, new)
+    }
+}
+
+/// The configuration's files and the overrides of the command line: what a reload reads again.
+#[derive(Debug, Clone)]
+pub(crate) struct Source {
+    /// The cluster file.
+    pub(crate) cluster: PathBuf,
+    /// The local file.
+    pub(crate) local: Option<PathBuf>,
+    /// Which node this daemon is.
+    pub(crate) node: NodeSelector,
+    /// `--control-socket`: beats the files.
+    pub(crate) control_socket: Option<PathBuf>,
+    /// `--log`: beats the files; parses.
+    pub(crate) log: Option<String>,
+}
+
+impl Source {
+    /// [`Config::load`], with the command line's overrides laid over it.
+    ///
+    /// # Errors
+    /// Every fault found.
+    pub(crate) fn load(&self) -> Result<Config, Faults> {
+        let mut config = Config::load(&self.cluster, self.local.as_deref(), &self.node)?;
+        if let Some(path) = &self.control_socket {
+            config.daemon.control_socket.clone_from(path);
+        }
+        if let Some(filter) = &self.log {
+            config.daemon.log.clone_from(filter);
+        }
+        Ok(config)
+    }
+}
+
+/// Which node this is; without any node there is nothing to say, because that is a fault already.
+fn resolve_node(node: &NodeSelector, nodes: &[NodeConfig]) -> Result<NodeId, Option<String>> {
+    if nodes.is_empty() {
+        return Err(None);
+    }
+    node::resolve(node, nodes, &node::is_own_address).map_err(Some)
+}
+
+type Read = (Vec<PathBuf>, Option<validate::Parts>, Collector);
+
+fn read_and_validate(cluster: &Path, local: Option<&Path>) -> Result<Read, Faults> {
+    let cluster_text = read_text(cluster);
+    let local_text = local.map(read_text).transpose();
+    let (cluster_text, local_text) = match (cluster_text, local_text) {
+        (Ok(cluster), Ok(local)) => (cluster, local),
+        (Err(fault), Ok(_)) | (Ok(_), Err(fault)) => return Err(fault),
+        (Err(one), Err(two)) => return Err(one.and(two)),
+    };
+    let mut files = vec![cluster.to_owned()];
+    files.extend(local.map(Path::to_owned));
+    let mut faults = Collector::default();
+    let parts = parse(&files, &cluster_text, local_text.as_deref(), &mut faults);
+    Ok((files, parts, faults))
+}
+
+fn read_text(path: &Path) -> Result<String, Faults> {
+    let length = fs::metadata(path).map(|metadata| metadata.len());
+    if length.as_ref().is_ok_and(|length| *length > MAX_FILE_LEN) {
+        return Err(Faults::of_file(path, "larger than 64 MiB; this is no tapd configuration"));
+    }
+    let bytes = fs::read(path).map_err(|error| {
+        Faults::of_file(path, format!("cannot read this file: {error}; check path and permission"))
+    })?;
+    String::from_utf8(bytes).map_err(|error| {
+        let valid = error.utf8_error().valid_up_to();
+        Faults::of_file(path, format!("byte {valid} is not UTF-8 text; save the file as UTF-8"))
+    })
+}
+
+/// From text to parts; the only file access is to key files, and to none if there are faults
+/// of syntax.
+fn parse(
+    files: &[PathBuf],
+    cluster: &str,
+    local: Option<&str>,
+    faults: &mut Collector,
+) -> Option<validate::Parts> {
+    let cluster = tree::parse(cluster, 0, faults);
+    let local = local.map(|text| tree::parse(text, 1, faults));
+    let mut tree = cluster?;
+    if let Some(local) = local {
+        tree::merge(&mut tree, local?);
+    }
+    let raw = reader::read(&tree, faults);
+    Some(validate::validate(raw, files, faults))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,117 @@
+//! Which node of the cluster this machine is.
+
+use std::net::{IpAddr, UdpSocket};
+
+use encap::id::NodeId;
+
+use super::NodeConfig;
+
+/// How a daemon learns which node it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum NodeSelector {
+    /// By id or name, from `--node` or the environment.
+    Named(String),
+    /// By owning one of the listed addresses.
+    ByAddress,
+}
+
+impl From<Option<String>> for NodeSelector {
+    fn from(name: Option<String>) -> Self {
+        name.map_or(Self::ByAddress, Self::Named)
+    }
+}
+
+/// Whether this machine owns an address: exactly then a socket can be bound to it.
+pub(super) fn is_own_address(address: IpAddr) -> bool {
+    UdpSocket::bind((address, 0)).is_ok()
+}
+
+/// A node by id or name. Names are never all digits, so the two cannot be confused.
+pub(super) fn find<'n>(nodes: &'n [NodeConfig], id_or_name: &str) -> Option<&'n NodeConfig> {
+    let id = id_or_name.parse().ok().and_then(NodeId::new);
+    nodes.iter().find(|node| Some(node.id) == id || node.name == id_or_name)
+}
+
+/// Finds this machine among the nodes, or says why it is none.
+pub(super) fn resolve(
+    selector: &NodeSelector,
+    nodes: &[NodeConfig],
+    is_own: &dyn Fn(IpAddr) -> bool,
+) -> Result<NodeId, String> {
+    match selector {
+        NodeSelector::Named(name) => find(nodes, name).map(|node| node.id).ok_or_else(|| {
+            format!(
+                "node \"{name}\" (from --node or TAPD_NODE) is not in [[nodes]]; known are {}",
+                list(nodes.iter())
+            )
+        }),
+        NodeSelector::ByAddress => {
+            let own: Vec<_> =
+                nodes.iter().filter(|node| node.addresses.iter().any(|a| is_own(*a))).collect();
+            match own.as_slice() {
+                [node] => Ok(node.id),
+                [] => Err("this machine owns none of the addresses in [[nodes]]; \
+                           say which node it is with --node ID|NAME or TAPD_NODE"
+                    .to_owned()),
+                several => Err(format!(
+                    "this machine owns addresses of several nodes, {}; \
+                     say which one it is with --node ID|NAME or TAPD_NODE",
+                    list(several.iter().copied())
+                )),
+            }
+        }
+    }
+}
+
+/// Names shown in a message, at most.
+const MAX_LISTED: usize = 8;
+
+fn list<'n>(nodes: impl Iterator<Item = &'n NodeConfig>) -> String {
+    let mut names: Vec<_> =
+        nodes.take(MAX_LISTED + 1).map(|node| format!("{} ({})", node.id, node.name)).collect();
+    if names.len() > MAX_LISTED {
+        names.truncate(MAX_LISTED);
+        names.push("...".to_owned());
+    }
+    names.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn nodes() -> Vec<NodeConfig> {
+        [(1, "alpha", "192.0.2.1"), (2, "beta", "192.0.2.2")]
+            .map(|(id, name, address)| NodeConfig {
+                id: NodeId::new(id).unwrap(),
+                name: name.to_owned(),
+                addresses: vec![address.parse().unwrap()],
+            })
+            .to_vec()
+    }
+
+    #[test]
+    fn by_id_by_name_and_by_address() {
+        let nobody = |_: IpAddr| false;
+        let named = |name: &str| resolve(&Some(name.to_owned()).into(), &nodes(), &nobody);
+        assert_eq!(named("2").unwrap().get(), 2);
+        assert_eq!(named("alpha").unwrap().get(), 1);
+        assert!(named("gamma").unwrap_err().contains("known are 1 (alpha), 2 (beta)"));
+        let second = |address: IpAddr| address == nodes()[1].addresses[0];
+        assert_eq!(resolve(&NodeSelector::ByAddress, &nodes(), &second).unwrap().get(), 2);
+    }
+
+    #[test]
+    fn none_and_several_are_faults() {
+        let none = resolve(&NodeSelector::ByAddress, &nodes(), &|_| false).unwrap_err();
+        assert!(none.contains("owns none"), "{none}");
+        let several = resolve(&NodeSelector::ByAddress, &nodes(), &|_| true).unwrap_err();
+        assert!(several.contains("several nodes, 1 (alpha), 2 (beta)"), "{several}");
+    }
+
+    #[test]
+    fn own_addresses_are_found() {
+        assert!(is_own_address("127.0.0.1".parse().unwrap()));
+        assert!(!is_own_address("203.0.113.77".parse().unwrap()));
+    }
+}

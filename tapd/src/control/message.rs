@@ -1,0 +1,385 @@
+//! What is asked and answered on the control socket.
+
+use std::collections::BTreeMap;
+
+use encap::id::Vni;
+use encap::wire::ethernet::MacAddr;
+use serde::{Deserialize, Serialize};
+
+use super::CONTROL_VERSION;
+
+/// The line that asks.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct RequestLine {
+    pub(super) version: u32,
+    #[serde(flatten)]
+    pub(super) request: Request,
+}
+
+/// Only the version of a line: read first, so that another version is called by its name.
+#[derive(Debug, Deserialize)]
+pub(super) struct VersionOnly {
+    pub(super) version: u32,
+}
+
+/// What a client can ask for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "snake_case")]
+pub(crate) enum Request {
+    /// State, as the reply that belongs to the topic.
+    Show {
+        /// What about.
+        topic: Topic,
+    },
+    /// A static entry is added, or replaced. No data.
+    FdbAdd {
+        /// The network.
+        #[serde(with = "vni")]
+        vni: Vni,
+        /// The station.
+        #[serde(with = "mac")]
+        mac: MacAddr,
+        /// Id or name of the node that it is behind.
+        node: String,
+    },
+    /// An entry is removed, static or learnt. No data.
+    FdbDel {
+        /// The network.
+        #[serde(with = "vni")]
+        vni: Vni,
+        /// The station.
+        #[serde(with = "mac")]
+        mac: MacAddr,
+    },
+    /// Learnt entries are removed. No data.
+    FdbFlush {
+        /// Only this network's.
+        #[serde(with = "optional_vni", default, skip_serializing_if = "Option::is_none")]
+        vni: Option<Vni>,
+    },
+    /// The configuration is read again: [`ReloadReply`].
+    Reload,
+    /// New handshakes. No data.
+    Rehandshake {
+        /// Id or name of the one peer; all without it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        node: Option<String>,
+    },
+    /// Overlay frames as a stream of pcapng.
+    Capture {
+        /// Only this network's.
+        #[serde(with = "optional_vni", default, skip_serializing_if = "Option::is_none")]
+        vni: Option<Vni>,
+        /// Ends after so many frames.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        count: Option<u64>,
+    },
+}
+
+/// What `tapd show` can show.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Topic {
+    /// The daemon: version, ciphers, MTU arithmetic
+    #[default]
+    Status,
+    /// Nodes and their sessions
+    Peers,
+    /// Paths to the peers
+    Links,
+    /// Virtual networks and their taps
+    Networks,
+    /// Stations and where they are
+    Fdb,
+    /// Totals, and what was dropped for which reason
+    Counters,
+}
+
+/// The line that answers.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct ReplyLine {
+    pub(super) version: u32,
+    pub(super) ok: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) data: Option<serde_json::Value>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) error: Option<String>,
+}
+
+impl ReplyLine {
+    pub(super) fn ok(data: serde_json::Value) -> Self {
+        Self { version: CONTROL_VERSION, ok: true, data: Some(data), error: None }
+    }
+
+    pub(super) fn refused(error: String) -> Self {
+        Self { version: CONTROL_VERSION, ok: false, data: None, error: Some(error) }
+    }
+}
+
+/// Answers [`Topic::Status`].
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct StatusReply {
+    /// Id of this node.
+    pub(crate) node: u16,
+    /// Name of this node.
+    pub(crate) name: String,
+    /// Version of the program.
+    pub(crate) version: String,
+    /// Seconds since the start.
+    pub(crate) uptime_s: u64,
+    /// Ciphers that may be used, in order of preference.
+    pub(crate) ciphers: Vec<String>,
+    /// Whether clear mode is allowed.
+    pub(crate) insecure: bool,
+    /// Base UDP port.
+    pub(crate) port: u16,
+    /// Packet threads.
+    pub(crate) workers: usize,
+    /// Process id.
+    pub(crate) pid: u32,
+    /// Resident memory in bytes, where it is known.
+    pub(crate) rss_bytes: Option<u64>,
+    /// Peers with a session.
+    pub(crate) peers_up: usize,
+    /// Peers in the configuration.
+    pub(crate) peers: usize,
+    /// How each tap's MTU comes about, one line per network.
+    pub(crate) tap_mtu: Vec<String>,
+}
+
+/// One element of the answer to [`Topic::Peers`].
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct PeerReply {
+    /// Node id.
+    pub(crate) node: u16,
+    /// Node name.
+    pub(crate) name: String,
+    /// `up` or `down`.
+    pub(crate) state: String,
+    /// Negotiated cipher while up.
+    pub(crate) cipher: Option<String>,
+    /// Address and port that datagrams go to.
+    pub(crate) address: String,
+    /// Seconds since the session's handshake, while up.
+    pub(crate) age_s: Option<u64>,
+    /// Epoch that this node seals with.
+    pub(crate) epoch_tx: Option<u32>,
+    /// Newest epoch that the peer sealed with.
+    pub(crate) epoch_rx: Option<u32>,
+    /// Round-trip time in microseconds, where it was measured.
+    pub(crate) rtt_us: Option<u64>,
+    /// Milliseconds since the last authenticated datagram.
+    pub(crate) last_seen_ms: Option<u64>,
+    /// Handshakes completed.
+    pub(crate) handshakes: u64,
+    /// Frames received.
+    pub(crate) rx_frames: u64,
+    /// Frames sent.
+    pub(crate) tx_frames: u64,
+    /// Bytes of frames received.
+    pub(crate) rx_bytes: u64,
+    /// Bytes of frames sent.
+    pub(crate) tx_bytes: u64,
+    /// Why the peer is down.
+    pub(crate) down_reason: Option<String>,
+}
+
+/// One element of the answer to [`Topic::Links`].
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct LinkReply {
+    /// Id of the peer.
+    pub(crate) node: u16,
+    /// Name of the peer.
+    pub(crate) peer: String,
+    /// Position, from 0.
+    pub(crate) index: u8,
+    /// Local address and port.
+    pub(crate) local: String,
+    /// Remote address and port.
+    pub(crate) remote: String,
+    /// State, such as `up` or `down`.
+    pub(crate) state: String,
+    /// MTU of the uplink, in bytes, where it is known.
+    pub(crate) uplink_mtu: Option<u32>,
+    /// Largest UDP payload that is sent, in bytes.
+    pub(crate) max_udp_payload: u32,
+    /// Errors by kind.
+    pub(crate) errors: BTreeMap<String, u64>,
+}
+
+/// A member of a network.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct MemberReply {
+    /// Node id.
+    pub(crate) node: u16,
+    /// Node name.
+    pub(crate) name: String,
+    /// `up`, `down`, or `local` for this node.
+    pub(crate) state: String,
+}
+
+/// One element of the answer to [`Topic::Networks`].
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct NetworkReply {
+    /// Virtual network identifier.
+    pub(crate) vni: u32,
+    /// Name.
+    pub(crate) name: String,
+    /// Interface name of the tap.
+    pub(crate) tap: String,
+    /// MTU of the tap, in bytes.
+    pub(crate) tap_mtu: u32,
+    /// How it comes about, such as
+    /// `uplink eth0 1500 - IPv4 20 - UDP 8 - tapd 26 - Ethernet 14 = 1432`.
+    pub(crate) tap_mtu_arithmetic: String,
+    /// MAC address of the tap.
+    pub(crate) mac: String,
+    /// Addresses of the tap, with prefix lengths.
+    pub(crate) addresses: Vec<String>,
+    /// Nodes of the network.
+    pub(crate) members: Vec<MemberReply>,
+    /// Entries of the forwarding database.
+    pub(crate) fdb_entries: u64,
+    /// Frames from other nodes, written to the tap.
+    pub(crate) rx_frames: u64,
+    /// Frames read from the tap.
+    pub(crate) tx_frames: u64,
+    /// Bytes of frames from other nodes.
+    pub(crate) rx_bytes: u64,
+    /// Bytes of frames read from the tap.
+    pub(crate) tx_bytes: u64,
+}
+
+/// One element of the answer to [`Topic::Fdb`].
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct FdbReply {
+    /// Virtual network identifier.
+    pub(crate) vni: u32,
+    /// The station.
+    pub(crate) mac: String,
+    /// Name of the peer that it is behind, or `local`.
+    #[serde(rename = "where")]
+    pub(crate) behind: String,
+    /// `static` or `learnt`.
+    pub(crate) kind: String,
+    /// Seconds since it was last seen, for learnt ones.
+    pub(crate) age_s: Option<u64>,
+    /// Held where it is, because it moved too often.
+    pub(crate) frozen: bool,
+}
+
+/// What one worker counted.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct WorkerCounters {
+    /// Position, from 0.
+    pub(crate) worker: usize,
+    /// Counters by name.
+    pub(crate) counters: BTreeMap<String, u64>,
+}
+
+/// Answers [`Topic::Counters`].
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct CountersReply {
+    /// Sums over all workers, such as `rx_frames`.
+    pub(crate) totals: BTreeMap<String, u64>,
+    /// Drops by the reason's `snake_case` name; reasons that never occurred are 0.
+    pub(crate) drops: BTreeMap<String, u64>,
+    /// What each of `drops` means, by the same names.
+    pub(crate) drop_help: BTreeMap<String, String>,
+    /// Per worker.
+    pub(crate) workers: Vec<WorkerCounters>,
+    /// Per port, tap or uplink: counters by name.
+    pub(crate) ports: BTreeMap<String, BTreeMap<String, u64>>,
+}
+
+/// Answers [`Request::Reload`].
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct ReloadReply {
+    /// What was changed, one line each.
+    pub(crate) applied: Vec<String>,
+    /// What only a restart changes, one line each.
+    pub(crate) needs_restart: Vec<String>,
+}
+
+/// A VNI as a number.
+mod vni {
+    use super::Vni;
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub(super) fn serialize<S: Serializer>(vni: &Vni, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_u32(vni.get())
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vni, D::Error> {
+        let number = u32::deserialize(from)?;
+        Vni::new(number)
+            .ok_or_else(|| D::Error::custom(format!("vni {number} is above {}", Vni::MAX)))
+    }
+}
+
+/// A VNI that may be absent.
+mod optional_vni {
+    use super::Vni;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
+
+    #[allow(clippy::ref_option, reason = "the signature is serde's")]
+    pub(super) fn serialize<S: Serializer>(vni: &Option<Vni>, to: S) -> Result<S::Ok, S::Error> {
+        vni.map(Vni::get).serialize(to)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Vni>, D::Error> {
+        let Some(number) = Option::<u32>::deserialize(from)? else { return Ok(None) };
+        let vni = Vni::new(number);
+        vni.map(Some).ok_or_else(|| D::Error::custom(format!("vni {number} is above {}", Vni::MAX)))
+    }
+}
+
+/// A MAC address as text.
+mod mac {
+    use super::MacAddr;
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub(super) fn serialize<S: Serializer>(mac: &MacAddr, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(mac)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<MacAddr, D::Error> {
+        let text = String::deserialize(from)?;
+        text.parse().map_err(|error| D::Error::custom(format!("{text:?} is {error}")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn round_trip(text: &str) -> Request {
+        let line: RequestLine = serde_json::from_str(text).unwrap();
+        assert_eq!(line.version, CONTROL_VERSION);
+        assert_eq!(serde_json::to_string(&line).unwrap(), text);
+        line.request
+    }
+
+    #[test]
+    fn requests_have_this_form() {
+        let show = round_trip(r#"{"version":1,"command":"show","topic":"peers"}"#);
+        assert_eq!(show, Request::Show { topic: Topic::Peers });
+        round_trip(
+            r#"{"version":1,"command":"fdb_add","vni":100,"mac":"02:00:00:00:00:05","node":"beta"}"#,
+        );
+        round_trip(r#"{"version":1,"command":"fdb_del","vni":100,"mac":"02:00:00:00:00:05"}"#);
+        round_trip(r#"{"version":1,"command":"fdb_flush"}"#);
+        round_trip(r#"{"version":1,"command":"fdb_flush","vni":0}"#);
+        assert_eq!(round_trip(r#"{"version":1,"command":"reload"}"#), Request::Reload);
+        round_trip(r#"{"version":1,"command":"rehandshake","node":"2"}"#);
+        round_trip(r#"{"version":1,"command":"capture","vni":16777215,"count":10}"#);
+    }
+
+    #[test]
+    fn values_out_of_range_are_refused() {
+        let parse = |text| serde_json::from_str::<Request>(text).unwrap_err().to_string();
+        assert!(parse(r#"{"command":"fdb_flush","vni":16777216}"#).contains("above 16777215"));
+        assert!(parse(r#"{"command":"fdb_del","vni":1,"mac":"02:00"}"#).contains("not a MAC"));
+        assert!(parse(r#"{"command":"dance"}"#).contains("dance"));
+    }
+}

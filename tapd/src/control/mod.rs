@@ -1,0 +1,25 @@
+//! The control socket: one JSON line asks, one JSON line answers, on a UNIX socket.
+//!
+//! `{"version":1,"command":"show","topic":"status"}` is answered by `{"version":1,"ok":true,
+//! "data":{...}}` or `{"version":1,"ok":false,"error":"..."}`. Behind the line that accepts
+//! `capture` follow the raw bytes of a pcapng file until either side hangs up.
+
+mod message;
+mod server;
+mod client;
+
+pub(crate) use client::Client;
+pub(crate) use message::{
+    CountersReply, FdbReply, LinkReply, MemberReply, NetworkReply, PeerReply, ReloadReply, Request,
+    StatusReply, Topic, WorkerCounters,
+};
+pub(crate) use server::{Incoming, ReplySender, Server, Waker, hung_up};
+
+/// Version of the requests and replies.
+pub(crate) const CONTROL_VERSION: u32 = 1;
+
+/// Longest request line, in bytes.
+const MAX_REQUEST_LEN: usize = 64 * 1024;
+
+#[cfg(test)]
+mod tests;

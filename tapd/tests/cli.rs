@@ -1,0 +1,190 @@
+//! The program as a user meets it: help, checks, keys, exit codes.
+
+#![allow(clippy::unwrap_used, reason = "the helpers are part of the tests")]
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Command, Output};
+
+const EXAMPLE: &str = include_str!("../../docs/example/cluster.toml");
+
+fn tapd(directory: &Path, arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_tapd"))
+        .args(arguments)
+        .current_dir(directory)
+        .env_remove("TAPD_NODE")
+        .env_remove("TAPD_CONTROL_SOCKET")
+        .output()
+        .unwrap()
+}
+
+fn stdout(output: &Output) -> &str {
+    std::str::from_utf8(&output.stdout).unwrap()
+}
+
+fn stderr(output: &Output) -> &str {
+    std::str::from_utf8(&output.stderr).unwrap()
+}
+
+#[track_caller]
+fn expect(output: &Output, code: i32) {
+    assert_eq!(output.status.code(), Some(code), "{}{}", stdout(output), stderr(output));
+}
+
+/// A directory with the documented example and a key.
+fn example() -> tempfile::TempDir {
+    let directory = tempfile::tempdir().unwrap();
+    fs::write(directory.path().join("cluster.toml"), EXAMPLE).unwrap();
+    expect(&tapd(directory.path(), &["keygen", "cluster.key"]), 0);
+    directory
+}
+
+#[test]
+fn help_teaches() {
+    let directory = tempfile::tempdir().unwrap();
+    let help = tapd(directory.path(), &["--help"]);
+    expect(&help, 0);
+    for part in ["Examples:", "tapd keygen", "Exit codes:", "3  the configuration has faults"] {
+        assert!(stdout(&help).contains(part), "{part}\n{}", stdout(&help));
+    }
+    for command in
+        ["run", "check", "keygen", "show", "fdb", "reload", "peer", "capture", "completions", "man"]
+    {
+        assert!(stdout(&help).contains(&format!("  {command} ")), "{command}");
+        expect(&tapd(directory.path(), &[command, "--help"]), 0);
+    }
+    let run = tapd(directory.path(), &["run", "--help"]);
+    for part in ["--config", "--local", "TAPD_NODE", "/run/tapd.sock", "SIGHUP"] {
+        assert!(stdout(&run).contains(part), "{part}\n{}", stdout(&run));
+    }
+    let version = tapd(directory.path(), &["--version"]);
+    assert_eq!(stdout(&version), concat!("tapd ", env!("CARGO_PKG_VERSION"), "\n"));
+}
+
+#[test]
+fn wrong_usage_is_2() {
+    let directory = tempfile::tempdir().unwrap();
+    for arguments in [&[][..], &["dance"], &["run"], &["peer", "rehandshake"], &["fdb", "add", "x"]]
+    {
+        expect(&tapd(directory.path(), arguments), 2);
+    }
+}
+
+#[test]
+fn check_accepts_the_example() {
+    let directory = example();
+    let output = tapd(directory.path(), &["check", "cluster.toml", "--node", "beta"]);
+    expect(&output, 0);
+    let expected = "cluster.toml: no faults; 2 nodes, 1 network; this machine is node 2 (beta)\n";
+    assert_eq!(stdout(&output), expected);
+}
+
+#[test]
+fn check_says_every_fault_with_its_line() {
+    let directory = example();
+    let text = "[cluster]\nkey_file = \"cluster.key\"\nport = 4789\ninsecur = true\n\
+        [[nodes]]\nid = 1\naddresses = [\"192.0.2.1\"]\n\
+        [[nodes]]\nid = 70000\naddresses = [\"192.0.2.1\", 5]\n\
+        [[networks]]\nvni = 100\ntap_mtu = 12\nmembers = [3]\n";
+    fs::write(directory.path().join("faulty.toml"), text).unwrap();
+    let output = tapd(directory.path(), &["check", "faulty.toml"]);
+    expect(&output, 3);
+    let expected = [
+        "tapd: the configuration has 7 faults",
+        "faulty.toml:3: ports 4789 to 4804 contain 4789",
+        "faulty.toml:4: unknown key \"insecur\" in [cluster]; did you mean \"insecure\"?",
+        "faulty.toml:9: id = 70000 is out of range; choose 1 to 65535",
+        "faulty.toml:10: address 192.0.2.1 is taken already in line 7",
+        "faulty.toml:10: an IP address such as",
+        "faulty.toml:13: tap_mtu must be",
+        "faulty.toml:14: member \"3\" is not in [[nodes]]",
+    ];
+    let lines: Vec<_> = stderr(&output).lines().collect();
+    assert_eq!(lines.len(), expected.len(), "{lines:#?}");
+    for (line, expected) in lines.iter().zip(expected) {
+        assert!(line.starts_with(expected), "{line}\n{expected}");
+    }
+    expect(&tapd(directory.path(), &["run", "--config", "faulty.toml"]), 3);
+}
+
+#[test]
+fn check_reads_the_local_file_and_the_environment() {
+    let directory = example();
+    fs::write(directory.path().join("local.toml"), "[daemon]\nworkers = 0\n").unwrap();
+    let output = tapd(directory.path(), &["check", "cluster.toml", "--local", "local.toml"]);
+    expect(&output, 3);
+    assert!(stderr(&output).contains("local.toml:2: workers = 0"), "{}", stderr(&output));
+    let output = Command::new(env!("CARGO_BIN_EXE_tapd"))
+        .args(["check", "cluster.toml"])
+        .current_dir(directory.path())
+        .env("TAPD_NODE", "gamma")
+        .output()
+        .unwrap();
+    expect(&output, 3);
+    assert!(stderr(&output).contains("\"gamma\""), "{}", stderr(&output));
+}
+
+#[test]
+fn keys_are_private_and_never_overwritten() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("cluster.key");
+    expect(&tapd(directory.path(), &["keygen", "cluster.key"]), 0);
+    assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    let key = fs::read_to_string(&path).unwrap();
+    assert_eq!(key.trim_end().len(), 64);
+    let again = tapd(directory.path(), &["keygen", "cluster.key"]);
+    expect(&again, 1);
+    assert!(stderr(&again).contains("not overwritten"), "{}", stderr(&again));
+    assert_eq!(fs::read_to_string(&path).unwrap(), key);
+    let printed = tapd(directory.path(), &["keygen"]);
+    expect(&printed, 0);
+    assert_eq!(stdout(&printed).trim_end().len(), 64);
+    assert_ne!(stdout(&printed), key);
+}
+
+#[test]
+fn key_that_others_can_read_is_refused() {
+    let directory = example();
+    let path = directory.path().join("cluster.key");
+    fs::set_permissions(path, fs::Permissions::from_mode(0o644)).unwrap();
+    let output = tapd(directory.path(), &["check", "cluster.toml"]);
+    expect(&output, 3);
+    assert!(stderr(&output).contains("chmod 600"), "{}", stderr(&output));
+}
+
+#[test]
+fn commands_without_a_daemon_are_5() {
+    let directory = tempfile::tempdir().unwrap();
+    for command in [
+        &["show"][..],
+        &["show", "peers", "--json"],
+        &["reload"],
+        &["peer", "rehandshake", "--all"],
+        &["fdb", "flush"],
+        &["capture", "--write", "x.pcapng"],
+    ] {
+        let socket = ["--control-socket", "none.sock"];
+        let arguments: Vec<_> = command.iter().chain(&socket).copied().collect();
+        let output = tapd(directory.path(), &arguments);
+        expect(&output, 5);
+        assert!(stderr(&output).contains("is tapd running?"), "{}", stderr(&output));
+    }
+    assert!(!directory.path().join("x.pcapng").exists());
+}
+
+#[test]
+fn completions_and_manual_pages() {
+    let directory = tempfile::tempdir().unwrap();
+    for shell in ["bash", "zsh", "fish"] {
+        let output = tapd(directory.path(), &["completions", shell]);
+        expect(&output, 0);
+        assert!(stdout(&output).contains("rehandshake"), "{shell}");
+    }
+    let page = tapd(directory.path(), &["man"]);
+    expect(&page, 0);
+    assert!(stdout(&page).contains(".TH tapd 1"), "{}", stdout(&page));
+    assert!(stdout(&page).contains("Exit codes"), "{}", stdout(&page));
+    expect(&tapd(directory.path(), &["man", "--directory", "."]), 0);
+    assert!(directory.path().join("tapd-fdb-add.1").exists());
+}
