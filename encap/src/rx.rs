@@ -26,6 +26,9 @@ use crate::wire::header::{
 };
 use crate::wire::long::{LongError, LongHeader};
 
+/// Where an authentic datagram came from.
+type Origin<'t> = (&'t Arc<Session>, &'t Arc<PeerEntry>);
+
 /// A session's lane that stays locked over a run of datagrams in it.
 struct Held<'a> {
     slot: Slot,
@@ -52,16 +55,12 @@ impl Datapath {
         for mut datagram in datagrams.drain(..) {
             self.counters.datagrams_in.add(1);
             self.counters.datagram_bytes_in.add(datagram.buf.len() as u64);
-            let outcome = self
-                .classify(now, &tables, &datagram, control)
-                .and_then(|header| {
-                    let Some(header) = header else { return Ok(None) };
-                    self.open(&tables, &mut held, &header, &mut datagram, now_ms, control)
-                })
-                .and_then(|opened| {
-                    let Some((session, peer)) = opened else { return Ok(None) };
-                    self.dispatch(&tables, session, peer, &mut datagram.buf, now_ms, control)
-                });
+            let outcome = self.classify(now, &tables, &datagram, control).and_then(|header| {
+                let Some(header) = header else { return Ok(None) };
+                let (session, peer) =
+                    self.open(&tables, &mut held, &header, &mut datagram, now_ms, control)?;
+                self.dispatch(&tables, session, peer, &mut datagram.buf, now_ms, control)
+            });
             match outcome {
                 Ok(Some((handle, vni, checksum))) => {
                     let frame = Frame { buf: datagram.buf, checksum };
@@ -138,7 +137,7 @@ impl Datapath {
         datagram: &mut Datagram,
         now_ms: u64,
         control: &mut Burst<ControlInput>,
-    ) -> Result<Option<(&'t Arc<Session>, &'t Arc<PeerEntry>)>, DropReason> {
+    ) -> Result<Origin<'t>, DropReason> {
         let same = held.as_ref().is_some_and(|h| h.slot == header.slot && h.lane == header.lane);
         if !same {
             // Two lanes of one session must never be locked at once.
@@ -157,7 +156,7 @@ impl Datapath {
         }
         let opened = session.open(guard, header, &mut datagram.buf, now_ms)?;
         report(session, opened, control);
-        Ok(Some((session, peer)))
+        Ok((session, peer))
     }
 
     /// Reads the inner header and takes the payload where its kind says.

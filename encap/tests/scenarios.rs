@@ -1,5 +1,7 @@
 //! The protocol in the deterministic world. Names by kind: `flow_` a scenario, `sec_` an attack.
 #![allow(missing_docs, unreachable_pub)]
+// The world begins its virtual time somewhere, and a test may panic.
+#![allow(clippy::disallowed_methods, clippy::unwrap_used, clippy::panic)]
 
 mod world;
 
@@ -81,7 +83,8 @@ fn flow_handshake_at_once_on_a_clean_wire() {
 fn flow_handshake_under_30_percent_loss() {
     for_seeds(100, |seed| {
         let mut world = World::new(seed);
-        world.default_wire = Wire { loss: 300_000, duplicate: 50_000, jitter: ms(3), ..Wire::default() };
+        world.default_wire =
+            Wire { loss: 300_000, duplicate: 50_000, jitter: ms(3), ..Wire::default() };
         world.add(config(1, 2));
         world.add(config(2, 2));
         let end = world.now + secs(30);
@@ -141,9 +144,7 @@ fn flow_simultaneous_open_gives_one_session() {
         };
         assert_eq!(session(0, 2).remote_slot, session(1, 1).local_slot);
         assert_eq!(session(1, 1).remote_slot, session(0, 2).local_slot);
-        let live = |node: usize| {
-            world.nodes[node].vtep.tables().sessions.iter().flatten().count()
-        };
+        let live = |node: usize| world.nodes[node].vtep.tables().sessions.iter().flatten().count();
         assert_eq!((live(0), live(1)), (1, 1), "old sessions are gone");
     });
 }
@@ -245,11 +246,7 @@ fn flow_cluster_key_is_rolled_with_nothing_lost() {
         world.run_for(ms(5));
         world.nodes[1].delivered.clear();
         let mut sent = 0_u32;
-        let steps = [
-            vec![old.clone(), new.clone()],
-            vec![new.clone(), old],
-            vec![new.clone()],
-        ];
+        let steps = [vec![old.clone(), new.clone()], vec![new.clone(), old], vec![new.clone()]];
         for keys in steps {
             for node in [1, 0] {
                 let config = VtepConfig { keys: keys.clone(), ..world.nodes[node].config.clone() };
@@ -500,10 +497,8 @@ fn sec_every_datagram_ever_sent_is_replayed_and_none_is_accepted() {
             assert_eq!(node.vtep.tables().sessions.iter().flatten().count(), 1);
         }
         assert_eq!(stream(&mut world, 100, ms(1)).len(), 100);
-        let replayed: u64 = [0, 1]
-            .iter()
-            .map(|node| world.nodes[*node].drops(DropReason::HandshakeReplayed))
-            .sum();
+        let replayed: u64 =
+            [0, 1].iter().map(|node| world.nodes[*node].drops(DropReason::HandshakeReplayed)).sum();
         assert!(replayed > 0, "{:?}", world.nodes[0].all_drops());
     });
 }

@@ -1,12 +1,20 @@
-//! Packet input and output.
+//! Packet input and output for tapd: ports and the workers between them.
+//!
+//! A [`worker::Worker`] runs frames to completion: it reads a burst from a tap ([`tap`]), has it
+//! sealed ([`encap::tx`]), sends it by an uplink ([`uplink`]), and the same back
+//! ([`encap::rx`]). Unsafe code is in the files that talk to the kernel only: `tap`, `interface`,
+//! `wake`, `process`, `affinity` and those under `uplink`.
 
 pub mod tap;
 pub mod vnet;
 pub mod port;
+pub mod worker;
 pub mod uplink;
 pub mod memory;
 pub mod capture;
 pub mod counter;
 pub mod interface;
 pub mod affinity;
+pub mod process;
+pub mod wake;
 pub mod error;

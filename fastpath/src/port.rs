@@ -8,6 +8,8 @@ use std::os::fd::RawFd;
 
 use encap::wire::buf::{BufPool, Burst, Datagram, Frame};
 
+use crate::uplink::UplinkError;
+
 /// Most frames or datagrams that one `rx_burst` call adds.
 pub const MAX_BURST: usize = 64;
 
@@ -68,6 +70,12 @@ pub trait DatagramPort {
 
     /// Sends and empties `datagrams`, giving every buffer back to `pool`.
     fn tx_burst(&mut self, pool: &mut BufPool, datagrams: &mut Burst<Datagram>) -> TxReport;
+
+    /// The next error that the path reported for an earlier datagram; ask to the end after each
+    /// burst. A port that hears of none gives none.
+    fn poll_error(&mut self) -> Option<UplinkError> {
+        None
+    }
 
     /// What the port can do.
     fn capabilities(&self) -> DatagramCapabilities;

@@ -1,8 +1,5 @@
 //! tapd: the daemon, and the commands that talk to it.
 
-// Until the daemon uses what is built for it.
-#![allow(dead_code, unused_imports)]
-
 mod cli;
 mod config;
 mod logging;

@@ -182,7 +182,8 @@ pub(crate) mod portable {
     }
 }
 
-#[cfg(all(test, feature = "fast-aead"))]
+#[cfg(test)]
+#[cfg(feature = "fast-aead")]
 mod tests {
     use super::*;
     use proptest::prelude::*;
@@ -214,7 +215,7 @@ mod tests {
         let mut data = plain.clone();
         assert_eq!(Key::new(&key).seal(nonce, &aad, &mut data).unwrap().to_vec(), tag);
         assert_eq!(data, sealed);
-        let mut data = plain.clone();
+        let mut data = plain;
         assert_eq!(portable::Key::new(&key).seal(nonce, &aad, &mut data).unwrap().to_vec(), tag);
         assert_eq!(data, sealed);
     }

@@ -148,11 +148,6 @@ impl UdpUplink {
         &self.counters
     }
 
-    /// The oldest error not yet fetched; call until None after each burst.
-    pub fn poll_error(&mut self) -> Option<UplinkError> {
-        self.errors.pop_front()
-    }
-
     /// Sends `payload` to `remote` at once; for a thread that sends a datagram now and then.
     pub fn send_to(&mut self, payload: &[u8], remote: SocketAddr) -> TxReport {
         self.send_all(&[(payload, remote)])
@@ -353,6 +348,10 @@ impl DatagramPort for UdpUplink {
             }
         }
         Ok(())
+    }
+
+    fn poll_error(&mut self) -> Option<UplinkError> {
+        self.errors.pop_front()
     }
 
     fn tx_burst(&mut self, pool: &mut BufPool, datagrams: &mut Burst<Datagram>) -> TxReport {

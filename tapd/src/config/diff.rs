@@ -47,11 +47,6 @@ pub(crate) struct Changes {
 }
 
 impl Changes {
-    /// Nothing changed at all.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.live.is_empty() && self.restart.is_empty()
-    }
-
     fn live(&mut self, change: Change, line: impl fmt::Display) {
         self.live.push((change, line.to_string()));
     }
@@ -335,7 +330,8 @@ mod tests {
 
     #[test]
     fn equal_configurations_change_nothing() {
-        assert!(config().diff(&config()).is_empty());
+        let changes = config().diff(&config());
+        assert!(changes.live.is_empty() && changes.restart.is_empty());
     }
 
     #[test]

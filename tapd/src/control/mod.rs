@@ -13,7 +13,7 @@ pub(crate) use message::{
     CountersReply, FdbReply, LinkReply, MemberReply, NetworkReply, PeerReply, ReloadReply, Request,
     StatusReply, Topic, WorkerCounters,
 };
-pub(crate) use server::{Incoming, ReplySender, Server, Waker, hung_up};
+pub(crate) use server::{Incoming, ReplySender, Server, hung_up};
 
 /// Version of the requests and replies.
 pub(crate) const CONTROL_VERSION: u32 = 1;

@@ -23,7 +23,7 @@ impl Daemon {
         let path = directory.path().join("control.sock");
         let wakes = Arc::new(AtomicUsize::new(0));
         let counter = Arc::clone(&wakes);
-        let waker: Waker = Box::new(move || {
+        let waker: Box<dyn Fn() + Send + Sync> = Box::new(move || {
             counter.fetch_add(1, Ordering::SeqCst);
         });
         let (server, incoming) = Server::bind(&path, waker).unwrap();

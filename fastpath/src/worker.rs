@@ -1,0 +1,414 @@
+//! One thread's loop: the only place where both directions meet.
+//!
+//! Run to completion: a burst is read, goes through every stage and is sent before the next one
+//! is read. No queue between stages, no lock, no allocation per packet after start-up.
+//!
+//! Steps 2 and 11 of a packet's walk are [`Worker::overlay_to_underlay`] and
+//! [`Worker::underlay_to_overlay`].
+
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::SyncSender;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use encap::datapath::{ControlInput, Datapath, Delivery};
+use encap::forward::policer::Policer;
+use encap::id::Vni;
+use encap::stats::DropReason;
+use encap::wire::buf::{BufPool, Burst, Datagram, Frame};
+use encap::wire::header::Handle;
+
+use crate::capture::{CaptureTap, Direction};
+use crate::counter::counters;
+use crate::port::{DatagramPort, FramePort, MAX_BURST, TxReport};
+use crate::uplink::UplinkError;
+use crate::wake::{PollSet, Waker};
+
+/// How long a worker polls on after the last packet before it blocks: shorter than a context
+/// switch costs, long enough to catch the answer to what was just sent.
+const SPIN: Duration = Duration::from_micros(20);
+/// A blocked worker looks around this often even if nothing wakes it.
+const LONGEST_WAIT: Duration = Duration::from_secs(1);
+/// Path errors a second that are handed to the control thread; all are counted by the uplink.
+const ERROR_NOTICES_PER_SECOND: u32 = 100;
+
+counters! {
+    /// What a worker counts about its ports.
+    pub struct WorkerCounters {
+        /// Frames that a tap had no room for.
+        tap_tx_no_room,
+        /// Frames that were too large for a tap.
+        tap_tx_too_large,
+        /// Frames that a tap refused otherwise (it is down).
+        tap_tx_failed,
+        /// Datagrams that an uplink had no room for.
+        uplink_tx_no_room,
+        /// Datagrams that were too large for an uplink or path.
+        uplink_tx_too_large,
+        /// Datagrams that an uplink refused otherwise.
+        uplink_tx_failed,
+        /// Times that the worker blocked for lack of work.
+        waits,
+    }
+}
+
+/// What a worker tells the control thread, through a bounded queue.
+#[derive(Debug)]
+pub enum Notice {
+    /// For [`encap::vtep::Vtep::handle_input`].
+    Control(ControlInput),
+    /// The path reported an error for a datagram.
+    UplinkError(UplinkError),
+    /// A tap is gone; the worker does without it.
+    TapGone {
+        /// Its network.
+        vni: Vni,
+        /// What the kernel said.
+        error: io::Error,
+    },
+}
+
+/// A change of a worker's ports while it runs.
+#[derive(Debug)]
+pub enum Command<F> {
+    /// Serve this port too.
+    AddTap {
+        /// Our handle of its network.
+        handle: Handle,
+        /// Its network.
+        vni: Vni,
+        /// The port.
+        port: F,
+    },
+    /// Close the ports of this network.
+    RemoveTap {
+        /// The network.
+        vni: Vni,
+    },
+}
+
+/// The way to a running worker.
+#[derive(Debug)]
+pub struct WorkerHandle<F> {
+    commands: Arc<Mailbox<F>>,
+    waker: Waker,
+    counters: Arc<WorkerCounters>,
+}
+
+#[derive(Debug)]
+struct Mailbox<F> {
+    waiting: AtomicBool,
+    stop: AtomicBool,
+    commands: Mutex<Vec<Command<F>>>,
+}
+
+impl<F> WorkerHandle<F> {
+    /// Has the worker change its ports soon.
+    pub fn send(&self, command: Command<F>) {
+        self.commands.commands.lock().unwrap_or_else(PoisonError::into_inner).push(command);
+        self.commands.waiting.store(true, Ordering::Release);
+        self.waker.wake();
+    }
+
+    /// Has the worker end.
+    pub fn stop(&self) {
+        self.commands.stop.store(true, Ordering::Release);
+        self.waker.wake();
+    }
+
+    /// What the worker counts.
+    #[must_use]
+    pub fn counters(&self) -> &Arc<WorkerCounters> {
+        &self.counters
+    }
+}
+
+/// What a worker needs besides its ports.
+#[derive(Debug)]
+pub struct WorkerOptions {
+    /// Never block: for a core that is given away.
+    pub dedicated: bool,
+    /// Largest packet in bytes that a buffer holds.
+    pub max_packet_len: usize,
+}
+
+#[derive(Debug)]
+struct TapSlot<F> {
+    handle: Handle,
+    vni: Vni,
+    port: F,
+    /// Frames on their way out, collected over a burst.
+    out: Burst<Frame>,
+}
+
+/// One thread's share of the packet path.
+#[derive(Debug)]
+pub struct Worker<F, D> {
+    datapath: Datapath,
+    pool: BufPool,
+    taps: Vec<TapSlot<F>>,
+    uplinks: Vec<D>,
+    control: SyncSender<Notice>,
+    control_waker: Waker,
+    capture: CaptureTap,
+    mailbox: Arc<Mailbox<F>>,
+    waker: Waker,
+    poll_set: PollSet,
+    counters: Arc<WorkerCounters>,
+    error_notices: Policer,
+    dedicated: bool,
+    frames: Burst<Frame>,
+    datagrams: Burst<Datagram>,
+    deliveries: Burst<Delivery>,
+    inputs: Burst<ControlInput>,
+}
+
+impl<F: FramePort, D: DatagramPort> Worker<F, D> {
+    /// A worker over its uplinks (in the order of their ids), without taps yet, and the way to it.
+    ///
+    /// # Errors
+    /// Out of descriptors.
+    pub fn new(
+        datapath: Datapath,
+        uplinks: Vec<D>,
+        control: SyncSender<Notice>,
+        control_waker: Waker,
+        capture: CaptureTap,
+        options: &WorkerOptions,
+    ) -> io::Result<(Self, WorkerHandle<F>)> {
+        let waker = Waker::new()?;
+        let counters = Arc::<WorkerCounters>::default();
+        let mailbox = Arc::new(Mailbox {
+            waiting: AtomicBool::new(false),
+            stop: AtomicBool::new(false),
+            commands: Mutex::new(Vec::new()),
+        });
+        let handle = WorkerHandle {
+            commands: Arc::clone(&mailbox),
+            waker: waker.clone(),
+            counters: Arc::clone(&counters),
+        };
+        let limit = MAX_BURST * (uplinks.len() + 3);
+        let now = Instant::now();
+        let worker = Self {
+            datapath,
+            pool: BufPool::new(options.max_packet_len, limit),
+            taps: Vec::new(),
+            uplinks,
+            control,
+            control_waker,
+            capture,
+            mailbox,
+            waker,
+            poll_set: PollSet::default(),
+            counters,
+            error_notices: Policer::new(now, ERROR_NOTICES_PER_SECOND, ERROR_NOTICES_PER_SECOND),
+            dedicated: options.dedicated,
+            frames: Burst::with_capacity(MAX_BURST),
+            datagrams: Burst::with_capacity(MAX_BURST),
+            deliveries: Burst::with_capacity(MAX_BURST),
+            inputs: Burst::new(),
+        };
+        Ok((worker, handle))
+    }
+
+    /// Runs until told to stop, or until an uplink is broken for good.
+    ///
+    /// # Errors
+    /// The uplink's.
+    pub fn run(&mut self) -> io::Result<()> {
+        self.watch();
+        let mut busy_at = Instant::now();
+        while !self.mailbox.stop.load(Ordering::Acquire) {
+            let now = Instant::now();
+            if self.mailbox.waiting.swap(false, Ordering::AcqRel) {
+                self.take_commands();
+            }
+            let moved = self.overlay_to_underlay(now) + self.underlay_to_overlay(now)?;
+            if moved > 0 {
+                busy_at = now;
+            } else if !self.dedicated {
+                self.idle(now, busy_at);
+            }
+        }
+        Ok(())
+    }
+
+    /// Frames of every tap are sealed and sent; gives their number.
+    pub fn overlay_to_underlay(&mut self, now: Instant) -> usize {
+        let mut moved = 0;
+        for at in 0..self.taps.len() {
+            let Some(tap) = self.taps.get_mut(at) else { break };
+            if let Err(error) = tap.port.rx_burst(&mut self.pool, &mut self.frames) {
+                let vni = tap.vni;
+                self.tell(Notice::TapGone { vni, error });
+                self.remove_tap(vni);
+                break;
+            }
+            if self.frames.is_empty() {
+                continue;
+            }
+            let (handle, vni) = (tap.handle, tap.vni);
+            moved += self.frames.len();
+            if self.capture.is_running() {
+                let time = unix_time();
+                for frame in &self.frames {
+                    self.capture.offer(time, vni, Direction::FromPort, frame.buf.data());
+                }
+            }
+            self.datapath.encapsulate(
+                now,
+                handle,
+                &mut self.pool,
+                &mut self.frames,
+                &mut self.datagrams,
+            );
+            self.send_datagrams();
+        }
+        moved
+    }
+
+    /// Sends what was sealed, each datagram by its uplink.
+    fn send_datagrams(&mut self) {
+        // One uplink carries nearly everything, so runs are sent as they are.
+        while let Some(id) = self.datagrams.first().map(|datagram| datagram.uplink) {
+            let run = self.datagrams.iter().take_while(|d| d.uplink == id).count();
+            let rest = self.datagrams.split_off(run);
+            let report = match self.uplinks.get_mut(usize::from(id.0)) {
+                Some(uplink) => uplink.tx_burst(&mut self.pool, &mut self.datagrams),
+                None => TxReport { failed: run, ..TxReport::default() },
+            };
+            self.counters.uplink_tx_no_room.add(report.no_room as u64);
+            self.counters.uplink_tx_too_large.add(report.too_large as u64);
+            self.counters.uplink_tx_failed.add(report.failed as u64);
+            self.datagrams.clear();
+            self.datagrams.extend(rest);
+        }
+        self.take_errors();
+    }
+
+    /// Datagrams of every uplink are opened and written to their taps; gives their number.
+    ///
+    /// # Errors
+    /// An uplink is broken for good.
+    pub fn underlay_to_overlay(&mut self, now: Instant) -> io::Result<usize> {
+        let mut moved = 0;
+        for uplink in &mut self.uplinks {
+            uplink.rx_burst(&mut self.pool, &mut self.datagrams)?;
+            if self.datagrams.is_empty() {
+                continue;
+            }
+            moved += self.datagrams.len();
+            self.datapath.decapsulate(
+                now,
+                &mut self.pool,
+                &mut self.datagrams,
+                &mut self.deliveries,
+                &mut self.inputs,
+            );
+        }
+        if moved > 0 {
+            self.deliver();
+            self.hand_over();
+        }
+        self.take_errors();
+        Ok(moved)
+    }
+
+    /// Writes opened frames, those of one tap together.
+    fn deliver(&mut self) {
+        let capturing = self.capture.is_running();
+        for Delivery { handle, vni, frame } in self.deliveries.drain(..) {
+            if capturing {
+                self.capture.offer(unix_time(), vni, Direction::ToPort, frame.buf.data());
+            }
+            match self.taps.iter_mut().find(|tap| tap.handle == handle) {
+                Some(tap) => tap.out.push(frame),
+                None => {
+                    self.datapath.counters().count_drop(DropReason::NetworkUnknown);
+                    self.pool.free(frame.buf);
+                }
+            }
+        }
+        for tap in self.taps.iter_mut().filter(|tap| !tap.out.is_empty()) {
+            let report = tap.port.tx_burst(&mut self.pool, &mut tap.out);
+            self.counters.tap_tx_no_room.add(report.no_room as u64);
+            self.counters.tap_tx_too_large.add(report.too_large as u64);
+            self.counters.tap_tx_failed.add(report.failed as u64);
+        }
+    }
+
+    /// Gives the control thread what is for it; what does not fit is counted.
+    fn hand_over(&mut self) {
+        let mut told = false;
+        for input in self.inputs.drain(..) {
+            if self.control.try_send(Notice::Control(input)).is_err() {
+                self.datapath.counters().count_drop(DropReason::ControlQueueFull);
+            }
+            told = true;
+        }
+        if told {
+            self.control_waker.wake();
+        }
+    }
+
+    fn tell(&self, notice: Notice) {
+        if self.control.try_send(notice).is_ok() {
+            self.control_waker.wake();
+        }
+    }
+
+    fn take_errors(&mut self) {
+        for at in 0..self.uplinks.len() {
+            while let Some(error) = self.uplinks.get_mut(at).and_then(DatagramPort::poll_error) {
+                if self.error_notices.take(Instant::now()) {
+                    self.tell(Notice::UplinkError(error));
+                }
+            }
+        }
+    }
+
+    fn take_commands(&mut self) {
+        let commands = std::mem::take(
+            &mut *self.mailbox.commands.lock().unwrap_or_else(PoisonError::into_inner),
+        );
+        for command in commands {
+            match command {
+                Command::AddTap { handle, vni, port } => {
+                    let out = Burst::with_capacity(MAX_BURST);
+                    self.taps.push(TapSlot { handle, vni, port, out });
+                }
+                Command::RemoveTap { vni } => self.remove_tap(vni),
+            }
+        }
+        self.watch();
+    }
+
+    fn remove_tap(&mut self, vni: Vni) {
+        self.taps.retain(|tap| tap.vni != vni);
+        self.watch();
+    }
+
+    fn watch(&mut self) {
+        let taps = self.taps.iter().filter_map(|tap| tap.port.poll_fd());
+        let uplinks = self.uplinks.iter().filter_map(DatagramPort::poll_fd);
+        self.poll_set.set(std::iter::once(self.waker.fd()).chain(taps).chain(uplinks));
+    }
+
+    /// Nothing to do: gives the core to others, and blocks when that has gone on for a while.
+    fn idle(&mut self, now: Instant, busy_at: Instant) {
+        if now.saturating_duration_since(busy_at) < SPIN {
+            std::thread::yield_now();
+            return;
+        }
+        self.counters.waits.add(1);
+        if self.poll_set.wait(LONGEST_WAIT) {
+            self.waker.clear();
+        }
+    }
+}
+
+fn unix_time() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}

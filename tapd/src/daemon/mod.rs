@@ -1,0 +1,317 @@
+//! The running node: ports, workers and the control thread, made from a configuration.
+//!
+//! The control thread is the process's first: it owns the [`Vtep`], serves the control socket and
+//! the signals, and never touches a frame.
+
+mod networks;
+mod uplinks;
+mod protocol;
+mod report;
+mod notices;
+mod reload;
+mod stream;
+
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, sync_channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant, SystemTime};
+
+use anyhow::{Context, anyhow};
+use encap::stats::Counters;
+use encap::vtep::Vtep;
+use fastpath::affinity;
+use fastpath::capture::Capture;
+use fastpath::tap::TapQueue;
+use fastpath::uplink::socket::UdpUplink;
+use fastpath::wake::{PollSet, Waker};
+use fastpath::worker::{Notice, Worker, WorkerHandle, WorkerOptions};
+use log::{info, warn};
+
+use crate::config::{Config, Source};
+use crate::control::{Incoming, Server};
+use crate::exit::Failure;
+use crate::privileges;
+use networks::Networks;
+use notices::Notices;
+use uplinks::Uplinks;
+
+/// Messages from the workers that wait at most for the control thread.
+const NOTICE_QUEUE: usize = 256;
+/// Buffers hold at least this much, so that networks can be added to a running node.
+const MIN_PACKET_LEN: usize = 9_216 + 64;
+/// Longest the control thread sleeps.
+const LONGEST_WAIT: Duration = Duration::from_secs(1);
+/// The wall clock running ahead by more than this between two looks means that the machine slept.
+const SLEEP_LIMIT: Duration = Duration::from_secs(5);
+
+/// A worker's thread and the way to it.
+struct RunningWorker {
+    thread: JoinHandle<std::io::Result<()>>,
+    handle: WorkerHandle<TapQueue>,
+    counters: Arc<Counters>,
+}
+
+/// The control thread's state.
+struct Daemon {
+    config: Config,
+    source: Source,
+    vtep: Vtep,
+    uplinks: Uplinks,
+    networks: Networks,
+    workers: Vec<RunningWorker>,
+    notices: Notices,
+    capture: Capture,
+    started: Instant,
+}
+
+/// Which signals came.
+struct Signals {
+    hangup: UnixStream,
+    stop: UnixStream,
+}
+
+impl Signals {
+    /// Each signal writes a byte, which wakes the control thread.
+    fn register() -> anyhow::Result<Self> {
+        use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+        let pipe = |signals: &[i32]| -> anyhow::Result<UnixStream> {
+            let (reader, writer) = UnixStream::pair()?;
+            reader.set_nonblocking(true)?;
+            for signal in signals {
+                signal_hook::low_level::pipe::register(*signal, writer.try_clone()?)?;
+            }
+            Ok(reader)
+        };
+        Ok(Self { hangup: pipe(&[SIGHUP])?, stop: pipe(&[SIGTERM, SIGINT])? })
+    }
+
+    fn came(stream: &UnixStream) -> bool {
+        use std::io::Read;
+        let mut bytes = [0; 64];
+        let mut reader = stream;
+        reader.read(&mut bytes).is_ok_and(|count| count > 0)
+    }
+}
+
+/// Runs until a signal ends it.
+pub(crate) fn run(config: Config, source: Source) -> Result<(), Failure> {
+    let signals = Signals::register().context("cannot catch signals")?;
+    warn_of(&config);
+    let mut uplinks = Uplinks::open(&config)?;
+    let mut networks = Networks::open(&config, &uplinks)?;
+    let socket = &config.daemon.control_socket;
+    let waker = Waker::new().context("cannot open an event descriptor")?;
+    // Capabilities belong to threads: they are dropped before there are more than this one.
+    privileges::drop_all_but_net_admin().map_err(Failure::cannot_start)?;
+    fastpath::process::set_no_new_privileges().context("cannot set no_new_privs")?;
+    fastpath::process::set_undumpable().context("cannot forbid core dumps")?;
+    let wake = waker.clone();
+    let (server, requests) =
+        Server::bind(socket, Box::new(move || wake.wake())).map_err(Failure::cannot_start)?;
+    let (notice_tx, notices) = sync_channel(NOTICE_QUEUE);
+
+    let started = Instant::now();
+    let vtep_config = protocol::vtep_config(&config, &uplinks, &networks)?;
+    let mut vtep = Vtep::new(started, vtep_config, Box::new(protocol::SystemRng));
+    let capture = Capture::new();
+    let max_packet_len = networks.max_frame_len().max(MIN_PACKET_LEN);
+    let options = || WorkerOptions { dedicated: config.daemon.dedicated, max_packet_len };
+    let mut workers = Vec::new();
+    for (number, sockets) in uplinks.take_worker_sockets().into_iter().enumerate() {
+        let datapath = vtep.datapath();
+        let counters = Arc::clone(datapath.counters());
+        let (worker, handle) = Worker::new(
+            datapath,
+            sockets,
+            notice_tx.clone(),
+            waker.clone(),
+            capture.tap(),
+            &options(),
+        )
+        .context("cannot make a worker")?;
+        let pinned = config.daemon.dedicated.then_some(number);
+        let thread = spawn(number, worker, pinned)?;
+        workers.push(RunningWorker { thread, handle, counters });
+    }
+    drop(notice_tx);
+    networks.hand_queues(&vtep, &workers);
+
+    let mut daemon = Daemon {
+        config,
+        source,
+        vtep,
+        uplinks,
+        networks,
+        workers,
+        notices: Notices::default(),
+        capture,
+        started,
+    };
+    daemon.greet();
+    let outcome = daemon.serve(&waker, &signals, &notices, &requests);
+    // No new request is taken while the node takes itself apart.
+    drop(server);
+    drop(requests);
+    daemon.stop();
+    outcome
+}
+
+fn spawn(
+    number: usize,
+    mut worker: Worker<TapQueue, UdpUplink>,
+    core: Option<usize>,
+) -> anyhow::Result<JoinHandle<std::io::Result<()>>> {
+    let run = move || {
+        if let Some(core) = core
+            && let Err(error) = affinity::pin_current_thread(core)
+        {
+            warn!("worker {number} cannot be pinned to core {core}: {error}");
+        }
+        worker.run()
+    };
+    std::thread::Builder::new()
+        .name(format!("worker-{number}"))
+        .spawn(run)
+        .context("cannot start a worker thread")
+}
+
+fn warn_of(config: &Config) {
+    let cores = affinity::available_cores();
+    if config.daemon.dedicated && config.daemon.workers >= cores {
+        warn!(
+            "{} dedicated workers on {cores} cores leave none for anything else; \
+             set dedicated = false or fewer workers",
+            config.daemon.workers
+        );
+    }
+    if config.cluster.insecure {
+        warn!("insecure = true: frames may cross the underlay without any protection");
+    }
+}
+
+impl Daemon {
+    fn greet(&self) {
+        let own = self.config.own_node();
+        info!(
+            "ready: node {} ({}), {} peers, {} networks, port {}, {} worker(s)",
+            self.config.own.get(),
+            own.map_or("", |node| node.name.as_str()),
+            self.config.peers().count(),
+            self.networks.len(),
+            self.config.cluster.port,
+            self.workers.len()
+        );
+    }
+
+    /// The control thread's loop.
+    fn serve(
+        &mut self,
+        waker: &Waker,
+        signals: &Signals,
+        notices: &Receiver<Notice>,
+        requests: &Receiver<Incoming>,
+    ) -> Result<(), Failure> {
+        let mut poll_set = PollSet::default();
+        poll_set.set([waker.fd(), signals.hangup.as_raw_fd(), signals.stop.as_raw_fd()]);
+        let mut sleep = SleepWatch::new();
+        self.drain();
+        loop {
+            let wait = self.vtep.poll_timeout().saturating_duration_since(Instant::now());
+            poll_set.wait(wait.min(LONGEST_WAIT));
+            waker.clear();
+            if Signals::came(&signals.stop) {
+                info!("stopping on a signal");
+                return Ok(());
+            }
+            if sleep.slept() {
+                warn!("this machine was suspended: new handshakes with all peers");
+                self.vtep.handle_suspend(Instant::now());
+            }
+            // At most one queue's worth at a time, so that nothing else starves.
+            for notice in notices.try_iter().take(NOTICE_QUEUE) {
+                self.take_notice(notice);
+            }
+            let now = Instant::now();
+            if self.vtep.poll_timeout() <= now {
+                self.vtep.handle_timeout(now);
+            }
+            self.drain();
+            for incoming in requests.try_iter() {
+                self.answer(incoming);
+                self.drain();
+            }
+            if Signals::came(&signals.hangup) {
+                self.reload_on_signal();
+                self.drain();
+            }
+            if let Some(worker) = self.workers.iter().position(|w| w.thread.is_finished()) {
+                return Err(anyhow!("worker {worker} ended unexpectedly").into());
+            }
+        }
+    }
+
+    fn take_notice(&mut self, notice: Notice) {
+        let now = Instant::now();
+        match notice {
+            Notice::Control(input) => self.vtep.handle_input(now, input),
+            Notice::UplinkError(error) => self.notices.uplink_error(now, &self.config, &error),
+            Notice::TapGone { vni, error } => {
+                log::error!("the tap of network {vni} is gone: {error}; reload to make it anew");
+                self.networks.forget(vni);
+            }
+        }
+        // Answers go out at once: a burst of handshakes must not wait for its last one.
+        self.drain();
+    }
+
+    /// Sends what the protocol wants sent and reports what it reports.
+    fn drain(&mut self) {
+        while let Some(transmit) = self.vtep.poll_transmit() {
+            self.uplinks.send(&transmit);
+        }
+        while let Some(event) = self.vtep.poll_event() {
+            self.networks.take_event(&event);
+            self.notices.event(Instant::now(), &self.config, &event);
+        }
+    }
+
+    /// Says goodbye, ends the workers, closes everything.
+    fn stop(mut self) {
+        self.vtep.shutdown(Instant::now());
+        while let Some(transmit) = self.vtep.poll_transmit() {
+            self.uplinks.send(&transmit);
+        }
+        for worker in &self.workers {
+            worker.handle.stop();
+        }
+        for worker in self.workers {
+            match worker.thread.join() {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => log::error!("a worker failed: {error}"),
+                Err(_) => log::error!("a worker panicked"),
+            }
+        }
+        info!("stopped");
+    }
+}
+
+/// Compares the clock that stands still while the machine sleeps with one that does not.
+struct SleepWatch {
+    awake: Instant,
+    wall: SystemTime,
+}
+
+impl SleepWatch {
+    fn new() -> Self {
+        Self { awake: Instant::now(), wall: SystemTime::now() }
+    }
+
+    fn slept(&mut self) -> bool {
+        let awake = self.awake.elapsed();
+        let wall = self.wall.elapsed().unwrap_or_default();
+        *self = Self::new();
+        wall > awake + SLEEP_LIMIT
+    }
+}

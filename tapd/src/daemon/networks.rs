@@ -1,0 +1,213 @@
+//! The node's virtual networks: their taps, addresses and MTUs.
+
+use std::sync::Arc;
+
+use anyhow::{Context, anyhow};
+use encap::event::Event;
+use encap::id::{NodeId, Vni};
+use encap::vtep::Vtep;
+use fastpath::tap::{Tap, TapCounters, TapOptions, TapQueue};
+use fastpath::worker::Command;
+use log::{info, warn};
+
+use super::RunningWorker;
+use super::uplinks::{ETHERNET_LEN, Uplinks};
+use crate::config::{Config, MacPolicy, NetworkConfig, TapMtu, derived_address, derived_mac};
+use crate::exit::Failure;
+
+/// Bytes of two VLAN tags, which a frame may have on top.
+const TAGS_LEN: usize = 8;
+
+/// One network with its tap.
+pub(super) struct Network {
+    pub(super) config: NetworkConfig,
+    pub(super) tap: Tap,
+    /// MTU that this node alone would give the tap.
+    pub(super) own_tap_mtu: u32,
+    /// MTU in force: lowered where another member takes less.
+    pub(super) tap_mtu: u32,
+    pub(super) arithmetic: String,
+    /// Queues that no worker has yet.
+    queues: Vec<TapQueue>,
+}
+
+/// All networks that this node takes part in.
+#[derive(Default)]
+pub(super) struct Networks {
+    list: Vec<Network>,
+}
+
+impl Networks {
+    pub(super) fn open(config: &Config, uplinks: &Uplinks) -> Result<Self, Failure> {
+        let mut networks = Self::default();
+        for network in config.own_networks() {
+            networks.add(config.own, network, config.daemon.workers, uplinks)?;
+        }
+        Ok(networks)
+    }
+
+    /// Opens the tap of one network and sets it up.
+    pub(super) fn add(
+        &mut self,
+        own: NodeId,
+        network: &NetworkConfig,
+        workers: usize,
+        uplinks: &Uplinks,
+    ) -> Result<(), Failure> {
+        let auto = uplinks.tap_mtu();
+        let (tap_mtu, arithmetic) = match network.tap_mtu {
+            TapMtu::Auto => (auto, uplinks.tap_mtu_arithmetic()),
+            TapMtu::Fixed(fixed) => {
+                let fixed = u32::from(fixed);
+                if fixed > auto {
+                    warn!(
+                        "network {}: tap_mtu {fixed} is more than the path takes ({}); \
+                         larger frames are dropped and counted as frame_too_large",
+                        network.vni,
+                        uplinks.tap_mtu_arithmetic()
+                    );
+                }
+                (fixed, format!("fixed in the configuration = {fixed}"))
+            }
+        };
+        let options = TapOptions {
+            name: network.tap.clone(),
+            queues: workers,
+            existing: network.existing,
+            tap_mtu: Some(tap_mtu),
+        };
+        let (tap, queues) = Tap::open(&options).map_err(Failure::cannot_start)?;
+        for degraded in tap.degraded() {
+            warn!("tap {}: {degraded}", network.tap);
+        }
+        set_up(own, network, &tap).with_context(|| format!("cannot set up tap {}", network.tap))?;
+        info!(
+            "network {} ({}): tap {}, MTU {tap_mtu} ({arithmetic})",
+            network.vni, network.name, network.tap
+        );
+        let config = network.clone();
+        let own_tap_mtu = tap_mtu;
+        self.list.push(Network { config, tap, own_tap_mtu, tap_mtu, arithmetic, queues });
+        Ok(())
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Network> {
+        self.list.iter()
+    }
+
+    pub(super) fn get(&self, vni: Vni) -> Option<&Network> {
+        self.list.iter().find(|network| network.config.vni == vni)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.list.len()
+    }
+
+    /// Largest frame in bytes of any tap, tags included.
+    pub(super) fn max_frame_len(&self) -> usize {
+        let len = |network: &Network| (network.own_tap_mtu + ETHERNET_LEN) as usize + TAGS_LEN + 64;
+        self.list.iter().map(len).max().unwrap_or(0)
+    }
+
+    /// Gives queues that no worker has yet to the workers, one each.
+    pub(super) fn hand_queues(&mut self, vtep: &Vtep, workers: &[RunningWorker]) {
+        let handles = &vtep.tables().handles;
+        for network in &mut self.list {
+            let vni = network.config.vni;
+            let Some(handle) = handles.get(&vni).copied() else { continue };
+            for (worker, port) in workers.iter().zip(network.queues.drain(..)) {
+                worker.handle.send(Command::AddTap { handle, vni, port });
+            }
+        }
+    }
+
+    /// Takes over what may change while the tap goes on.
+    pub(super) fn update(&mut self, config: &Config) {
+        for network in &mut self.list {
+            let vni = network.config.vni;
+            if let Some(new) = config.own_networks().find(|new| new.vni == vni) {
+                network.config = new.clone();
+            }
+        }
+    }
+
+    /// Closes the tap of a network.
+    pub(super) fn remove(&mut self, vni: Vni, workers: &[RunningWorker]) {
+        for worker in workers {
+            worker.handle.send(Command::RemoveTap { vni });
+        }
+        self.forget(vni);
+    }
+
+    /// The workers closed the tap already.
+    pub(super) fn forget(&mut self, vni: Vni) {
+        self.list.retain(|network| network.config.vni != vni);
+    }
+
+    /// The members agreed on another frame size: the tap follows, unless its MTU is fixed.
+    pub(super) fn take_event(&mut self, event: &Event) {
+        let Event::MaxFrameLen { vni, max_frame_len } = *event else { return };
+        let Some(network) = self.list.iter_mut().find(|n| n.config.vni == vni) else { return };
+        let agreed = u32::from(max_frame_len).saturating_sub(ETHERNET_LEN);
+        let TapMtu::Auto = network.config.tap_mtu else {
+            if agreed < network.own_tap_mtu {
+                warn!("network {vni}: another member takes only {agreed} bytes; tap_mtu is fixed");
+            }
+            return;
+        };
+        // Below 1280 the kernel would switch IPv6 off.
+        let tap_mtu = agreed.max(1280).min(network.own_tap_mtu);
+        if tap_mtu == network.tap_mtu {
+            return;
+        }
+        match network.tap.interface().set_tap_mtu(tap_mtu) {
+            Ok(()) => {
+                info!(
+                    "network {vni}: tap MTU {} -> {tap_mtu}, as all members take",
+                    network.tap_mtu
+                );
+                network.tap_mtu = tap_mtu;
+            }
+            Err(error) => warn!("network {vni}: cannot set the tap's MTU to {tap_mtu}: {error}"),
+        }
+    }
+}
+
+impl Network {
+    pub(super) fn counters(&self) -> &[Arc<TapCounters>] {
+        self.tap.counters()
+    }
+
+    /// How the MTU in force comes about.
+    pub(super) fn explain_tap_mtu(&self) -> String {
+        if self.tap_mtu == self.own_tap_mtu {
+            return self.arithmetic.clone();
+        }
+        format!("{}; another member takes only {}", self.arithmetic, self.tap_mtu)
+    }
+}
+
+fn set_up(own: NodeId, network: &NetworkConfig, tap: &Tap) -> anyhow::Result<()> {
+    let interface = tap.interface();
+    if network.mac == MacPolicy::Derived && !network.existing {
+        interface.set_mac(derived_mac(network.vni, own)).context("cannot set its MAC address")?;
+    }
+    interface.set_up(true).context("cannot bring it up")?;
+    for subnet in &network.subnets {
+        let address = derived_address(*subnet, own)
+            .ok_or_else(|| anyhow!("{subnet} has no address for node {own}"))?;
+        add_address(interface, address)?;
+    }
+    Ok(())
+}
+
+fn add_address(
+    interface: &fastpath::interface::Interface,
+    address: ipnet::IpNet,
+) -> anyhow::Result<()> {
+    match interface.add_address(address.addr(), address.prefix_len()) {
+        // An existing tap may have it from before.
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
+        other => other.with_context(|| format!("cannot add address {address}")),
+    }
+}

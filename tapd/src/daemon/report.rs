@@ -1,0 +1,306 @@
+//! Answers to what is asked on the control socket.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use encap::id::{NodeId, Vni};
+use encap::stats::{Counters, DropReason, Traffic};
+use encap::vtep::PeerStatus;
+use fastpath::capture::CaptureFilter;
+use serde::Serialize;
+
+use super::{Daemon, stream};
+use crate::config::derived_address;
+use crate::control::{
+    CountersReply, FdbReply, Incoming, LinkReply, MemberReply, NetworkReply, PeerReply,
+    ReplySender, Request, StatusReply, Topic, WorkerCounters,
+};
+
+impl Daemon {
+    pub(super) fn answer(&mut self, incoming: Incoming) {
+        let Incoming { request, reply } = incoming;
+        let now = Instant::now();
+        match request {
+            Request::Show { topic } => self.show(now, topic, reply),
+            Request::FdbAdd { vni, mac, node } => {
+                let outcome = self.node(&node).and_then(|node| {
+                    self.vtep.fdb_add(now, vni, mac, node).map_err(|error| error.to_string())
+                });
+                finish(reply, outcome);
+            }
+            Request::FdbDel { vni, mac } => {
+                let outcome = match self.vtep.fdb_del(vni, mac) {
+                    Ok(true) => Ok(()),
+                    Ok(false) => Err(format!("network {vni} has no entry for {mac}")),
+                    Err(error) => Err(error.to_string()),
+                };
+                finish(reply, outcome);
+            }
+            Request::FdbFlush { vni } => {
+                let outcome = self.vtep.fdb_flush(vni).map(|_| ());
+                finish(reply, outcome.map_err(|error| error.to_string()));
+            }
+            Request::Reload => match self.reload() {
+                Ok(done) => reply.ok(&done),
+                Err(error) => reply.refuse(error),
+            },
+            Request::Rehandshake { node } => {
+                let outcome = node.map(|node| self.node(&node)).transpose().and_then(|node| {
+                    self.vtep.rehandshake(now, node).map_err(|error| error.to_string())
+                });
+                finish(reply, outcome);
+            }
+            Request::Capture { vni, count } => self.capture(reply, vni, count),
+        }
+    }
+
+    fn node(&self, text: &str) -> Result<NodeId, String> {
+        let found = self.config.find_node(text).map(|node| node.id);
+        found.ok_or_else(|| format!("no node {text:?} in the configuration"))
+    }
+
+    fn capture(&mut self, reply: ReplySender, vni: Option<Vni>, count: Option<u64>) {
+        if let Some(vni) = vni
+            && self.networks.get(vni).is_none()
+        {
+            reply.refuse(format!("no network {vni} on this node"));
+            return;
+        }
+        match self.capture.start(CaptureFilter { vni, snap_len: None }) {
+            Ok(drain) => {
+                let name = |n: &super::networks::Network| (n.config.vni, n.config.name.clone());
+                let names = self.networks.iter().map(name).collect();
+                reply.stream(move |to| stream::run(&drain, names, count, to));
+            }
+            Err(error) => reply.refuse(error.to_string()),
+        }
+    }
+
+    fn show(&self, now: Instant, topic: Topic, reply: ReplySender) {
+        match topic {
+            Topic::Status => reply.ok(&self.status(now)),
+            Topic::Peers => reply.ok(&self.peers(now)),
+            Topic::Links => reply.ok(&self.links(now)),
+            Topic::Networks => reply.ok(&self.network_rows()),
+            Topic::Fdb => reply.ok(&self.fdb(now)),
+            Topic::Counters => reply.ok(&self.counters()),
+        }
+    }
+
+    fn name(&self, node: NodeId) -> String {
+        let known = self.config.nodes.iter().find(|known| known.id == node);
+        known.map_or_else(|| format!("node{node}"), |known| known.name.clone())
+    }
+
+    fn status(&self, now: Instant) -> StatusReply {
+        let peers = self.vtep.peer_status(now);
+        let lines = self
+            .networks
+            .iter()
+            .map(|network| format!("{}: {}", network.config.tap, network.explain_tap_mtu()));
+        StatusReply {
+            node: self.config.own.get(),
+            name: self.name(self.config.own),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            uptime_s: now.saturating_duration_since(self.started).as_secs(),
+            ciphers: self.config.cluster.ciphers.iter().map(|c| c.name().to_owned()).collect(),
+            insecure: self.config.cluster.insecure,
+            port: self.config.cluster.port,
+            workers: self.workers.len(),
+            pid: std::process::id(),
+            rss_bytes: resident_bytes(),
+            peers_up: peers.iter().filter(|peer| peer.up).count(),
+            peers: peers.len(),
+            tap_mtu: lines.collect(),
+        }
+    }
+
+    fn peers(&self, now: Instant) -> Vec<PeerReply> {
+        self.vtep.peer_status(now).iter().map(|status| self.peer(status)).collect()
+    }
+
+    fn peer(&self, status: &PeerStatus) -> PeerReply {
+        let [rx_frames, rx_bytes, tx_frames, tx_bytes] = sums(&status.traffic);
+        let state = if status.up { "up" } else { "down" };
+        PeerReply {
+            node: status.node.get(),
+            name: self.name(status.node),
+            state: state.to_owned(),
+            cipher: status.cipher.filter(|_| status.up).map(str::to_owned),
+            address: status.remote.map_or_else(String::new, |remote| remote.to_string()),
+            age_s: status.session_age.filter(|_| status.up).map(|age| age.as_secs()),
+            epoch_tx: status.epochs.map(|(tx, _)| tx),
+            epoch_rx: status.epochs.map(|(_, rx)| rx),
+            rtt_us: status.rtt.and_then(|rtt| u64::try_from(rtt.as_micros()).ok()),
+            last_seen_ms: status.last_heard.and_then(|ago| u64::try_from(ago.as_millis()).ok()),
+            handshakes: status.handshakes,
+            rx_frames,
+            tx_frames,
+            rx_bytes,
+            tx_bytes,
+            down_reason: status.down_reason.map(|reason| reason.text().to_owned()),
+        }
+    }
+
+    fn links(&self, now: Instant) -> Vec<LinkReply> {
+        let mut rows = Vec::new();
+        for status in self.vtep.peer_status(now) {
+            for (index, link) in (0..).zip(&status.links) {
+                let uplink = self.uplinks.get(link.uplink);
+                // Data goes by the first link; the others are there for the peer's datagrams.
+                let state = match (index, status.up) {
+                    (0, true) => "up",
+                    (0, false) => "down",
+                    _ => "standby",
+                };
+                rows.push(LinkReply {
+                    node: status.node.get(),
+                    peer: self.name(status.node),
+                    index,
+                    local: uplink.map_or_else(String::new, |uplink| uplink.local.to_string()),
+                    remote: link.remote.to_string(),
+                    state: state.to_owned(),
+                    uplink_mtu: uplink.map(|uplink| uplink.ip_mtu),
+                    max_udp_payload: u32::try_from(link.max_udp_payload).unwrap_or(u32::MAX),
+                    errors: self.notices.errors(link.remote),
+                });
+            }
+        }
+        rows
+    }
+
+    fn network_rows(&self) -> Vec<NetworkReply> {
+        let mut rows = Vec::new();
+        for status in self.vtep.network_status() {
+            let Some(network) = self.networks.get(status.vni) else { continue };
+            // From the tap's point of view: what peers sent is received.
+            let [rx_frames, rx_bytes, tx_frames, tx_bytes] = sums(&status.traffic);
+            let local = MemberReply {
+                node: self.config.own.get(),
+                name: self.name(self.config.own),
+                state: "local".to_owned(),
+            };
+            let others = status.members.iter().map(|(node, up)| MemberReply {
+                node: node.get(),
+                name: self.name(*node),
+                state: if *up { "up" } else { "down" }.to_owned(),
+            });
+            let mac = network.tap.interface().mac();
+            let address = |subnet: &ipnet::IpNet| derived_address(*subnet, self.config.own);
+            rows.push(NetworkReply {
+                vni: status.vni.get(),
+                name: network.config.name.clone(),
+                tap: network.config.tap.clone(),
+                tap_mtu: network.tap_mtu,
+                tap_mtu_arithmetic: network.explain_tap_mtu(),
+                mac: mac.map_or_else(|_| String::new(), |mac| mac.to_string()),
+                addresses: network
+                    .config
+                    .subnets
+                    .iter()
+                    .filter_map(address)
+                    .map(|address| address.to_string())
+                    .collect(),
+                members: std::iter::once(local).chain(others).collect(),
+                fdb_entries: status.fdb_entries as u64,
+                rx_frames,
+                tx_frames,
+                rx_bytes,
+                tx_bytes,
+            });
+        }
+        rows
+    }
+
+    fn fdb(&self, now: Instant) -> Vec<FdbReply> {
+        let mut replies = Vec::new();
+        for network in self.networks.iter() {
+            let vni = network.config.vni;
+            let Ok(rows) = self.vtep.fdb_rows(now, vni) else { continue };
+            replies.extend(rows.into_iter().map(|(row, node)| FdbReply {
+                vni: vni.get(),
+                mac: row.mac.to_string(),
+                behind: node.map_or_else(|| "local".to_owned(), |node| self.name(node)),
+                kind: if row.is_static { "static" } else { "learnt" }.to_owned(),
+                age_s: (!row.is_static).then_some(row.age_ms / 1_000),
+                frozen: row.frozen,
+            }));
+        }
+        replies
+    }
+
+    fn counters(&self) -> CountersReply {
+        let mut reply = CountersReply::default();
+        let control = self.vtep.counters();
+        let all: Vec<&Counters> =
+            self.workers.iter().map(|worker| &*worker.counters).chain([&**control]).collect();
+        for reason in DropReason::ALL {
+            let sum = all.iter().map(|counters| counters.dropped(*reason)).sum();
+            reply.drops.insert(reason.name().to_owned(), sum);
+            reply.drop_help.insert(reason.name().to_owned(), reason.help().to_owned());
+        }
+        for counters in &all {
+            for (name, _, value) in counters.totals() {
+                *reply.totals.entry(name.to_owned()).or_default() += value;
+            }
+        }
+        for (number, worker) in self.workers.iter().enumerate() {
+            let mut counters: BTreeMap<_, _> =
+                worker.counters.totals().map(|(name, _, value)| (name.to_owned(), value)).collect();
+            counters.extend(named(worker.handle.counters().values()));
+            reply.workers.push(WorkerCounters { worker: number, counters });
+        }
+        for (number, uplink) in self.uplinks.iter().enumerate() {
+            let values = uplink.counters.iter().flat_map(|counters| counters.values());
+            reply.ports.insert(format!("uplink {number} {}", uplink.local), summed(values));
+        }
+        for network in self.networks.iter() {
+            let values = network.counters().iter().flat_map(|counters| counters.values());
+            reply.ports.insert(format!("tap {}", network.config.tap), summed(values));
+        }
+        reply
+    }
+}
+
+fn named(values: impl Iterator<Item = (&'static str, u64)>) -> impl Iterator<Item = (String, u64)> {
+    values.map(|(name, value)| (name.to_owned(), value))
+}
+
+fn summed(values: impl Iterator<Item = (&'static str, u64)>) -> BTreeMap<String, u64> {
+    let mut sums = BTreeMap::new();
+    for (name, value) in named(values) {
+        *sums.entry(name).or_default() += value;
+    }
+    sums
+}
+
+fn finish(reply: ReplySender, outcome: Result<(), String>) {
+    match outcome {
+        Ok(()) => reply.ok(&Nothing {}),
+        Err(error) => reply.refuse(error),
+    }
+}
+
+/// No data.
+#[derive(Serialize)]
+struct Nothing {}
+
+/// Frames and bytes received, then sent, over all workers.
+fn sums(traffic: &[Traffic]) -> [u64; 4] {
+    traffic.iter().fold([0; 4], |[rf, rb, tf, tb], one| {
+        [
+            rf + one.rx_frames.get(),
+            rb + one.rx_bytes.get(),
+            tf + one.tx_frames.get(),
+            tb + one.tx_bytes.get(),
+        ]
+    })
+}
+
+/// Resident memory of this process.
+fn resident_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib * 1024)
+}
