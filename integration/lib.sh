@@ -1,0 +1,127 @@
+# What integration/run and its helpers share; to be sourced in bash from the repository's root.
+
+# Debian packages by the program that shows their presence.
+PACKAGES="
+    cc:build-essential
+    ip:iproute2
+    ping:iputils-ping
+    iperf3:iperf3
+    tcpdump:tcpdump
+    ethtool:ethtool
+    ps:procps
+    python3:python3
+"
+
+passed=0
+failed=0
+failures=()
+
+die() {
+    echo "integration/run: $*" >&2
+    exit 1
+}
+
+# Root, a Rust toolchain, the packages.
+prepare() {
+    [ "$(id -u)" = 0 ] || die "needs root: it makes network namespaces and taps"
+    command -v cargo >/dev/null || die "needs a Rust toolchain (cargo), see https://rustup.rs"
+    [ -e /dev/net/tun ] || die "needs /dev/net/tun: load the kernel's tun module"
+    # shellcheck disable=SC2086
+    install_packages $PACKAGES
+}
+
+# Installs those of PROGRAM:PACKAGE... whose program is missing.
+install_packages() {
+    local pair missing=()
+    for pair in "$@"; do
+        command -v "${pair%%:*}" >/dev/null || missing+=("${pair#*:}")
+    done
+    [ ${#missing[@]} -gt 0 ] || return 0
+    command -v apt-get >/dev/null || die "lacks ${missing[*]}, and there is no apt-get here"
+    echo "== installing ${missing[*]} =="
+    apt-get update -qq
+    # debconf must not ask, and no service may start on its own.
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" \
+        >/dev/null
+}
+
+build_release() {
+    cargo build --locked --release --workspace || return
+    TAPD_BIN_DIR=$(cargo metadata --locked --format-version 1 --no-deps |
+        python3 -c 'import json, sys; print(json.load(sys.stdin)["target_directory"])')/release ||
+        return
+    export TAPD_BIN_DIR
+}
+
+check_dependencies() {
+    if cargo deny --version >/dev/null 2>&1; then
+        cargo deny --workspace check licenses sources
+    else
+        integration/check-dependencies
+    fi
+}
+
+# Runs a command as one test.
+step() {
+    local name=$1
+    shift
+    echo "== $name =="
+    local begin=$SECONDS
+    if "$@"; then
+        passed=$((passed + 1))
+        echo "== $name: passed ($((SECONDS - begin)) s) =="
+    else
+        failed=$((failed + 1))
+        failures+=("$name")
+        echo "== $name: FAILED ($((SECONDS - begin)) s) =="
+    fi
+}
+
+# Runs cargo test and adds up what its result lines say.
+cargo_tests() {
+    local name=$1 log status=0 begin=$SECONDS
+    shift
+    log=$(mktemp)
+    echo "== $name =="
+    cargo test --locked --no-fail-fast "$@" 2>&1 | tee "$log" || status=$?
+    local good bad
+    good=$(sed -n 's/^test result: .* \([0-9]*\) passed; .*/\1/p' "$log" | paste -sd+ | sum_up)
+    bad=$(sed -n 's/^test result: .* \([0-9]*\) failed; .*/\1/p' "$log" | paste -sd+ | sum_up)
+    passed=$((passed + good))
+    failed=$((failed + bad))
+    if [ "$status" != 0 ] || [ "$bad" != 0 ]; then
+        # A test binary that does not build or crashes has no result line.
+        [ "$bad" != 0 ] || failed=$((failed + 1))
+        failures+=("$name: $(sed -n 's/^test \(.*\) \.\.\. FAILED$/\1/p' "$log" | paste -sd' ')")
+    fi
+    rm -f "$log"
+    echo "== $name: $good passed, $bad failed ($((SECONDS - begin)) s) =="
+}
+
+# Evaluates "1+2+3"; nothing is 0.
+sum_up() {
+    local sum
+    read -r sum || true
+    echo $((${sum:-0}))
+}
+
+# The closing lines; the exit code says whether all is well.
+summary() {
+    local skipped=0
+    if [ -s "$TAPD_SKIP_FILE" ]; then
+        skipped=$(wc -l <"$TAPD_SKIP_FILE")
+        echo "*** SKIPPED: "
+        cat "$TAPD_SKIP_FILE"
+    fi
+    local failure
+    for failure in "${failures[@]}"; do
+        echo "FAILED: $failure"
+    done
+    [ $((passed + failed)) -gt 0 ] || { echo "no test ran" >&2; failed=1; }
+    if [ "$skipped" != 0 ]; then
+        echo "$passed passed, $failed failed, $skipped skipped"
+    else
+        echo "$passed passed, $failed failed"
+    fi
+    [ "$failed" = 0 ]
+}

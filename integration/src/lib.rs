@@ -1,0 +1,23 @@
+//! The harness of the end-to-end tests, the benches and the demo.
+//!
+//! Everything here drives the built `tapd` as a user would: configuration file, command line,
+//! signals and the JSON of `tapd show`. Nothing links the daemon's crates. All traffic stays in
+//! network namespaces that the harness makes and removes.
+
+pub mod sys;
+pub mod wait;
+pub mod skip;
+pub mod command;
+pub mod cleanup;
+pub mod netns;
+pub mod topology;
+pub mod config;
+pub mod node;
+pub mod cluster;
+pub mod traffic;
+pub mod frames;
+pub mod capture;
+pub mod look;
+pub mod stats;
+pub mod load;
+pub mod bench;

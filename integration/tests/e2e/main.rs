@@ -1,0 +1,20 @@
+//! End-to-end tests: the built `tapd` on a real kernel, in network namespaces.
+//!
+//! One binary, one module per subject. A test's name begins with its kind: `flow_` frames get
+//! across, `sec_` nothing else does, `api_` what an administrator sees, `perf_` bounds on time and
+//! memory, `harness_` the test tools themselves. Run them one at a time (`--test-threads=1`, as
+//! `integration/run test` does): they share the machine's cores.
+
+mod harness;
+mod flow;
+mod frames;
+mod mesh;
+mod checksum;
+mod healing;
+mod wire;
+mod keys;
+mod junk;
+mod daemon;
+mod client;
+mod reload;
+mod limits;
