@@ -1,7 +1,7 @@
 //! What one worker owns: its lanes, caches and counters. The two directions are [`crate::tx`] and
 //! [`crate::rx`].
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -13,7 +13,7 @@ use crate::forward::fdb::Place;
 use crate::forward::policer::Policer;
 use crate::id::Vni;
 use crate::stats::{Counters, DropReason};
-use crate::tables::{Clock, PeerEntry, Tables};
+use crate::tables::{Clock, PeerEntry, PeerIndex, Tables};
 use crate::wire::buf::{Frame, PacketBuf};
 use crate::wire::ethernet::MacAddr;
 use crate::wire::header::{Handle, Lane, Slot};
@@ -95,6 +95,20 @@ impl FdbCache {
     };
 }
 
+/// A frame for a peer whose handshake is under way.
+#[derive(Debug)]
+pub(crate) struct Waiting {
+    pub(crate) handle: Handle,
+    pub(crate) peer: PeerIndex,
+    pub(crate) frame: Frame,
+    pub(crate) until_ms: u64,
+}
+
+/// Most frames that wait for sessions; the oldest gives way.
+pub(crate) const MAX_WAITING: usize = 128;
+/// How long a frame waits, in ms: longer than a handshake, shorter than its sender's patience.
+pub(crate) const WAITING_MS: u64 = 500;
+
 /// One worker's half of the packet path. Made by [`crate::vtep::Vtep::datapath`].
 ///
 /// After [`Self::encapsulate`] send what is in `out`; after [`Self::decapsulate`] write the frames
@@ -113,6 +127,8 @@ pub struct Datapath {
     pub(crate) policers: HashMap<Vni, Policer>,
     /// Rations what a stranger's datagram can make the control thread hear.
     pub(crate) notices: Policer,
+    /// Frames for peers without a session, which is usually a moment away.
+    pub(crate) waiting: VecDeque<Waiting>,
     pub(crate) destination: FdbCache,
     pub(crate) source: FdbCache,
     pub(crate) local_source: FdbCache,
@@ -134,10 +150,17 @@ impl Datapath {
             counters: Arc::default(),
             policers: HashMap::new(),
             notices: Policer::new(clock.0, 10, 10),
+            waiting: VecDeque::new(),
             destination: FdbCache::EMPTY,
             source: FdbCache::EMPTY,
             local_source: FdbCache::EMPTY,
         }
+    }
+
+    /// Whether frames wait for a session: then [`Self::send_waiting`] is to be called soon.
+    #[must_use]
+    pub fn has_waiting(&self) -> bool {
+        !self.waiting.is_empty()
     }
 
     /// This worker's counters, for readers.

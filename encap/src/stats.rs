@@ -129,8 +129,6 @@ drop_reasons! {
     HandshakeWrongNode = "handshake_wrong_node",
     /// Initiation from an address that is not one of the node's.
     HandshakeSourceUnknown = "handshake_source_unknown",
-    /// Initiation that loses against the own one of the lower node id.
-    HandshakeYielded = "handshake_yielded",
     /// Initiation while too many of the same peer wait for their confirmation.
     HandshakeBusy = "handshake_busy",
     /// Response or cookie that answers nothing outstanding.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::crypto::aead::Suite;
-use crate::datapath::{Datapath, FdbCache};
+use crate::datapath::{Datapath, FdbCache, MAX_WAITING, WAITING_MS, Waiting};
 use crate::forward::fdb::{Learn, Place};
 use crate::forward::filter;
 use crate::stats::DropReason;
@@ -53,11 +53,59 @@ impl Datapath {
                 .admit(&network, &frame, now_ms)
                 .and_then(|to| self.forward(now, now_ms, handle, &network, to));
             match target {
-                Ok(Target::Peer(peer)) => self.send(&tables, &network, peer, frame, pool, out),
-                Ok(Target::Flood) => self.flood(&tables, &network, frame, pool, out),
+                Ok(Target::Peer(peer)) => {
+                    self.send_or_wait(now_ms, handle, &tables, &network, peer, frame, pool, out);
+                }
+                Ok(Target::Flood) => {
+                    self.flood(now_ms, handle, &tables, &network, frame, pool, out);
+                }
                 Err(reason) => self.discard(frame, reason, pool),
             }
         }
+    }
+
+    /// Sends what waited for a session that is there now; drops what waited too long.
+    pub fn send_waiting(&mut self, now: Instant, pool: &mut BufPool, out: &mut Burst<Datagram>) {
+        let tables = arc_swap::Guard::into_inner(self.tables.load());
+        let now_ms = self.clock.ms(now);
+        for _ in 0..self.waiting.len() {
+            let Some(waiting) = self.waiting.pop_front() else { break };
+            let ready = tables.peer(waiting.peer).is_some_and(|peer| peer.session.is_some());
+            if !ready && now_ms < waiting.until_ms {
+                self.waiting.push_back(waiting);
+                continue;
+            }
+            match tables.network(waiting.handle) {
+                Some(network) => {
+                    self.send(&tables, network, waiting.peer, waiting.frame, pool, out);
+                }
+                None => self.discard(waiting.frame, DropReason::NetworkUnknown, pool),
+            }
+        }
+    }
+
+    /// Sends a frame, or keeps it for a moment while the peer's handshake is under way.
+    #[allow(clippy::too_many_arguments)] // a stage of the packet path: everything is at hand
+    fn send_or_wait(
+        &mut self,
+        now_ms: u64,
+        handle: Handle,
+        tables: &Tables,
+        network: &NetworkEntry,
+        peer: PeerIndex,
+        frame: Frame,
+        pool: &mut BufPool,
+        out: &mut Burst<Datagram>,
+    ) {
+        if !tables.peer(peer).is_some_and(|peer| peer.session.is_none()) {
+            return self.send(tables, network, peer, frame, pool, out);
+        }
+        if self.waiting.len() >= MAX_WAITING
+            && let Some(oldest) = self.waiting.pop_front()
+        {
+            self.discard(oldest.frame, DropReason::PeerNoSession, pool);
+        }
+        self.waiting.push_back(Waiting { handle, peer, frame, until_ms: now_ms + WAITING_MS });
     }
 
     fn discard(&self, frame: Frame, reason: DropReason, pool: &mut BufPool) {
@@ -140,8 +188,11 @@ impl Datapath {
 
     /// Head-end replication: one sealed copy for every member (rule F5). Frames that came from a
     /// peer never come here, so the overlay itself cannot loop (split horizon).
+    #[allow(clippy::too_many_arguments)] // a stage of the packet path: everything is at hand
     fn flood(
         &mut self,
+        now_ms: u64,
+        handle: Handle,
         tables: &Tables,
         network: &NetworkEntry,
         frame: Frame,
@@ -159,11 +210,11 @@ impl Datapath {
         }
         while let Some(peer) = members.next() {
             if members.peek().is_none() {
-                self.send(tables, network, peer, frame, pool, out);
+                self.send_or_wait(now_ms, handle, tables, network, peer, frame, pool, out);
                 return;
             }
             let copy = Frame { buf: pool.duplicate(&frame.buf), checksum: frame.checksum };
-            self.send(tables, network, peer, copy, pool, out);
+            self.send_or_wait(now_ms, handle, tables, network, peer, copy, pool, out);
         }
     }
 

@@ -80,6 +80,25 @@ fn flow_handshake_at_once_on_a_clean_wire() {
 }
 
 #[test]
+fn flow_a_frame_waits_for_the_handshake_but_not_for_ever() {
+    let mut world = World::new(1);
+    world.add(config(1, 2));
+    world.transmit(0, &frame(MacAddr::BROADCAST, mac(1), b"early"));
+    world.add(config(2, 2));
+    world.run_for(ms(300));
+    assert_eq!(world.nodes[1].delivered.len(), 1, "sent once the session was there");
+    // Nobody is there: the frame is dropped by name, and the queue is bounded.
+    let mut world = World::new(1);
+    world.add(config(1, 2));
+    for _ in 0..500 {
+        world.transmit(0, &frame(MacAddr::BROADCAST, mac(1), b"early"));
+    }
+    assert_eq!(world.nodes[0].drops(DropReason::PeerNoSession), 500 - 128);
+    world.run_for(secs(2));
+    assert_eq!(world.nodes[0].drops(DropReason::PeerNoSession), 500);
+}
+
+#[test]
 fn flow_handshake_under_30_percent_loss() {
     for_seeds(100, |seed| {
         let mut world = World::new(seed);

@@ -30,6 +30,8 @@ use crate::wake::{PollSet, Waker};
 const SPIN: Duration = Duration::from_micros(20);
 /// A blocked worker looks around this often even if nothing wakes it.
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
+/// While frames wait for a session it looks this often.
+const HANDSHAKE_WAIT: Duration = Duration::from_millis(5);
 /// Path errors a second that are handed to the control thread; all are counted by the uplink.
 const ERROR_NOTICES_PER_SECOND: u32 = 100;
 
@@ -266,6 +268,10 @@ impl<F: FramePort, D: DatagramPort> Worker<F, D> {
             );
             self.send_datagrams();
         }
+        if self.datapath.has_waiting() {
+            self.datapath.send_waiting(now, &mut self.pool, &mut self.datagrams);
+            self.send_datagrams();
+        }
         moved
     }
 
@@ -403,7 +409,8 @@ impl<F: FramePort, D: DatagramPort> Worker<F, D> {
             return;
         }
         self.counters.waits.add(1);
-        if self.poll_set.wait(LONGEST_WAIT) {
+        let longest = if self.datapath.has_waiting() { HANDSHAKE_WAIT } else { LONGEST_WAIT };
+        if self.poll_set.wait(longest) {
             self.waker.clear();
         }
     }

@@ -130,6 +130,13 @@ impl CapturedDatagram {
         })
     }
 
+    /// Whether this is a sealed datagram of a worker: control messages have a lane of their own,
+    /// 0xfe in the fourth byte.
+    #[must_use]
+    pub fn is_sealed_frame(&self) -> bool {
+        self.is_sealed_data() && self.payload.get(3) != Some(&0xfe)
+    }
+
     /// Whether this is a sealed data datagram (first byte 0x40 to 0x7f).
     #[must_use]
     pub fn is_sealed_data(&self) -> bool {

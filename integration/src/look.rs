@@ -49,7 +49,7 @@ pub fn overheads(
 ) -> Result<Vec<Carried>> {
     // An ICMP echo request over IPv4: type 8 behind a header without options.
     let frames = Capture::start(netns, overlay, "icmp[icmptype] == icmp-echo")?;
-    let wire = Capture::start(netns, underlay, "udp and outbound")?;
+    let wire = Capture::start(netns, underlay, "udp")?;
     for &payload in payloads {
         let report = ping(netns, to, 1, payload)?;
         ensure!(report.received == 1, "no answer to a ping of {payload} bytes");
@@ -63,7 +63,7 @@ pub fn overheads(
 
 fn pair(frames: &[Vec<u8>], wire: &[CapturedDatagram]) -> Result<Vec<Carried>> {
     let mut lengths: Vec<usize> =
-        wire.iter().filter(|d| d.is_sealed_data()).map(|d| d.payload.len()).collect();
+        wire.iter().filter(|d| d.is_sealed_frame()).map(|d| d.payload.len()).collect();
     lengths.sort_unstable();
     frames
         .iter()

@@ -1,11 +1,13 @@
 //! Ordinary programs as traffic: ping and iperf3.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use serde_json::Value;
+use tempfile::NamedTempFile;
 
 use crate::command::{Running, output_of};
 use crate::netns::Netns;
@@ -77,10 +79,14 @@ pub fn ping_until_answer(from: &Netns, to: IpAddr, deadline: Duration) -> Result
     })
 }
 
+/// Requests that may be under way when a steady ping is stopped on a busy machine.
+const UNDER_WAY: u64 = 100;
+
 /// A ping that goes on until it is finished.
 #[derive(Debug)]
 pub struct SteadyPing {
     running: Running,
+    answers: NamedTempFile,
 }
 
 impl SteadyPing {
@@ -90,32 +96,41 @@ impl SteadyPing {
     /// ping cannot be run.
     pub fn start(from: &Netns, to: IpAddr, interval_ms: u32) -> Result<Self> {
         let interval = format!("{}.{:03}", interval_ms / 1000, interval_ms % 1000);
+        // A file takes any number of lines; a pipe that nobody reads would stop ping.
+        let answers = tempfile::Builder::new().prefix("tapdtest-").tempfile()?;
         let mut command = from.command("ping");
-        command.args(["-n", "-q", "-i", &interval, &to.to_string()]);
-        let running = Running::spawn(command.stdout(Stdio::piped()).stderr(Stdio::piped()))?;
-        Ok(Self { running })
+        command.args(["-n", "-i", &interval, &to.to_string()]);
+        let running = Running::spawn(command.stdout(answers.reopen()?).stderr(Stdio::piped()))?;
+        Ok(Self { running, answers })
     }
 
-    /// Stops it and gives its counts. The answer to the very last request may be under way, so
-    /// one missing answer is not told from none; use [`SteadyPing::lost`].
+    /// Stops it and gives its counts and its lines.
     ///
     /// # Errors
     /// ping does not end or does not count.
-    pub fn finish(mut self) -> Result<PingReport> {
+    pub fn finish(mut self) -> Result<(PingReport, String)> {
         self.running.signal(libc::SIGINT)?;
-        let output = self.running.finish(Duration::from_secs(5))?;
-        PingReport::parse(&String::from_utf8_lossy(&output.stdout))
+        self.running.finish(Duration::from_secs(5))?;
+        let text = std::fs::read_to_string(self.answers.path())?;
+        Ok((PingReport::parse(&text)?, text))
     }
 
-    /// Stops it and gives how many answers are missing, apart from the one to the last request,
-    /// which may be under way.
+    /// Stops it and gives how many answers are missing before the last one that came; later ones
+    /// are under way, and are not more than a few.
     ///
     /// # Errors
-    /// ping does not end or does not count, or had too little time to send anything.
+    /// ping does not end or does not count, had too little time to send anything, or got no
+    /// answer for a while at the end.
     pub fn lost(self) -> Result<u64> {
-        let report = self.finish()?;
+        let (report, text) = self.finish()?;
         ensure!(report.sent > 10, "only {} pings were sent", report.sent);
-        Ok((report.sent - 1).saturating_sub(report.received))
+        let answered: BTreeSet<u64> = text
+            .lines()
+            .filter_map(|line| line.split_once("icmp_seq=")?.1.split(' ').next()?.parse().ok())
+            .collect();
+        let last = answered.last().copied().unwrap_or(0);
+        ensure!(report.sent <= last + UNDER_WAY, "no answer after {last} of {}", report.sent);
+        Ok(last - answered.len() as u64)
     }
 }
 

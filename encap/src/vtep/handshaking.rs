@@ -28,8 +28,6 @@ const RETRY: Duration = Duration::from_millis(250);
 const MAX_RETRY: Duration = Duration::from_secs(5);
 /// An initiation is repeated byte for byte this long, then made anew.
 const OUTGOING_LIFE: Duration = Duration::from_secs(8);
-/// An own initiation sent within this time is still on its way.
-const CROSSING: Duration = Duration::from_millis(200);
 /// Room for the payload of an initiation.
 const HELLO_LEN: usize = INITIATION_LEN - LONG_HEADER_LEN - NOISE_OVERHEAD;
 
@@ -196,7 +194,7 @@ impl Vtep {
             self.send_cookie((uplink, from), header, key, admission);
             return Err(DropReason::HandshakeReplayed);
         }
-        self.yield_or_give_way(now, index)?;
+        self.give_way(now, index);
         let Some(suite) = self.choose_suite(&hello.suites) else {
             self.refuse(index, (uplink, from), header, key, responder, &hello);
             return Err(DropReason::HandshakeNoSuite);
@@ -244,19 +242,14 @@ impl Vtep {
     }
 
     /// Simultaneous open: the lower node id's initiation wins (rule G6). The higher id gives its
-    /// own up. The lower id leaves the other's unanswered while its own is certainly on its way,
-    /// and answers it otherwise: its own may have been lost for good.
-    fn yield_or_give_way(&mut self, now: Instant, index: PeerIndex) -> Result<(), DropReason> {
+    /// own up; the lower id answers all the same, for its own may have been lost, and
+    /// [`Self::handle_proven`] keeps its own if both come through.
+    fn give_way(&mut self, now: Instant, index: PeerIndex) {
         let me = self.config.node;
-        let Some(peer) = self.peer(index) else { return Ok(()) };
-        let Some(outgoing) = &peer.outgoing else { return Ok(()) };
-        if me < peer.node() {
-            let crossing = now.saturating_duration_since(outgoing.last_sent) < CROSSING;
-            return if crossing { Err(DropReason::HandshakeYielded) } else { Ok(()) };
+        if self.peer(index).is_some_and(|peer| peer.outgoing.is_some() && me > peer.node()) {
+            self.cancel_outgoing(index);
+            self.schedule_late_attempt(now, index);
         }
-        self.cancel_outgoing(index);
-        self.schedule_late_attempt(now, index);
-        Ok(())
     }
 
     /// The first of our suites that the other side takes too.

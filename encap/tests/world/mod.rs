@@ -321,6 +321,19 @@ impl World {
         }
     }
 
+    /// As the worker does when frames wait for a session.
+    fn send_waiting(&mut self, node: NodeIndex) {
+        let this = &mut self.nodes[node];
+        if !this.datapath.has_waiting() {
+            return;
+        }
+        let mut out = Vec::new();
+        this.datapath.send_waiting(self.now, &mut this.pool, &mut out);
+        for datagram in out {
+            self.put_on_wire(node, datagram.remote, datagram.buf.data().to_vec());
+        }
+    }
+
     /// A datagram of any origin reaches `to`, as if from `from`.
     pub fn inject(&mut self, from: SocketAddr, to: NodeIndex, bytes: Vec<u8>) {
         self.deliver(InFlight { from, to, bytes });
@@ -391,6 +404,7 @@ impl World {
         while let Some(event) = self.nodes[node].vtep.poll_event() {
             self.nodes[node].events.push(event);
         }
+        self.send_waiting(node);
     }
 
     /// Runs the world for a while.

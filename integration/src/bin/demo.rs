@@ -149,7 +149,7 @@ fn secrecy(pair: &Pair) -> Result<()> {
 /// Compares lengths on both sides of tapd.
 fn overhead_of_26(pair: &Pair) -> Result<()> {
     title("What does sealing add?");
-    let sizes = [56, 300, 600, 900, 1200];
+    let sizes = [150, 300, 600, 900, 1200];
     println!("frame on tap100   UDP payload on the cable   beyond the frame");
     for carried in look::overheads(&pair.alpha, "tap100", UNDERLAY, overlay_v4(100, 2), &sizes)? {
         println!("{:15}   {:24}   {:16}", carried.frame, carried.datagram, carried.overhead());

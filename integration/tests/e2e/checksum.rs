@@ -73,7 +73,7 @@ fn flow_partial_checksums_are_completed() {
 fn flow_clear_mode_completes_checksums_before_the_wire() {
     case(|| {
         let duo = duo(&ClusterConfig::new(Family::V4, 2).in_clear())?;
-        let capture = Capture::start(&duo.pair.alpha, UNDERLAY, "udp and outbound")?;
+        let capture = Capture::start(&duo.pair.alpha, UNDERLAY, "udp")?;
         send_both(&duo, overlay_v4(100, 9))?;
         // A clear datagram: 10 bytes, then the frame as it is.
         let inner = |packet: &[u8]| {

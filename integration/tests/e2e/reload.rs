@@ -58,7 +58,9 @@ fn api_reload_adds_and_removes_without_disturbing() {
         }
         for ping in pings {
             let lost = ping.lost()?;
-            ensure!(lost == 0, "{lost} pings were lost");
+            let drops = [alpha.drops()?, beta.drops()?];
+            let drops = drops.map(|node| node.into_iter().filter(|d| d.1 > 0).collect::<Vec<_>>());
+            ensure!(lost == 0, "{lost} pings were lost; drops of alpha and beta: {drops:?}");
         }
         Ok(())
     });

@@ -46,7 +46,12 @@ pub(super) fn validate(
     let mut networks = Vec::with_capacity(raw.len());
     let mut placed = Vec::new();
     for network in raw {
-        let Some(vni) = network.vni else { continue };
+        let Some(vni) = network.vni else {
+            // Nothing can be derived, but what is there is checked all the same.
+            network.name.iter().for_each(|name| check_name("network", name, faults));
+            network.tap.iter().for_each(|tap| check_tap_name(tap, faults));
+            continue;
+        };
         vnis.check(vni.value, vni.at, faults);
         let default = |text: String| Located { at: vni.at, value: text };
         let name = network.name.unwrap_or_else(|| default(format!("vni{}", vni.value)));

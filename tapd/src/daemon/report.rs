@@ -7,7 +7,6 @@ use encap::id::{NodeId, Vni};
 use encap::stats::{Counters, DropReason, Traffic};
 use encap::vtep::PeerStatus;
 use fastpath::capture::CaptureFilter;
-use serde::Serialize;
 
 use super::{Daemon, stream};
 use crate::config::derived_address;
@@ -276,14 +275,10 @@ fn summed(values: impl Iterator<Item = (&'static str, u64)>) -> BTreeMap<String,
 
 fn finish(reply: ReplySender, outcome: Result<(), String>) {
     match outcome {
-        Ok(()) => reply.ok(&Nothing {}),
+        Ok(()) => reply.ok(&()),
         Err(error) => reply.refuse(error),
     }
 }
-
-/// No data.
-#[derive(Serialize)]
-struct Nothing {}
 
 /// Frames and bytes received, then sent, over all workers.
 fn sums(traffic: &[Traffic]) -> [u64; 4] {
