@@ -129,6 +129,8 @@ pub struct Datapath {
     pub(crate) notices: Policer,
     /// Frames for peers without a session, which is usually a moment away.
     pub(crate) waiting: VecDeque<Waiting>,
+    /// The tables that `waiting` was last held against.
+    pub(crate) waiting_generation: u64,
     pub(crate) destination: FdbCache,
     pub(crate) source: FdbCache,
     pub(crate) local_source: FdbCache,
@@ -151,6 +153,7 @@ impl Datapath {
             policers: HashMap::new(),
             notices: Policer::new(clock.0, 10, 10),
             waiting: VecDeque::new(),
+            waiting_generation: 0,
             destination: FdbCache::EMPTY,
             source: FdbCache::EMPTY,
             local_source: FdbCache::EMPTY,

@@ -8,6 +8,10 @@ use crate::wire::ethernet::MacAddr;
 /// Why a peer is down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DownReason {
+    /// No handshake was answered yet.
+    NoAnswer,
+    /// The cipher lists have nothing in common.
+    NoCommonSuite,
     /// Nothing authentic came for the silence limit.
     Silent,
     /// The peer said goodbye.
@@ -25,6 +29,8 @@ impl DownReason {
     #[must_use]
     pub const fn text(self) -> &'static str {
         match self {
+            Self::NoAnswer => "no answer yet",
+            Self::NoCommonSuite => "no cipher in common",
             Self::Silent => "nothing authentic received",
             Self::Goodbye => "peer is stopping",
             Self::Removed => "removed from the configuration",

@@ -26,6 +26,8 @@ pub(crate) const PENDING_MIN_AGE: Duration = Duration::from_secs(1);
 pub(crate) const PENDING_LIFE: Duration = Duration::from_secs(10);
 /// How long a replaced session still opens stragglers.
 pub(crate) const RETIRED_LIFE: Duration = Duration::from_secs(3);
+/// Initiations without an answer after which nobody waits for one any more: about 2 s.
+pub(crate) const HOPEFUL_ATTEMPTS: u32 = 3;
 /// Boot numbers that are remembered, to tell a restart from two nodes with one id.
 const BOOTS: usize = 4;
 
@@ -173,7 +175,7 @@ impl Peer {
             remote_bindings: RemoteBindings::default(),
             local_bindings: LocalBindings::default(),
             up: false,
-            down_reason: None,
+            down_reason: Some(DownReason::NoAnswer),
             heartbeats: Heartbeats::default(),
             control_lane: None,
             wipe_before: 0,
@@ -184,6 +186,12 @@ impl Peer {
 
     pub(crate) fn node(&self) -> NodeId {
         self.config.node
+    }
+
+    /// Whether a first session is probably a moment away.
+    pub(crate) fn is_connecting(&self) -> bool {
+        let under_way = self.outgoing.is_some() || !self.pending.is_empty();
+        self.current.is_none() && under_way && self.attempts <= HOPEFUL_ATTEMPTS
     }
 
     /// Whether datagrams may come from this address.

@@ -131,7 +131,8 @@ drop_reasons! {
     HandshakeSourceUnknown = "handshake_source_unknown",
     /// Initiation while too many of the same peer wait for their confirmation.
     HandshakeBusy = "handshake_busy",
-    /// Response or cookie that answers nothing outstanding.
+    /// Response or cookie that answers nothing outstanding, or initiation whose session is in
+    /// force already.
     HandshakeStale = "handshake_stale",
     /// Initiation without a common cipher suite.
     HandshakeNoSuite = "handshake_no_suite",

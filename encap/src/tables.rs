@@ -51,6 +51,8 @@ pub struct PeerEntry {
     pub node: NodeId,
     /// The session to send by, when there is one.
     pub session: Option<Arc<Session>>,
+    /// Whether a first session is probably a moment away: frames wait for it then.
+    pub connecting: bool,
     /// The link to send by.
     pub link: LinkAddress,
     /// All addresses that its datagrams may come from.
@@ -96,6 +98,8 @@ impl NetworkEntry {
 /// All of it.
 #[derive(Debug, Default)]
 pub struct Tables {
+    /// Differs from that of all other tables.
+    pub generation: u64,
     /// Peers by [`PeerIndex`].
     pub peers: Vec<Option<Arc<PeerEntry>>>,
     /// Networks by our handle.

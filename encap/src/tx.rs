@@ -68,10 +68,16 @@ impl Datapath {
     pub fn send_waiting(&mut self, now: Instant, pool: &mut BufPool, out: &mut Burst<Datagram>) {
         let tables = arc_swap::Guard::into_inner(self.tables.load());
         let now_ms = self.clock.ms(now);
+        // The oldest is in front: nothing has changed while it may wait and the tables are the same.
+        let overdue = self.waiting.front().is_some_and(|oldest| oldest.until_ms <= now_ms);
+        if !overdue && self.waiting_generation == tables.generation {
+            return;
+        }
+        self.waiting_generation = tables.generation;
         for _ in 0..self.waiting.len() {
             let Some(waiting) = self.waiting.pop_front() else { break };
-            let ready = tables.peer(waiting.peer).is_some_and(|peer| peer.session.is_some());
-            if !ready && now_ms < waiting.until_ms {
+            let connecting = tables.peer(waiting.peer).is_some_and(|peer| peer.connecting);
+            if connecting && now_ms < waiting.until_ms {
                 self.waiting.push_back(waiting);
                 continue;
             }
@@ -97,7 +103,7 @@ impl Datapath {
         pool: &mut BufPool,
         out: &mut Burst<Datagram>,
     ) {
-        if !tables.peer(peer).is_some_and(|peer| peer.session.is_none()) {
+        if !tables.peer(peer).is_some_and(|peer| peer.connecting) {
             return self.send(tables, network, peer, frame, pool, out);
         }
         if self.waiting.len() >= MAX_WAITING

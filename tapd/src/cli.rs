@@ -33,7 +33,7 @@ control socket listening. SIGTERM and SIGINT end it and leave nothing behind; SI
 
 Examples:
   tapd run --config /etc/tapd/cluster.toml
-  TAPD_NODE=beta tapd run --config cluster.toml --log info,encap::handshake=debug";
+  TAPD_NODE=beta tapd run --config cluster.toml --log info,tapd::daemon::notices=debug";
 
 const CAPTURE_EXAMPLES: &str = "\
 Frames are what the taps see, before they are sealed and after they are opened: the capture is \
@@ -145,7 +145,7 @@ pub(crate) struct RunArgs {
     /// Where to listen for commands; beats the configuration [default: /run/tapd.sock]
     #[arg(long, value_name = "PATH", env = "TAPD_CONTROL_SOCKET")]
     pub(crate) control_socket: Option<PathBuf>,
-    /// Log filter, such as info,encap::handshake=debug; beats the configuration [default: info]
+    /// Log filter, such as info,tapd::daemon::notices=debug; beats the configuration [default: info]
     #[arg(long, value_name = "FILTER", value_parser = parse_filter)]
     pub(crate) log: Option<String>,
 }

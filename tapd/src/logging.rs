@@ -38,7 +38,7 @@ impl Log for FilteredLogger {
     }
 }
 
-/// Parses a filter such as `info,encap::handshake=debug`.
+/// Parses a filter such as `info,tapd::daemon::notices=debug`.
 pub(crate) fn parse_filter(text: &str) -> Result<env_filter::Filter, String> {
     let mut builder = env_filter::Builder::new();
     builder.try_parse(text).map_err(|error| error.to_string())?;
@@ -193,7 +193,7 @@ mod tests {
 
     #[test]
     fn filters_are_checked() {
-        assert!(parse_filter("info,encap::handshake=debug").is_ok());
+        assert!(parse_filter("info,tapd::daemon::notices=debug").is_ok());
         assert!(parse_filter("encap=loud").is_err());
     }
 }

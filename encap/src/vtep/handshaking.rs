@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::{Transmit, Vtep};
 use crate::crypto::aead::Suite;
 use crate::crypto::key::ClusterKey;
-use crate::event::Event;
+use crate::event::{DownReason, Event};
 use crate::handshake::cookie::Admission;
 use crate::handshake::hello::{Hello, Status, Welcome};
 use crate::handshake::psk::{Initiator, NOISE_OVERHEAD, Responder};
@@ -90,7 +90,10 @@ impl Vtep {
         let Some(peer) = self.peer_mut(index) else { return };
         let Some(link) = peer.config.links.first().copied() else { return };
         let doubled = RETRY * (1 << peer.attempts.min(6));
+        let hopeful = peer.is_connecting();
         peer.attempts = peer.attempts.saturating_add(1);
+        // The workers are told when it begins and when it ends that frames wait.
+        let told = peer.attempts > 1 && peer.is_connecting() == hopeful;
         let Some(outgoing) = &mut peer.outgoing else { return };
         outgoing.last_sent = now;
         let (header, key_id) = (outgoing.header, outgoing.key_id);
@@ -100,6 +103,7 @@ impl Vtep {
         let mut payload = header.write(key).to_vec();
         payload.extend(message);
         self.transmits.push_back(Transmit { uplink: link.uplink, remote: link.remote, payload });
+        self.stale |= !told;
         if let Some(peer) = self.peer_mut(index) {
             peer.timers.set(Timer::Retry, now + delay);
         }
@@ -185,6 +189,9 @@ impl Vtep {
                 .map_err(|_| DropReason::HandshakeInvalid)?;
         let hello = Hello::read(&payload).map_err(|_| DropReason::HandshakeInvalid)?;
         let index = self.identify(from, &hello)?;
+        if self.is_answered(index, header.token) {
+            return Err(DropReason::HandshakeStale);
+        }
         if self.answer_again(index, (uplink, from), header.token) {
             return Ok(());
         }
@@ -223,6 +230,12 @@ impl Vtep {
         Err(DropReason::HandshakeSourceUnknown)
     }
 
+    /// Whether the session of this initiation is in force already.
+    fn is_answered(&self, index: PeerIndex, token: u64) -> bool {
+        let current = self.peer(index).and_then(|peer| peer.current.as_ref());
+        current.is_some_and(|current| current.token == token)
+    }
+
     /// An initiation that was answered before is answered the same again.
     fn answer_again(
         &mut self,
@@ -232,13 +245,9 @@ impl Vtep {
     ) -> bool {
         let Some(peer) = self.peer(index) else { return false };
         let pending = peer.pending.iter().find(|p| p.established.token == token);
-        let answered = peer.current.as_ref().is_some_and(|current| current.token == token);
-        let response = pending.map(|pending| pending.response.clone());
-        if let Some(payload) = response {
-            self.transmits.push_back(Transmit { uplink, remote, payload });
-            return true;
-        }
-        answered
+        let Some(payload) = pending.map(|pending| pending.response.clone()) else { return false };
+        self.transmits.push_back(Transmit { uplink, remote, payload });
+        true
     }
 
     /// Simultaneous open: the lower node id's initiation wins (rule G6). The higher id gives its
@@ -280,9 +289,16 @@ impl Vtep {
             let payload = response_datagram(header, key, &message);
             self.transmits.push_back(Transmit { uplink, remote, payload });
         }
-        if let Some(peer) = self.peer(index) {
-            self.events.push_back(Event::NoCommonSuite { node: peer.node() });
+        self.note_no_suite(index);
+    }
+
+    fn note_no_suite(&mut self, index: PeerIndex) {
+        let Some(peer) = self.peer_mut(index) else { return };
+        if !peer.up {
+            peer.down_reason = Some(DownReason::NoCommonSuite);
         }
+        let node = peer.node();
+        self.events.push_back(Event::NoCommonSuite { node });
     }
 
     #[allow(clippy::too_many_arguments)] // everything that one initiation brought
@@ -430,7 +446,7 @@ impl Vtep {
             Err(reason) => {
                 self.release_slot(outgoing.slot);
                 if reason == DropReason::HandshakeNoSuite {
-                    self.events.push_back(Event::NoCommonSuite { node });
+                    self.note_no_suite(index);
                 }
                 self.schedule_late_attempt(now, index);
                 return Err(reason);

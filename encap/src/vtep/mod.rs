@@ -108,6 +108,7 @@ pub struct Vtep {
     events: VecDeque<Event>,
     /// Whether [`Tables`] must be published before the call returns.
     stale: bool,
+    generation: u64,
 }
 
 impl std::fmt::Debug for Vtep {
@@ -143,6 +144,7 @@ impl Vtep {
             transmits: VecDeque::new(),
             events: VecDeque::new(),
             stale: true,
+            generation: 0,
             config: VtepConfig { peers: Vec::new(), networks: Vec::new(), ..config.clone() },
             rng,
         };
@@ -235,7 +237,10 @@ impl Vtep {
 
     /// The next datagram to send.
     pub fn poll_transmit(&mut self) -> Option<Transmit> {
-        self.transmits.pop_front()
+        let transmit = self.transmits.pop_front()?;
+        self.counters.datagrams_out.add(1);
+        self.counters.datagram_bytes_out.add(transmit.payload.len() as u64);
+        Some(transmit)
     }
 
     /// The next thing to report.
@@ -454,7 +459,9 @@ impl Vtep {
             return;
         }
         let peers = self.peers.iter().map(|peer| peer.as_ref().and_then(peer_entry)).collect();
+        self.generation += 1;
         let tables = Tables {
+            generation: self.generation,
             peers,
             networks: self.network_entries(),
             handles: self.networks.values().map(|n| (n.config.vni, n.handle)).collect(),
@@ -474,6 +481,7 @@ fn peer_entry(peer: &Peer) -> Option<Arc<PeerEntry>> {
         index: peer.index,
         node: peer.node(),
         session: peer.current.as_ref().map(|current| Arc::clone(&current.session)),
+        connecting: peer.is_connecting(),
         link: *peer.config.links.first()?,
         sources: peer.config.links.iter().map(|link| crate::rx::canonical(link.remote)).collect(),
         traffic: Arc::clone(&peer.traffic),

@@ -1,8 +1,9 @@
 //! Which node of the cluster this machine is.
 
-use std::net::{IpAddr, UdpSocket};
+use std::net::IpAddr;
 
 use encap::id::NodeId;
+use fastpath::interface;
 
 use super::NodeConfig;
 
@@ -21,9 +22,10 @@ impl From<Option<String>> for NodeSelector {
     }
 }
 
-/// Whether this machine owns an address: exactly then a socket can be bound to it.
+/// Whether an interface of this machine has the address. Binding a socket would not tell: that
+/// succeeds for any address while no interface is up.
 pub(super) fn is_own_address(address: IpAddr) -> bool {
-    UdpSocket::bind((address, 0)).is_ok()
+    interface::local_addresses().is_ok_and(|own| own.iter().any(|local| local.address == address))
 }
 
 /// A node by id or name. Names are never all digits, so the two cannot be confused.

@@ -148,7 +148,7 @@ fn validate_daemon(raw: RawDaemon, faults: &mut Collector) -> DaemonConfig {
         faults.add(
             filter.at,
             format!(
-                "log is no filter ({fault}); write \"info\" or \"info,encap::handshake=debug\""
+                "log is no filter ({fault}); write \"info\" or \"info,tapd::daemon::notices=debug\""
             ),
         );
     }

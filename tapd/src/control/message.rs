@@ -158,6 +158,9 @@ pub(crate) struct PeerReply {
     pub(crate) state: String,
     /// Negotiated cipher while up.
     pub(crate) cipher: Option<String>,
+    /// Public name of the cluster key that the session was agreed under, while up: the same on
+    /// all nodes that have the same key file.
+    pub(crate) key_id: Option<String>,
     /// Address and port that datagrams go to.
     pub(crate) address: String,
     /// Seconds since the session's handshake, while up.

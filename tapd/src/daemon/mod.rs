@@ -195,7 +195,7 @@ impl Daemon {
     fn greet(&self) {
         let own = self.config.own_node();
         info!(
-            "ready: node {} ({}), {} peers, {} networks, port {}, {} worker(s)",
+            "ready: node {} ({}), peers {}, networks {}, port {}, workers {}",
             self.config.own.get(),
             own.map_or("", |node| node.name.as_str()),
             self.config.peers().count(),
@@ -243,7 +243,8 @@ impl Daemon {
                 self.drain();
             }
             if Signals::came(&signals.hangup) {
-                self.reload_on_signal();
+                // The log says what came of it; there is nobody else to tell.
+                let _ = self.logged_reload();
                 self.drain();
             }
             if let Some(worker) = self.workers.iter().position(|w| w.thread.is_finished()) {

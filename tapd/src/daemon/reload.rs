@@ -11,7 +11,7 @@ use crate::logging;
 
 impl Daemon {
     /// Reads the configuration again and puts it in force.
-    pub(super) fn reload(&mut self) -> Result<ReloadReply, String> {
+    fn reload(&mut self) -> Result<ReloadReply, String> {
         let new = self.source.load().map_err(|faults| {
             format!("the configuration has faults; nothing was changed\n{faults}")
         })?;
@@ -25,7 +25,18 @@ impl Daemon {
                 Err(error) => failed.push(format!("{line}: {error}")),
             }
         }
-        // A tap that could not be opened is left out and tried again by the next reload.
+        // A tap that could not be opened, or that somebody deleted, is tried again.
+        for network in config.own_networks() {
+            if self.networks.get(network.vni).is_some()
+                || changes.live.iter().any(|(c, _)| *c == Change::NetworkAdded(network.vni))
+            {
+                continue;
+            }
+            match self.apply(&Change::NetworkAdded(network.vni), &config) {
+                Ok(()) => applied.push(format!("tap {} made anew", network.tap)),
+                Err(error) => failed.push(format!("tap {}: {error}", network.tap)),
+            }
+        }
         self.networks.update(&config);
         let vtep_config = protocol::vtep_config(&config, &self.uplinks, &self.networks)
             .map_err(|error| error.to_string())?;
@@ -60,8 +71,10 @@ impl Daemon {
         }
     }
 
-    pub(super) fn reload_on_signal(&mut self) {
-        match self.reload() {
+    /// [`Self::reload`] with lines in the log, whoever asked for it.
+    pub(super) fn logged_reload(&mut self) -> Result<ReloadReply, String> {
+        let outcome = self.reload();
+        match &outcome {
             Ok(reply) => {
                 for line in &reply.applied {
                     info!("reload: {line}");
@@ -75,5 +88,6 @@ impl Daemon {
             }
             Err(error) => warn!("reload: {error}"),
         }
+        outcome
     }
 }

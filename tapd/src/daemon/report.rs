@@ -39,7 +39,7 @@ impl Daemon {
                 let outcome = self.vtep.fdb_flush(vni).map(|_| ());
                 finish(reply, outcome.map_err(|error| error.to_string()));
             }
-            Request::Reload => match self.reload() {
+            Request::Reload => match self.logged_reload() {
                 Ok(done) => reply.ok(&done),
                 Err(error) => reply.refuse(error),
             },
@@ -126,6 +126,7 @@ impl Daemon {
             name: self.name(status.node),
             state: state.to_owned(),
             cipher: status.cipher.filter(|_| status.up).map(str::to_owned),
+            key_id: status.key_id.filter(|_| status.up).map(hex),
             address: status.remote.map_or_else(String::new, |remote| remote.to_string()),
             age_s: status.session_age.filter(|_| status.up).map(|age| age.as_secs()),
             epoch_tx: status.epochs.map(|(tx, _)| tx),
@@ -146,11 +147,11 @@ impl Daemon {
         for status in self.vtep.peer_status(now) {
             for (index, link) in (0..).zip(&status.links) {
                 let uplink = self.uplinks.get(link.uplink);
-                // Data goes by the first link; the others are there for the peer's datagrams.
+                // Everything goes by the first link; the others only take what the peer sends.
                 let state = match (index, status.up) {
                     (0, true) => "up",
                     (0, false) => "down",
-                    _ => "standby",
+                    _ => "unused",
                 };
                 rows.push(LinkReply {
                     node: status.node.get(),
@@ -271,6 +272,10 @@ fn summed(values: impl Iterator<Item = (&'static str, u64)>) -> BTreeMap<String,
         *sums.entry(name).or_default() += value;
     }
     sums
+}
+
+fn hex(bytes: [u8; 8]) -> String {
+    format!("{:016x}", u64::from_be_bytes(bytes))
 }
 
 fn finish(reply: ReplySender, outcome: Result<(), String>) {
