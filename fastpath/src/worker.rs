@@ -15,7 +15,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use encap::datapath::{ControlInput, Datapath, Delivery};
 use encap::forward::policer::Policer;
 use encap::id::Vni;
-use encap::stats::DropReason;
+use encap::stats::{Counters, DropReason};
 use encap::wire::buf::{BufPool, Burst, Datagram, Frame};
 use encap::wire::header::Handle;
 
@@ -224,11 +224,7 @@ impl<F: FramePort, D: DatagramPort> Worker<F, D> {
         let mut busy_at = Instant::now();
         while !self.mailbox.stop.load(Ordering::Acquire) {
             let now = Instant::now();
-            if self.mailbox.waiting.swap(false, Ordering::AcqRel) {
-                self.take_commands();
-            }
-            let moved = self.overlay_to_underlay(now) + self.underlay_to_overlay(now)?;
-            if moved > 0 {
+            if self.step(now)? > 0 {
                 busy_at = now;
             } else if !self.dedicated {
                 self.idle(now, busy_at);
@@ -237,8 +233,25 @@ impl<F: FramePort, D: DatagramPort> Worker<F, D> {
         Ok(())
     }
 
+    /// One turn of the loop: a burst of every port in both directions; gives the number of packets.
+    ///
+    /// # Errors
+    /// An uplink is broken for good.
+    pub fn step(&mut self, now: Instant) -> io::Result<usize> {
+        if self.mailbox.waiting.swap(false, Ordering::AcqRel) {
+            self.take_commands();
+        }
+        Ok(self.overlay_to_underlay(now) + self.underlay_to_overlay(now)?)
+    }
+
+    /// The protocol's counters of this worker.
+    #[must_use]
+    pub fn counters(&self) -> &Counters {
+        self.datapath.counters()
+    }
+
     /// Frames of every tap are sealed and sent; gives their number.
-    pub fn overlay_to_underlay(&mut self, now: Instant) -> usize {
+    fn overlay_to_underlay(&mut self, now: Instant) -> usize {
         let mut moved = 0;
         for at in 0..self.taps.len() {
             let Some(tap) = self.taps.get_mut(at) else { break };
@@ -298,7 +311,7 @@ impl<F: FramePort, D: DatagramPort> Worker<F, D> {
     ///
     /// # Errors
     /// An uplink is broken for good.
-    pub fn underlay_to_overlay(&mut self, now: Instant) -> io::Result<usize> {
+    fn underlay_to_overlay(&mut self, now: Instant) -> io::Result<usize> {
         let mut moved = 0;
         for uplink in &mut self.uplinks {
             uplink.rx_burst(&mut self.pool, &mut self.datagrams)?;

@@ -1,0 +1,279 @@
+//! Two whole nodes in memory: ports with faults, workers stepped by hand, real protocol.
+#![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
+
+use std::collections::HashSet;
+use std::net::SocketAddr;
+use std::sync::mpsc::{Receiver, sync_channel};
+use std::time::{Duration, Instant};
+
+use encap::crypto::aead::Suite;
+use encap::crypto::key::ClusterKey;
+use encap::id::{NodeId, Vni};
+use encap::rng::Rng;
+use encap::stats::DropReason;
+use encap::tables::LinkAddress;
+use encap::vtep::Vtep;
+use encap::vtep::config::{Limits, NetworkConfig, PeerConfig, VtepConfig};
+use encap::wire::buf::{BufPool, Checksum, Datagram, Frame, PacketBuf, UplinkId};
+use fastpath::capture::{Capture, CaptureFilter};
+use fastpath::memory::{Faults, MemoryDatagramPort, MemoryFramePort, datagram_cable, frame_cable};
+use fastpath::port::{DatagramPort, FramePort};
+use fastpath::wake::Waker;
+use fastpath::worker::{Command, Notice, Worker, WorkerHandle, WorkerOptions};
+
+const MAX_FRAME: usize = 1446;
+
+struct Seeded(u64);
+
+impl Rng for Seeded {
+    fn fill(&mut self, bytes: &mut [u8]) {
+        for byte in bytes {
+            self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            *byte = (self.0 >> 33) as u8;
+        }
+    }
+}
+
+fn vni() -> Vni {
+    Vni::new(100).unwrap()
+}
+
+fn address(node: u8) -> SocketAddr {
+    SocketAddr::from(([192, 0, 2, node], 26026))
+}
+
+/// A node, its worker, and the host's end of its tap.
+struct Node {
+    vtep: Vtep,
+    worker: Worker<MemoryFramePort, MemoryDatagramPort>,
+    handle: WorkerHandle<MemoryFramePort>,
+    notices: Receiver<Notice>,
+    host: MemoryFramePort,
+    /// The control thread's way out: the same end of the cable.
+    out: Vec<(SocketAddr, Vec<u8>)>,
+    capture: Capture,
+    pool: BufPool,
+}
+
+fn node(me: u8, now: Instant, uplink: MemoryDatagramPort, faults: Faults) -> Node {
+    let other = 3 - me;
+    let config = VtepConfig {
+        node: NodeId::new(me.into()).unwrap(),
+        keys: vec![ClusterKey::new([5; 32])],
+        suites: vec![Suite::Aes256Gcm],
+        peers: vec![PeerConfig {
+            node: NodeId::new(other.into()).unwrap(),
+            links: vec![LinkAddress {
+                uplink: UplinkId(0),
+                remote: address(other),
+                max_udp_payload: 1472,
+            }],
+        }],
+        networks: vec![NetworkConfig {
+            vni: vni(),
+            members: vec![NodeId::new(other.into()).unwrap()],
+            stp: true,
+            max_frame_len: 1446,
+            static_fdb: vec![],
+        }],
+        limits: Limits { bum_rate: 0, ..Limits::default() },
+        workers: 1,
+        start_stamp: 1,
+    };
+    let mut vtep = Vtep::new(now, config, Box::new(Seeded(u64::from(me))));
+    let (tx, notices) = sync_channel(256);
+    let capture = Capture::new();
+    let options = WorkerOptions { dedicated: false, max_packet_len: 2048 };
+    let (worker, handle) = Worker::new(
+        vtep.datapath(),
+        vec![uplink],
+        tx,
+        Waker::new().unwrap(),
+        capture.tap(),
+        &options,
+    )
+    .unwrap();
+    let (host, tap) = frame_cable(MAX_FRAME, faults, u64::from(me));
+    let network = vtep.tables().handles[&vni()];
+    handle.send(Command::AddTap { handle: network, vni: vni(), port: tap });
+    let pool = BufPool::new(2048, 64);
+    Node { vtep, worker, handle, notices, host, out: Vec::new(), capture, pool }
+}
+
+/// Both nodes and the cable between them. The middle of the cable is the test's: what the control
+/// halves send is put in there.
+struct Pair {
+    nodes: [Node; 2],
+    /// The far ends of the nodes' uplinks.
+    ends: [MemoryDatagramPort; 2],
+    pool: BufPool,
+    now: Instant,
+}
+
+impl Pair {
+    fn new(faults: Faults) -> Self {
+        let now = Instant::now();
+        let cable = |me: u8| {
+            let ends = [(UplinkId(0), address(me)), (UplinkId(0), address(3 - me))];
+            datagram_cable(ends, 1472, faults, u64::from(me) + 10)
+        };
+        let (a, a_end) = cable(1);
+        let (b, b_end) = cable(2);
+        let mut pair = Self {
+            nodes: [node(1, now, a, Faults::default()), node(2, now, b, Faults::default())],
+            ends: [a_end, b_end],
+            pool: BufPool::new(2048, 64),
+            now,
+        };
+        pair.run(200);
+        for node in &pair.nodes {
+            assert!(node.vtep.peer_status(pair.now)[0].up, "no session");
+        }
+        pair
+    }
+
+    /// Steps both nodes until nothing moves, a millisecond at a time.
+    fn run(&mut self, ms: u64) {
+        for _ in 0..ms {
+            self.now += Duration::from_millis(1);
+            while self.step() > 0 {}
+        }
+    }
+
+    fn step(&mut self) -> usize {
+        let mut moved = 0;
+        for node in &mut self.nodes {
+            moved += node.worker.step(self.now).unwrap();
+            for notice in node.notices.try_iter() {
+                if let Notice::Control(input) = notice {
+                    node.vtep.handle_input(self.now, input);
+                }
+            }
+            if node.vtep.poll_timeout() <= self.now {
+                node.vtep.handle_timeout(self.now);
+            }
+            while let Some(transmit) = node.vtep.poll_transmit() {
+                node.out.push((transmit.remote, transmit.payload));
+            }
+        }
+        for from in 0..2 {
+            let to = 1 - from;
+            let mut datagrams = Vec::new();
+            self.ends[from].rx_burst(&mut self.pool, &mut datagrams).unwrap();
+            let control = std::mem::take(&mut self.nodes[from].out);
+            datagrams.extend(control.into_iter().map(|(remote, payload)| Datagram {
+                buf: PacketBuf::from_slice(&payload),
+                uplink: UplinkId(0),
+                remote,
+            }));
+            moved += datagrams.len();
+            // What was received is labelled with its sender; it goes on to the other node.
+            datagrams.iter_mut().for_each(|d| d.remote = address(to as u8 + 1));
+            self.ends[to].tx_burst(&mut self.pool, &mut datagrams);
+        }
+        moved
+    }
+
+    fn send(&mut self, from: usize, bytes: &[u8]) {
+        let node = &mut self.nodes[from];
+        let buf = PacketBuf::from_slice(bytes);
+        let mut frames = vec![Frame { buf, checksum: Checksum::Complete }];
+        let report = node.host.tx_burst(&mut node.pool, &mut frames);
+        assert_eq!(report.sent, 1);
+    }
+
+    fn received(&mut self, at: usize) -> Vec<Vec<u8>> {
+        let node = &mut self.nodes[at];
+        let mut all = Vec::new();
+        loop {
+            let mut frames = Vec::new();
+            node.host.rx_burst(&mut node.pool, &mut frames).unwrap();
+            if frames.is_empty() {
+                return all;
+            }
+            all.extend(frames.into_iter().map(|frame| frame.buf.data().to_vec()));
+        }
+    }
+}
+
+fn frame(number: u16, len: usize) -> Vec<u8> {
+    let mut bytes = vec![0xff; 6];
+    bytes.extend([2, 0, 0, 0, 0, 1, 0x88, 0xb5]);
+    bytes.extend(number.to_be_bytes());
+    bytes.resize(len.max(16), number as u8);
+    bytes
+}
+
+#[test]
+fn flow_frames_cross_between_two_workers_in_order() {
+    let mut pair = Pair::new(Faults::default());
+    let sent: Vec<_> = (0..500).map(|n| frame(n, 16 + usize::from(n) * 2)).collect();
+    for bytes in &sent {
+        pair.send(0, bytes);
+    }
+    pair.run(5);
+    assert!(pair.received(1) == sent, "lost, changed or out of order");
+}
+
+#[test]
+fn flow_a_bad_cable_loses_frames_but_never_changes_or_repeats_one() {
+    let faults = Faults { drop: 50, duplicate: 100, corrupt: 100, reorder: 100 };
+    let mut pair = Pair::new(faults);
+    let sent: Vec<_> = (0..2_000).map(|n| frame(n, 64)).collect();
+    for chunk in sent.chunks(50) {
+        chunk.iter().for_each(|bytes| pair.send(0, bytes));
+        pair.run(1);
+    }
+    pair.run(5);
+    let got = pair.received(1);
+    assert!(got.len() > 1_200 && got.len() < 2_000, "{}", got.len());
+    let unique: HashSet<_> = got.iter().collect();
+    assert_eq!(unique.len(), got.len(), "a frame came twice");
+    let known: HashSet<_> = sent.iter().collect();
+    assert!(got.iter().all(|bytes| known.contains(bytes)), "a frame that was never sent");
+}
+
+#[test]
+fn api_a_tap_can_be_taken_away_and_its_frames_are_counted() {
+    let mut pair = Pair::new(Faults::default());
+    pair.nodes[1].handle.send(Command::RemoveTap { vni: vni() });
+    pair.run(1);
+    pair.send(0, &frame(1, 64));
+    pair.run(2);
+    assert!(pair.received(1).is_empty());
+    let drops: u64 = pair.nodes[1].worker.counters().dropped(DropReason::NetworkUnknown);
+    assert_eq!(drops, 1);
+}
+
+#[test]
+fn api_a_capture_sees_both_directions_and_costs_nothing_when_it_is_over() {
+    let mut pair = Pair::new(Faults::default());
+    let filter = CaptureFilter { vni: Some(vni()), snap_len: None };
+    let drains = [0, 1].map(|at| pair.nodes[at].capture.start(filter).unwrap());
+    pair.send(0, &frame(7, 100));
+    pair.run(2);
+    for drain in &drains {
+        assert_eq!(drain.try_next().unwrap().data, frame(7, 100));
+        assert!(drain.try_next().is_none());
+        drain.stop();
+    }
+    pair.send(0, &frame(8, 100));
+    pair.run(2);
+    assert!(drains[0].try_next().is_none());
+    assert_eq!(pair.received(1).len(), 2);
+}
+
+#[test]
+fn api_a_running_worker_stops_when_told() {
+    let now = Instant::now();
+    let (uplink, _end) = datagram_cable(
+        [(UplinkId(0), address(1)), (UplinkId(0), address(2))],
+        1472,
+        Faults::default(),
+        1,
+    );
+    let Node { mut worker, handle, .. } = node(1, now, uplink, Faults::default());
+    let thread = std::thread::spawn(move || worker.run());
+    handle.stop();
+    thread.join().unwrap().unwrap();
+}
