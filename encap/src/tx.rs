@@ -50,7 +50,7 @@ impl Datapath {
             self.counters.frames_in.add(1);
             self.counters.frame_bytes_in.add(frame.buf.len() as u64);
             let target = self
-                .admit(&network, &frame, now_ms)
+                .admit(handle, &network, &frame, now_ms)
                 .and_then(|to| self.forward(now, now_ms, handle, &network, to));
             match target {
                 Ok(Target::Peer(peer)) => {
@@ -122,6 +122,7 @@ impl Datapath {
     /// Checks the frame, learns its source as local, gives its destination.
     fn admit(
         &mut self,
+        handle: Handle,
         network: &NetworkEntry,
         frame: &Frame,
         now_ms: u64,
@@ -134,15 +135,18 @@ impl Datapath {
         if source.is_multicast() || source.is_zero() {
             return Err(DropReason::FrameBadSource);
         }
-        let fresh = self.local_source.mac == source
-            && self.local_source.generation == network.fdb.generation()
-            && now_ms < self.local_source.until_ms;
-        if !fresh || self.local_source.place != Some(Place::Local) {
+        let generation = network.fdb.generation();
+        let cache = &self.local_source;
+        let known = cache.mac == source
+            && cache.handle == handle
+            && cache.generation == generation
+            && now_ms < cache.until_ms;
+        if !known {
             if network.fdb.learn(source, Place::Local, now_ms) == Learn::Refused {
                 self.counters.learn_refused.add(1);
             } else {
                 self.local_source = FdbCache {
-                    handle: Handle::NONE,
+                    handle,
                     mac: source,
                     place: Some(Place::Local),
                     generation: network.fdb.generation(),
