@@ -104,6 +104,8 @@ pub(crate) struct Waiting {
     pub(crate) until_ms: u64,
 }
 
+/// Handshake messages a second that a worker hands to the control thread: twice what that answers.
+pub(crate) const LONGS_PER_SECOND: u32 = 2_000;
 /// Most frames that wait for sessions; the oldest gives way.
 pub(crate) const MAX_WAITING: usize = 128;
 /// How long a frame waits, in ms: longer than a handshake, shorter than its sender's patience.
@@ -127,6 +129,8 @@ pub struct Datapath {
     pub(crate) policers: HashMap<Vni, Policer>,
     /// Rations what a stranger's datagram can make the control thread hear.
     pub(crate) notices: Policer,
+    /// Rations handshake messages to the control thread: one recorded header makes any number.
+    pub(crate) longs: Policer,
     /// Frames for peers without a session, which is usually a moment away.
     pub(crate) waiting: VecDeque<Waiting>,
     /// The tables that `waiting` was last held against.
@@ -152,12 +156,35 @@ impl Datapath {
             counters: Arc::default(),
             policers: HashMap::new(),
             notices: Policer::new(clock.0, 10, 10),
+            longs: Policer::new(clock.0, LONGS_PER_SECOND, LONGS_PER_SECOND / 10),
             waiting: VecDeque::new(),
             waiting_generation: 0,
             destination: FdbCache::EMPTY,
             source: FdbCache::EMPTY,
             local_source: FdbCache::EMPTY,
         }
+    }
+
+    /// Wipes sending contexts of sessions and epochs that are over. To be called when idle, and
+    /// about once a second otherwise.
+    pub fn forget_old_lanes(&mut self) {
+        let tables = arc_swap::Guard::into_inner(self.tables.load());
+        for (place, index) in self.lanes.iter_mut().zip(0..) {
+            let session = tables.peer(PeerIndex(index)).and_then(|peer| peer.session.as_ref());
+            let live = place.as_ref().zip(session).is_some_and(|(lane, session)| {
+                lane.session() == session.facts().serial && lane.epoch() == session.tx_epoch()
+            });
+            if !live {
+                *place = None;
+            }
+        }
+    }
+
+    /// Number of other nodes that a flooded frame of a network goes to at the most.
+    #[must_use]
+    pub fn fan_out(&self, handle: Handle) -> usize {
+        let tables = self.tables.load();
+        tables.network(handle).map_or(0, |network| network.members.len())
     }
 
     /// Whether frames wait for a session: then [`Self::send_waiting`] is to be called soon.

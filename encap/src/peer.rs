@@ -65,7 +65,6 @@ pub(crate) struct Outgoing {
     pub(crate) key_id: [u8; KEY_ID_LEN],
     pub(crate) slot: Slot,
     pub(crate) started: Instant,
-    pub(crate) last_sent: Instant,
 }
 
 /// The peer's networks, collected from slices.
@@ -197,6 +196,11 @@ impl Peer {
     /// Whether datagrams may come from this address.
     pub(crate) fn is_source(&self, from: std::net::SocketAddr) -> bool {
         self.config.links.iter().any(|link| canonical(link.remote) == canonical(from))
+    }
+
+    /// All addresses that datagrams may come from.
+    pub(crate) fn sources(&self) -> impl Iterator<Item = std::net::IpAddr> {
+        self.config.links.iter().map(|link| canonical(link.remote))
     }
 
     /// When anything authentic came last, in ms of the node's clock.

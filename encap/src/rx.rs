@@ -92,13 +92,19 @@ impl Datapath {
             }
             Format::Reserved => Err(DropReason::FormatReserved),
             Format::Long => {
-                // Keys are checked here already, so that junk never fills the control queue.
+                // Keys and MACs are checked here already, so that only who has a key can fill the
+                // control queue.
                 let from = datagram.remote;
                 match LongHeader::read(bytes) {
-                    Ok(long) if tables.key_ids.contains(&long.key_id) => {}
-                    Ok(_) => {
-                        self.notice(now, from, None, control);
-                        return Err(DropReason::HandshakeKeyUnknown);
+                    Ok(long) => {
+                        let Some(key) = tables.keys.iter().find(|key| key.id() == long.key_id)
+                        else {
+                            self.notice(now, from, None, control);
+                            return Err(DropReason::HandshakeKeyUnknown);
+                        };
+                        if !LongHeader::authenticate(bytes, key) {
+                            return Err(DropReason::HandshakeBadMac);
+                        }
                     }
                     Err(LongError::Version(version, highest)) => {
                         self.notice(now, from, Some((version, highest)), control);
@@ -108,6 +114,9 @@ impl Datapath {
                         return Err(DropReason::LongTypeUnknown);
                     }
                     Err(_) => return Err(DropReason::LongInvalid),
+                }
+                if !self.longs.take(now) {
+                    return Err(DropReason::HandshakeRateLimited);
                 }
                 let uplink = datagram.uplink;
                 control.push(ControlInput::Long { uplink, from, datagram: bytes.to_vec() });
@@ -231,7 +240,8 @@ impl Datapath {
                     handle,
                     mac: view.source(),
                     place: Some(place),
-                    generation: network.fdb.generation(),
+                    // From before: what moved meanwhile is looked at again.
+                    generation,
                     until_ms: now_ms + 1_000,
                 };
             }

@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::crypto::key::KEY_ID_LEN;
+use crate::crypto::key::ClusterKey;
 use crate::crypto::session::Session;
 use crate::forward::fdb::Fdb;
 use crate::id::{NodeId, Vni};
@@ -108,8 +108,8 @@ pub struct Tables {
     pub handles: HashMap<Vni, Handle>,
     /// Sessions by our slot.
     pub sessions: Vec<Option<Arc<Session>>>,
-    /// Cluster keys whose handshakes are worth handing to the control thread.
-    pub key_ids: Vec<[u8; KEY_ID_LEN]>,
+    /// Cluster keys: only who has one of them is handed to the control thread.
+    pub keys: Vec<ClusterKey>,
 }
 
 impl Tables {

@@ -149,7 +149,8 @@ impl Datapath {
                     handle,
                     mac: source,
                     place: Some(Place::Local),
-                    generation: network.fdb.generation(),
+                    // From before: what moved meanwhile is looked at again.
+                    generation,
                     until_ms: now_ms + 1_000,
                 };
             }
@@ -168,7 +169,9 @@ impl Datapath {
     ) -> Result<Target, DropReason> {
         let place = if to.is_multicast() { None } else { self.lookup(now_ms, handle, network, to) };
         match place {
-            Some(Place::Peer(peer)) if network.member(peer).is_some() => Ok(Target::Peer(peer)),
+            Some(Place::Peer(peer)) if network.member(peer).is_some_and(|m| m.present) => {
+                Ok(Target::Peer(peer))
+            }
             Some(Place::Local) => Err(DropReason::FrameLocalDestination),
             _ if self.police(network.vni, network.bum_rate, now) => Ok(Target::Flood),
             _ => Err(DropReason::FramePoliced),

@@ -713,3 +713,92 @@ fn sec_a_node_that_is_no_member_cannot_send_into_a_network() {
     let refused = world.nodes[0].drops(DropReason::NetworkNotMember);
     assert!(refused <= 1, "not told of the network, so at most one by its explicit number");
 }
+
+#[test]
+fn sec_forged_lanes_do_not_stop_a_rotation() {
+    // An attacker who spoofs the peer's address and guesses the slot, at a thousand a second.
+    let mut world = World::new(1);
+    world.keep_sent = false;
+    world.add(rotating(1));
+    world.add(rotating(2));
+    world.run_for(secs(1));
+    world.transmit(1, &frame(MacAddr::BROADCAST, mac(2), b"hello"));
+    world.run_for(ms(5));
+    world.nodes[1].delivered.clear();
+    let mut random = world::Random(7);
+    for number in 0..10_000_u32 {
+        world.transmit(0, &frame(mac(2), mac(1), &number.to_be_bytes()));
+        let epoch_and_slot = 0x40 | (random.below(4) as u8) << 4;
+        let mut forged = vec![epoch_and_slot, 0, random.below(2) as u8, random.next() as u8];
+        forged.extend([0; 60]);
+        world.inject(address(1), 1, forged);
+        world.run_for(Duration::from_micros(730));
+    }
+    world.run_for(ms(100));
+    assert_eq!(numbers(&world, 1).len(), 10_000, "{:?}", world.nodes[1].all_drops());
+}
+
+#[test]
+fn sec_initiations_with_a_wrong_mac_never_reach_the_control_thread() {
+    let mut world = World::cluster(1, 2);
+    world.nodes[0].vtep.rehandshake(world.now, None).unwrap();
+    world.drain(0);
+    let first = world.sent.iter().find(|s| s.to == 1 && s.bytes[0] == 0x21).unwrap();
+    let mut forged = first.bytes.clone();
+    forged[40] ^= 1;
+    let control_drops = |w: &World| w.nodes[1].vtep.counters().dropped(DropReason::HandshakeBadMac);
+    let worker_drops =
+        |w: &World| w.nodes[1].datapath.counters().dropped(DropReason::HandshakeBadMac);
+    for _ in 0..1_000 {
+        world.inject(address(1), 1, forged.clone());
+    }
+    assert_eq!((worker_drops(&world), control_drops(&world)), (1_000, 0));
+}
+
+#[test]
+fn sec_bindings_of_a_process_that_is_gone_are_not_taken() {
+    let mut world = World::cluster(1, 2);
+    // The old process announces networks with a high revision; the datagrams are held back.
+    for _ in 0..20 {
+        let config = world.nodes[0].config.clone();
+        world.nodes[0].vtep.reconfigure(world.now, config);
+    }
+    let mut held = Vec::new();
+    while let Some(transmit) = world.nodes[0].vtep.poll_transmit() {
+        held.push(transmit.payload);
+    }
+    world.kill(0);
+    world.restart(0);
+    world.run_for(ms(500));
+    for datagram in held {
+        world.inject(address(1), 1, datagram);
+    }
+    let mut new = config(1, 2);
+    let mut second = new.networks[0].clone();
+    second.vni = encap::id::Vni::new(200).unwrap();
+    new.networks = vec![second.clone()];
+    world.nodes[0].vtep.reconfigure(world.now, new);
+    world.drain(0);
+    let mut other = config(2, 2);
+    second.members = vec![id(1)];
+    other.networks.push(second);
+    world.nodes[1].vtep.reconfigure(world.now, other);
+    world.drain(1);
+    world.run_for(secs(5));
+    let members: Vec<_> =
+        world.nodes[1].vtep.network_status().iter().map(|n| n.members.clone()).collect();
+    assert_eq!(members, [vec![(id(1), false)], vec![(id(1), true)]]);
+}
+
+#[test]
+fn flow_a_lost_proof_is_made_up_for_by_the_next_message() {
+    let mut world = World::new(1);
+    world.drop_proofs = true;
+    world.add(config(1, 2));
+    world.add(config(2, 2));
+    world.run_for(secs(8));
+    world.assert_all_up(0);
+    world.assert_all_up(1);
+    let down = |e: &Event| matches!(e, Event::PeerDown { .. });
+    assert!(!world.nodes.iter().any(|node| node.events.iter().any(down)));
+}

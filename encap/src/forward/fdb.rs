@@ -168,9 +168,10 @@ impl Fdb {
             if entries.len() >= self.max_entries.load(Ordering::Relaxed) as usize {
                 return Learn::Refused;
             }
-            entries.insert(mac, Entry::new(place, false, now_ms));
+            // Never over an entry, static perhaps, that came in between: that frame learns again.
+            let added = entries.try_insert(mac, Entry::new(place, false, now_ms)).is_ok();
             self.changed();
-            return Learn::Added;
+            return if added { Learn::Added } else { Learn::Refused };
         };
         let was = entry.place.load(Ordering::Acquire);
         if was == place.encode() {

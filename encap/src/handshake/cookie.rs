@@ -94,10 +94,12 @@ impl Guard {
     }
 
     fn rotate(&mut self, now: Instant, rng: &mut dyn Rng) {
-        if now.saturating_duration_since(self.changed) >= SECRET_LIFE {
+        let age = now.saturating_duration_since(self.changed);
+        if age >= SECRET_LIFE {
             self.changed = now;
             let [newest, _] = &self.secrets;
-            self.secrets = [fresh(rng), newest.clone()];
+            let previous = if age < 2 * SECRET_LIFE { newest.clone() } else { fresh(rng) };
+            self.secrets = [fresh(rng), previous];
             self.sources.clear();
         }
     }
@@ -166,6 +168,12 @@ mod tests {
         guard.admit(later, from(1), &cookie, &mut rng);
         guard.admit(later + SECRET_LIFE, from(1), &NONE, &mut rng);
         assert!(!guard.proves_address(from(1), &cookie), "expired");
+        // Also when nothing came for a long time in between.
+        let Admission::SendCookie(cookie) = guard.challenge(later, from(1)) else {
+            panic!("a cookie is given out");
+        };
+        guard.admit(later + 10 * SECRET_LIFE, from(2), &NONE, &mut rng);
+        assert!(!guard.proves_address(from(1), &cookie), "expired in silence");
     }
 
     #[test]

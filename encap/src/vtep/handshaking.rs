@@ -12,6 +12,7 @@ use crate::handshake::hello::{Hello, Status, Welcome};
 use crate::handshake::psk::{Initiator, NOISE_OVERHEAD, Responder};
 use crate::peer::{Established, MAX_PENDING, Outgoing, PENDING_LIFE, PENDING_MIN_AGE, Pending};
 use crate::rng;
+use crate::rx::canonical;
 use crate::stats::DropReason;
 use crate::tables::PeerIndex;
 use crate::timer::Timer;
@@ -35,6 +36,8 @@ impl Vtep {
     /// Begins a handshake, instead of one that is under way.
     pub(super) fn start_handshake(&mut self, now: Instant, index: PeerIndex) {
         self.cancel_outgoing(index);
+        // Whatever stands in the way now, it is tried again.
+        self.schedule_late_attempt(now, index);
         let Some(key) = self.config.keys.first().cloned() else { return };
         let Some(peer) = self.peer(index) else { return };
         let (to, mut parts) = (peer.node(), self.bindings_for(peer));
@@ -66,15 +69,8 @@ impl Vtep {
         let Some(peer) = self.peer_mut(index) else { return };
         peer.timers.stop(Timer::Attempt);
         peer.timers.stop(Timer::Rekey);
-        peer.outgoing = Some(Outgoing {
-            noise,
-            header,
-            message,
-            key_id: key.id(),
-            slot,
-            started: now,
-            last_sent: now,
-        });
+        peer.outgoing =
+            Some(Outgoing { noise, header, message, key_id: key.id(), slot, started: now });
         self.send_initiation(now, index);
     }
 
@@ -82,7 +78,7 @@ impl Vtep {
     fn next_stamp(&mut self, now: Instant) -> u64 {
         let elapsed = now.saturating_duration_since(self.clock.0).as_micros();
         let clock = self.config.start_stamp.saturating_add(u64::try_from(elapsed).unwrap_or(0));
-        self.last_stamp = clock.max(self.last_stamp + 1);
+        self.last_stamp = clock.max(self.last_stamp.saturating_add(1));
         self.last_stamp
     }
 
@@ -95,7 +91,6 @@ impl Vtep {
         // The workers are told when it begins and when it ends that frames wait.
         let told = peer.attempts > 1 && peer.is_connecting() == hopeful;
         let Some(outgoing) = &mut peer.outgoing else { return };
-        outgoing.last_sent = now;
         let (header, key_id) = (outgoing.header, outgoing.key_id);
         let message = outgoing.message.clone();
         let delay = rng::jitter(&mut *self.rng, doubled.min(MAX_RETRY), 4);
@@ -179,6 +174,10 @@ impl Vtep {
         key: &ClusterKey,
         message: &[u8],
     ) -> Result<(), DropReason> {
+        // A spoofed flood must not use up what the peers' own initiations need.
+        if !self.sources.contains(&canonical(from)) && !self.strangers.take(now) {
+            return Err(DropReason::HandshakeSourceUnknown);
+        }
         let admission = self.guard.admit(now, from, &header.cookie, &mut *self.rng);
         if admission != Admission::Read {
             self.send_cookie((uplink, from), header, key, admission);
@@ -201,12 +200,13 @@ impl Vtep {
             self.send_cookie((uplink, from), header, key, admission);
             return Err(DropReason::HandshakeReplayed);
         }
-        self.give_way(now, index);
         let Some(suite) = self.choose_suite(&hello.suites) else {
             self.refuse(index, (uplink, from), header, key, responder, &hello);
             return Err(DropReason::HandshakeNoSuite);
         };
-        self.answer(now, index, (uplink, from), header, key, responder, hello, suite)
+        self.answer(now, index, (uplink, from), header, key, responder, hello, suite)?;
+        self.give_way(now, index);
+        Ok(())
     }
 
     /// Which peer an authentic initiation is from, if it is for us and from where it may be.
@@ -314,8 +314,9 @@ impl Vtep {
         suite: Suite,
     ) -> Result<(), DropReason> {
         self.make_room_for_pending(now, index)?;
-        let slot = self.reserve_slot().ok_or(DropReason::HandshakeBusy)?;
         let bindings = self.peer(index).and_then(|peer| self.bindings_for(peer).into_iter().next());
+        let bindings = bindings.ok_or(DropReason::HandshakeInvalid)?;
+        let slot = self.reserve_slot().ok_or(DropReason::HandshakeBusy)?;
         let welcome = Welcome {
             from: self.config.node,
             to: hello.from,
@@ -323,7 +324,7 @@ impl Vtep {
             status: Status::Accepted,
             slot,
             suite,
-            bindings: bindings.ok_or(DropReason::HandshakeInvalid)?,
+            bindings,
         };
         let Ok((message, agreement)) = responder.respond(&welcome.write()) else {
             self.release_slot(slot);
@@ -375,7 +376,7 @@ impl Vtep {
         admission: Admission,
     ) {
         let Admission::SendCookie(cookie) = admission else { return };
-        let reply = LongHeader { kind: Type::Cookie, cookie, ..*header };
+        let reply = LongHeader { kind: Type::Cookie, highest_version: VERSION, cookie, ..*header };
         let payload = reply.write(key).to_vec();
         self.transmits.push_back(Transmit { uplink, remote, payload });
     }
@@ -400,12 +401,16 @@ impl Vtep {
         let index = self.answered(from, header)?;
         let outgoing = self.peer_mut(index).and_then(|peer| peer.outgoing.as_mut());
         let outgoing = outgoing.ok_or(DropReason::HandshakeStale)?;
-        // One answer per cookie, so that repeated ones do not make us flood the peer.
         if outgoing.header.cookie == header.cookie {
             return Err(DropReason::HandshakeStale);
         }
+        // Only the first is answered at once, so that recorded ones do not make us flood the peer;
+        // later ones go out with the next repetition.
+        let first = outgoing.header.cookie == [0; COOKIE_LEN];
         outgoing.header.cookie = header.cookie;
-        self.send_initiation(now, index);
+        if first {
+            self.send_initiation(now, index);
+        }
         Ok(())
     }
 
@@ -476,7 +481,12 @@ impl Vtep {
 }
 
 fn response_datagram(header: &LongHeader, key: &ClusterKey, message: &[u8]) -> Vec<u8> {
-    let reply = LongHeader { kind: Type::Response, cookie: [0; COOKIE_LEN], ..*header };
+    let reply = LongHeader {
+        kind: Type::Response,
+        highest_version: VERSION,
+        cookie: [0; COOKIE_LEN],
+        ..*header
+    };
     let mut datagram = reply.write(key).to_vec();
     datagram.extend(message);
     datagram

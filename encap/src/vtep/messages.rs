@@ -62,7 +62,7 @@ impl Vtep {
         (micros as u32).max(1)
     }
 
-    /// Lists our networks to a peer anew; the slices that the handshake did not carry follow.
+    /// Lists our networks to a peer anew.
     pub(super) fn announce_bindings(&mut self, now: Instant, index: PeerIndex) {
         let Some(peer) = self.peer(index) else { return };
         let parts = self.bindings_for(peer);
@@ -95,6 +95,11 @@ impl Vtep {
         }
     }
 
+    fn is_current(&self, index: PeerIndex, serial: u64) -> bool {
+        let current = self.peer(index).and_then(|peer| peer.current.as_ref());
+        current.is_some_and(|current| current.session.facts().serial == serial)
+    }
+
     /// Takes the payload of an authentic control datagram.
     pub(super) fn handle_payload(
         &mut self,
@@ -106,24 +111,30 @@ impl Vtep {
         let Some(session) = self.session(slot, serial).cloned() else { return Ok(()) };
         let index = session.facts().peer;
         let messages = Message::read_all(payload).map_err(|_| DropReason::ControlInvalid)?;
-        let is_current = self
-            .peer(index)
-            .and_then(|peer| peer.current.as_ref())
-            .is_some_and(|current| current.session.facts().serial == serial);
+        if !self.is_current(index, serial) {
+            // The notice that the session is proven may have been lost in a full queue.
+            self.handle_proven(now, slot, serial);
+        }
+        let is_current = self.is_current(index, serial);
         if is_current {
             self.note_alive(index, false);
         }
+        let mut replies = Vec::new();
         for message in messages {
             match message {
                 Message::Heartbeat { epoch_opened, sent_us, echo_us, echo_delay_us, .. } => {
                     session.confirm_tx(epoch_opened);
-                    self.note_heartbeat(now, index, sent_us, echo_us, echo_delay_us);
+                    if is_current {
+                        self.note_heartbeat(now, index, sent_us, echo_us, echo_delay_us);
+                    }
                 }
                 Message::EpochOpened { epoch } => session.confirm_tx(epoch),
+                // What was said in a session that is over may be from a process that is gone.
+                Message::Bindings(_) | Message::BindingsReceived { .. } if !is_current => {}
                 Message::Bindings(bindings) => {
                     let (revision, part) = (bindings.revision, bindings.part);
                     self.take_bindings(now, index, bindings);
-                    self.send_control(now, index, &[Message::BindingsReceived { revision, part }]);
+                    replies.push(Message::BindingsReceived { revision, part });
                 }
                 Message::BindingsReceived { revision, part } => {
                     self.note_bindings_received(index, revision, part);
@@ -134,6 +145,10 @@ impl Vtep {
                 }
                 Message::Goodbye => {}
             }
+        }
+        if !replies.is_empty() {
+            // One datagram for one datagram.
+            self.send_control(now, index, &replies);
         }
         Ok(())
     }

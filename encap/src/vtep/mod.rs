@@ -11,8 +11,8 @@ mod networks;
 mod sessions;
 mod status;
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::net::SocketAddr;
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -23,6 +23,7 @@ use crate::crypto::session::Session;
 use crate::datapath::{ControlInput, Datapath};
 use crate::event::{DownReason, Event};
 use crate::forward::fdb::Place;
+use crate::forward::policer::Policer;
 use crate::handshake::cookie::Guard;
 use crate::id::{NodeId, Vni};
 use crate::peer::Peer;
@@ -49,6 +50,10 @@ const SESSION_SILENCE_LIMIT: Duration = Duration::from_secs(180);
 /// A gap between two calls larger than this means that the node was suspended: nothing is sealed
 /// under keys from before, for a clone of it may have gone on with them.
 const SUSPEND_LIMIT: Duration = Duration::from_secs(5);
+/// Peer indices that are used once each before any is used again.
+const MIN_PEER_INDICES: usize = 256;
+/// Initiations from unlisted addresses that are looked at, to report them.
+const STRANGERS_PER_SECOND: u32 = 10;
 /// How often the forwarding tables are aged.
 const FDB_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -87,7 +92,12 @@ pub struct Vtep {
     tables: Arc<ArcSwap<Tables>>,
     counters: Arc<Counters>,
     peers: Vec<Option<Peer>>,
+    next_peer: usize,
     by_node: HashMap<NodeId, PeerIndex>,
+    /// All addresses that peers may send from.
+    sources: HashSet<IpAddr>,
+    /// Rations initiations from elsewhere: enough to name a wrong address in the log.
+    strangers: Policer,
     /// Outstanding initiations.
     by_token: HashMap<u64, PeerIndex>,
     /// Networks by our handle.
@@ -98,6 +108,7 @@ pub struct Vtep {
     /// Sessions by slot; a slot without one may be reserved by an outgoing initiation.
     sessions: Vec<Option<Arc<Session>>>,
     reserved: Vec<bool>,
+    next_slot: usize,
     next_serial: u64,
     last_stamp: u64,
     guard: Guard,
@@ -128,13 +139,17 @@ impl Vtep {
             tables: Arc::default(),
             counters: Arc::default(),
             peers: Vec::new(),
+            next_peer: 0,
             by_node: HashMap::new(),
+            sources: HashSet::new(),
+            strangers: Policer::new(now, STRANGERS_PER_SECOND, STRANGERS_PER_SECOND),
             by_token: HashMap::new(),
             networks: BTreeMap::new(),
             next_handle: 1,
             bindings_revision: 0,
             sessions: Vec::new(),
             reserved: Vec::new(),
+            next_slot: 0,
             next_serial: 1,
             last_stamp: config.start_stamp,
             guard,
@@ -252,7 +267,7 @@ impl Vtep {
     #[must_use]
     pub fn poll_timeout(&self) -> Instant {
         let peers = self.peers.iter().flatten().filter_map(|peer| peer.timers.next());
-        let networks = self.networks.values().filter_map(|network| network.raise_at);
+        let networks = self.networks.values().filter_map(|network| network.raise.map(|(at, _)| at));
         peers.chain(networks).fold(self.fdb_at, Instant::min)
     }
 
@@ -307,7 +322,7 @@ impl Vtep {
     }
 
     /// Puts another configuration in force; what did not change goes on undisturbed. The node's
-    /// id and the number of workers are fixed.
+    /// id and the number of workers are fixed; suites count from the next handshake on.
     pub fn reconfigure(&mut self, now: Instant, new: VtepConfig) {
         let gone: Vec<_> = self
             .by_node
@@ -321,10 +336,14 @@ impl Vtep {
         let keys_changed = self.apply_keys(&new.keys);
         self.config.limits = new.limits;
         self.config.suites = new.suites;
-        for peer in new.peers {
-            self.apply_peer(now, peer);
-        }
+        let added: Vec<_> =
+            new.peers.into_iter().filter_map(|peer| self.apply_peer(peer)).collect();
+        self.sources = self.peers.iter().flatten().flat_map(Peer::sources).collect();
         self.apply_networks(now, new.networks);
+        // Only now: a handshake lists the networks.
+        for index in added {
+            self.start_handshake(now, index);
+        }
         if keys_changed {
             self.rehandshake_under_new_key(now);
         }
@@ -332,10 +351,10 @@ impl Vtep {
         self.publish_if_stale();
     }
 
-    /// Takes the keys over; says whether the one that handshakes begin with is another.
+    /// Takes the keys over; says whether there are others now, or in another order.
     fn apply_keys(&mut self, keys: &[ClusterKey]) -> bool {
-        let first = |keys: &[ClusterKey]| keys.first().map(ClusterKey::id);
-        let changed = first(&self.config.keys) != first(keys);
+        let ids = |keys: &[ClusterKey]| keys.iter().map(ClusterKey::id).collect::<Vec<_>>();
+        let changed = ids(&self.config.keys) != ids(keys);
         self.config.keys = keys.to_vec();
         changed
     }
@@ -344,6 +363,7 @@ impl Vtep {
     /// gone end now.
     fn rehandshake_under_new_key(&mut self, now: Instant) {
         for index in self.indices() {
+            self.drop_pending_under_removed_keys(index);
             let Some(key_id) = self.current_key_id(index) else { continue };
             if !self.config.keys.iter().any(|key| key.id() == key_id) {
                 self.drop_sessions(index, DownReason::KeyRemoved);
@@ -354,20 +374,44 @@ impl Vtep {
         }
     }
 
+    /// A session that waits for its confirmation must not come into force under a removed key.
+    fn drop_pending_under_removed_keys(&mut self, index: PeerIndex) {
+        let keys: Vec<_> = self.config.keys.iter().map(ClusterKey::id).collect();
+        let Some(peer) = self.peer_mut(index) else { return };
+        let mut gone = Vec::new();
+        peer.pending.retain(|pending| {
+            let kept = keys.contains(&pending.established.key_id);
+            if !kept {
+                gone.push(pending.established.session.facts().local_slot);
+            }
+            kept
+        });
+        for slot in gone {
+            self.release_slot(slot);
+        }
+    }
+
     fn current_key_id(&self, index: PeerIndex) -> Option<[u8; 8]> {
         Some(self.peer(index)?.current.as_ref()?.key_id)
     }
 
-    fn apply_peer(&mut self, now: Instant, config: PeerConfig) {
+    /// Takes a peer over; gives its index if it is new.
+    fn apply_peer(&mut self, config: PeerConfig) -> Option<PeerIndex> {
         if let Some(index) = self.by_node.get(&config.node).copied() {
             if let Some(peer) = self.peer_mut(index)
                 && peer.config != config
             {
                 peer.config = config;
             }
-            return;
+            return None;
         }
-        let at = self.peers.iter().position(Option::is_none).unwrap_or(self.peers.len());
+        // An index is used again as late as can be: a worker may still have tables in which it
+        // means the peer before.
+        let count = self.peers.len();
+        let in_turn = (0..count).map(|step| (self.next_peer + step) % count);
+        let free = in_turn.clone().find(|at| self.peers.get(*at).is_some_and(Option::is_none));
+        let at = free.filter(|_| count >= MIN_PEER_INDICES).unwrap_or(count);
+        self.next_peer = at + 1;
         let index = PeerIndex(u32::try_from(at).unwrap_or(u32::MAX));
         if at == self.peers.len() {
             self.peers.push(None);
@@ -377,7 +421,7 @@ impl Vtep {
         if let Some(place) = self.peers.get_mut(at) {
             *place = Some(peer);
         }
-        self.start_handshake(now, index);
+        Some(index)
     }
 
     fn remove_peer(&mut self, now: Instant, node: NodeId) {
@@ -466,7 +510,7 @@ impl Vtep {
             networks: self.network_entries(),
             handles: self.networks.values().map(|n| (n.config.vni, n.handle)).collect(),
             sessions: self.sessions.clone(),
-            key_ids: self.config.keys.iter().map(ClusterKey::id).collect(),
+            keys: self.config.keys.clone(),
         };
         self.tables.store(Arc::new(tables));
     }

@@ -26,7 +26,8 @@ pub(super) struct Network {
     pub(super) traffic: Arc<[Traffic]>,
     /// Largest untagged frame that every known member takes.
     pub(super) max_frame_len: u16,
-    pub(super) raise_at: Option<Instant>,
+    /// When it is raised, and to what it could be since a while before.
+    pub(super) raise: Option<(Instant, u16)>,
 }
 
 impl Vtep {
@@ -99,7 +100,7 @@ impl Vtep {
             fdb: Arc::new(Fdb::new(self.config.limits.fdb)),
             traffic: (0..=self.config.workers).map(|_| Traffic::default()).collect(),
             max_frame_len: config.max_frame_len,
-            raise_at: None,
+            raise: None,
             config: NetworkConfig { static_fdb: Vec::new(), ..config.clone() },
         };
         self.networks.insert(number, network);
@@ -161,10 +162,12 @@ impl Vtep {
             let Some(possible) = self.possible_frame_len(handle) else { continue };
             let Some(network) = self.networks.get_mut(&handle) else { continue };
             if possible > network.max_frame_len {
-                network.raise_at.get_or_insert(now + RAISE_DELAY);
+                if network.raise.is_none_or(|(_, to)| to != possible) {
+                    network.raise = Some((now + RAISE_DELAY, possible));
+                }
                 continue;
             }
-            network.raise_at = None;
+            network.raise = None;
             if possible < network.max_frame_len {
                 network.max_frame_len = possible;
                 let (vni, max_frame_len) = (network.config.vni, possible);
@@ -174,14 +177,12 @@ impl Vtep {
     }
 
     pub(super) fn raise_frame_lengths(&mut self, now: Instant) {
-        let due = |network: &Network| network.raise_at.is_some_and(|at| at <= now);
+        let due = |network: &Network| network.raise.is_some_and(|(at, _)| at <= now);
         let handles: Vec<_> =
             self.networks.values().filter(|n| due(n)).map(|n| n.handle.get()).collect();
         for handle in handles {
-            let possible = self.possible_frame_len(handle);
             let Some(network) = self.networks.get_mut(&handle) else { continue };
-            network.raise_at = None;
-            if let Some(max_frame_len) = possible
+            if let Some((_, max_frame_len)) = network.raise.take()
                 && max_frame_len != network.max_frame_len
             {
                 network.max_frame_len = max_frame_len;

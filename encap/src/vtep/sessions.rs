@@ -16,18 +16,28 @@ use crate::timer::Timer;
 use crate::wire::control::{Bindings, Message};
 use crate::wire::header::Slot;
 
+/// Slots that are used once each before any is used again.
+const MIN_SLOTS: usize = 256;
 /// A replaced session that is still used is kept at most this long.
 const RETIRED_LIMIT: Duration = Duration::from_secs(60);
 
 impl Vtep {
     /// A free slot for a session to be.
     pub(super) fn reserve_slot(&mut self) -> Option<Slot> {
-        let free = (0..self.sessions.len())
-            .find(|at| {
-                self.sessions.get(*at).is_some_and(Option::is_none)
-                    && self.reserved.get(*at) == Some(&false)
-            })
-            .unwrap_or(self.sessions.len());
+        let count = self.sessions.len();
+        let is_free = |at: &usize| {
+            self.sessions.get(*at).is_some_and(Option::is_none)
+                && self.reserved.get(*at) == Some(&false)
+        };
+        // A slot is used again as late as can be: what a peer still sends in a session that is
+        // over must not be tried with the keys of another.
+        let free = if count < MIN_SLOTS {
+            count
+        } else {
+            let in_turn = (0..count).map(|step| (self.next_slot + step) % count);
+            in_turn.clone().find(is_free).unwrap_or(count)
+        };
+        self.next_slot = free + 1;
         let slot = u32::try_from(free).ok().filter(|slot| *slot < Slot::COUNT)?;
         if free == self.sessions.len() {
             self.sessions.push(None);
@@ -170,14 +180,20 @@ impl Vtep {
         let Some(peer) = self.peer_mut(index) else { return };
         let Some(current) = &peer.current else { return };
         let since_ms = now.saturating_duration_since(current.since).as_millis();
-        let silent_ms = now_ms.saturating_sub(peer.last_opened_ms());
-        let silent = u128::from(silent_ms).min(since_ms.max(1));
+        let silence =
+            |last_ms: u64| u128::from(now_ms.saturating_sub(last_ms)).min(since_ms.max(1));
+        let silent = silence(peer.last_opened_ms());
+        // The peer may be heard in a retired session only: each side sends in another one. That
+        // works for a while, and a new handshake mends it meanwhile.
+        let apart = silence(current.session.last_opened_ms());
         peer.timers.set(Timer::Silence, now + HEARTBEAT_INTERVAL);
         if silent >= SESSION_SILENCE_LIMIT.as_millis() {
             self.drop_sessions(index, DownReason::Silent);
             self.start_handshake(now, index);
-        } else if silent >= SILENCE_LIMIT.as_millis() {
-            self.mark_down(index, DownReason::Silent);
+        } else if apart >= SILENCE_LIMIT.as_millis() {
+            if silent >= SILENCE_LIMIT.as_millis() {
+                self.mark_down(index, DownReason::Silent);
+            }
             if self.peer(index).is_some_and(|peer| peer.outgoing.is_none()) {
                 self.start_handshake(now, index);
             }
@@ -262,6 +278,10 @@ impl Vtep {
         if peer.current.as_ref().is_some_and(|current| is(&current.session, serial)) {
             peer.wipe_before = epoch;
             peer.timers.set(Timer::Wipe, now + RETIRED_LIFE);
+            // What is older than the previous epoch opens nothing any more, however fast they go.
+            if let (Some(current), Some(previous)) = (&peer.current, epoch.checked_sub(1)) {
+                current.session.wipe_rx_before(previous);
+            }
             self.send_control(now, index, &[Message::EpochOpened { epoch }]);
         }
     }

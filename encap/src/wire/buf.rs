@@ -158,11 +158,12 @@ impl BufPool {
 
     /// A second buffer with the same data, for the next destination of a flooded frame.
     pub fn duplicate(&mut self, of: &PacketBuf) -> PacketBuf {
-        let mut copy = self.alloc();
         let data = of.data();
-        if copy.memory.len() < of.end {
-            copy = PacketBuf::with_capacity(data.len());
-        }
+        // Beyond the store, no larger than it must be: floods to many make many.
+        let mut copy = match self.free.pop() {
+            Some(copy) if copy.memory.len() >= of.end => copy,
+            _ => PacketBuf::with_capacity(data.len()),
+        };
         copy.start = of.start.min(copy.memory.len() - data.len());
         copy.end = copy.start + data.len();
         copy.memory[copy.start..copy.end].copy_from_slice(data);

@@ -1,0 +1,837 @@
+//! `docs/protocol.md` against the code: every cited rule exists, every counter and test that it
+//! names does; and a test for each rule that the unit tests and scenarios leave open.
+#![allow(missing_docs, unreachable_pub)]
+// The world begins its virtual time somewhere, and a check that fails may panic.
+#![allow(clippy::disallowed_methods, clippy::unwrap_used, clippy::panic)]
+
+#[allow(dead_code)] // what only the scenarios need
+mod world;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use encap::crypto::aead::Suite;
+use encap::crypto::key::ClusterKey;
+use encap::event::{DownReason, Event};
+use encap::id::Vni;
+use encap::stats::DropReason;
+use encap::vtep::Vtep;
+use encap::vtep::config::{Limits, VtepConfig};
+use encap::wire::buf::{BufPool, Checksum, Frame, PacketBuf};
+use encap::wire::checksum::derive_partial;
+use encap::wire::control::Message;
+use encap::wire::ethernet::MacAddr;
+use encap::wire::header::{DataHeader, Format, Lane, Slot};
+use encap::wire::long::{COOKIE_LEN, LONG_HEADER_LEN, LongHeader, Type};
+use world::{Random, Sent, Wire, World, address, config, frame, id, mac, vni};
+
+const PROTOCOL: &str = include_str!("../../docs/protocol.md");
+
+const fn ms(ms: u64) -> Duration {
+    Duration::from_millis(ms)
+}
+
+const fn secs(secs: u64) -> Duration {
+    Duration::from_secs(secs)
+}
+
+// The document.
+
+/// Rules by id, with their text: paragraphs that begin with `**H1. `, up to the next rule.
+fn rules() -> BTreeMap<String, String> {
+    let (body, _) = PROTOCOL.split_once("\n## 11 ").expect("the section of the counters");
+    let mut rules = BTreeMap::new();
+    for part in body.split("\n**").skip(1) {
+        let Some((rule, text)) = part.split_once(". ").filter(|(rule, _)| is_id(rule)) else {
+            continue;
+        };
+        let text = text.split("\n## ").next().unwrap_or_default();
+        assert!(rules.insert(rule.to_owned(), text.to_owned()).is_none(), "{rule} is there twice");
+    }
+    rules
+}
+
+fn is_id(word: &str) -> bool {
+    let mut bytes = word.bytes();
+    bytes.next().is_some_and(|b| b.is_ascii_uppercase())
+        && word.len() == 2
+        && bytes.all(|b| b.is_ascii_digit())
+}
+
+/// The rows of the table under a heading: first and second column.
+fn table(heading: &str) -> Vec<(String, String)> {
+    let (_, section) = PROTOCOL.split_once(heading).expect("the heading");
+    let section = section.split("\n## ").next().unwrap_or_default();
+    let rows = section.lines().filter(|line| line.starts_with("| ")).skip(2);
+    rows.map(|row| {
+        let cells: Vec<_> = row.trim_matches(['|', ' ']).split(" | ").collect();
+        assert_eq!(cells.len(), 2, "{row}");
+        (cells[0].trim_matches('`').to_owned(), cells[1].to_owned())
+    })
+    .collect()
+}
+
+fn sources(folder: &str) -> Vec<(PathBuf, String)> {
+    fn collect(folder: &Path, found: &mut Vec<(PathBuf, String)>) {
+        for entry in std::fs::read_dir(folder).expect("a source folder") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() {
+                collect(&path, found);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let text = std::fs::read_to_string(&path).expect("a source file");
+                found.push((path, text));
+            }
+        }
+    }
+    let mut found = Vec::new();
+    collect(&Path::new(env!("CARGO_MANIFEST_DIR")).join(folder), &mut found);
+    assert!(!found.is_empty(), "{folder} has no sources");
+    found
+}
+
+/// The ids that stand behind the word "rule" or "rules": `H1`, `H1, H2 and H3`, `H1 to H6`.
+fn citations(text: &str) -> BTreeSet<String> {
+    let comment = |word: &&str| !matches!(*word, "//" | "///" | "//!");
+    let words: Vec<_> = text.split_whitespace().filter(comment).collect();
+    let mut cited = BTreeSet::new();
+    let mut at = 0;
+    while at < words.len() {
+        let word = words[at].trim_start_matches('(');
+        at += 1;
+        if !matches!(word, "rule" | "rules" | "Rule" | "Rules") {
+            continue;
+        }
+        let (mut last, mut range): (Option<&str>, bool) = (None, false);
+        while let Some(word) = words.get(at) {
+            let bare = word.trim_end_matches(|c: char| !c.is_ascii_alphanumeric());
+            match bare {
+                "to" => range = true,
+                "and" | "or" => {}
+                id if is_id(id) => {
+                    let digit = |id: &str| id.as_bytes()[1];
+                    let first = last.filter(|_| range).map_or(digit(id), digit);
+                    let letter = &id[..1];
+                    cited.extend((first..=digit(id)).map(|d| format!("{letter}{}", d as char)));
+                    (last, range) = (Some(id), false);
+                }
+                _ => break,
+            }
+            at += 1;
+            if bare.len() < word.len() && !word.ends_with(',') {
+                break;
+            }
+        }
+    }
+    cited
+}
+
+#[test]
+fn every_cited_rule_is_defined() {
+    let defined = rules();
+    let mut count = 0;
+    for folder in ["src", "tests", "../fastpath/src"] {
+        for (path, text) in sources(folder) {
+            for rule in citations(&text) {
+                count += 1;
+                assert!(defined.contains_key(&rule), "{}: no rule {rule}", path.display());
+            }
+            for name in test_names(&text).filter_map(|name| name.strip_prefix("rule_")) {
+                let rule = name.split('_').next().unwrap_or_default().to_ascii_uppercase();
+                assert!(defined.contains_key(&rule), "{}: no rule {rule}", path.display());
+            }
+        }
+    }
+    assert!(count > 40, "only {count} citations were found");
+}
+
+#[test]
+fn citations_are_found_in_all_their_forms() {
+    let found = |text| citations(text).into_iter().collect::<Vec<_>>();
+    assert_eq!(found("a frame (rule H1)."), ["H1"]);
+    assert_eq!(found("the peer (rules F1, F3, F4)."), ["F1", "F3", "F4"]);
+    assert_eq!(found("//! Rules E1 to E3 and L2 are in\n//! `docs`"), ["E1", "E2", "E3", "L2"]);
+    assert_eq!(found("as the rule\n    /// K5 says"), ["K5"]);
+    assert_eq!(found("the rule of H1; IPv4 and V6"), [] as [&str; 0]);
+}
+
+#[test]
+fn every_rule_says_what_its_breach_gives() {
+    let counters: BTreeSet<_> = DropReason::ALL.iter().map(|reason| reason.name()).collect();
+    for (rule, text) in rules() {
+        let quoted: BTreeSet<_> = text.split('`').skip(1).step_by(2).collect();
+        let named = quoted.iter().any(|name| counters.contains(name) || *name == "learn_refused");
+        let event = text.to_lowercase().contains("event `");
+        assert!(named || event || text.contains("unseen"), "{rule} names no counter and no event");
+        // No counter of that name would be worse than none.
+        for name in quoted.iter().filter(|name| name.contains('_') && !name.contains('(')) {
+            let field = ["max_frame_len", "learn_refused", "epoch_opened", "sent_us", "echo_us"];
+            let known = counters.contains(name)
+                || field.contains(name)
+                || matches!(*name, "echo_delay_us" | "Noise_NNpsk0_25519_AESGCM_SHA256");
+            assert!(known, "{rule}: nothing is called {name}");
+        }
+    }
+}
+
+#[test]
+fn every_drop_reason_is_in_the_document() {
+    let listed = table("\n## 11 Drop counters\n");
+    let names: Vec<_> = listed.iter().map(|(name, _)| name.as_str()).collect();
+    let all: Vec<_> = DropReason::ALL.iter().map(|reason| reason.name()).collect();
+    assert_eq!(names, all, "the table lists each once, in the order of the counters");
+    let rules = rules();
+    for (name, cited) in &listed {
+        for rule in cited.split(", ") {
+            let text = rules.get(rule).unwrap_or_else(|| panic!("{name}: no rule {rule}"));
+            assert!(text.contains(&format!("`{name}`")), "{rule} does not say {name}");
+        }
+    }
+}
+
+fn test_names(text: &str) -> impl Iterator<Item = &str> {
+    text.lines().filter_map(|line| line.trim().strip_prefix("fn ")?.split('(').next())
+}
+
+#[test]
+fn every_rule_has_tests_that_exist() {
+    let texts: Vec<_> = ["src", "tests"].into_iter().flat_map(sources).collect();
+    let known: BTreeSet<_> = texts.iter().flat_map(|(_, text)| test_names(text)).collect();
+    let mut without: BTreeSet<_> = rules().into_keys().collect();
+    for (rule, tests) in table("\n## Appendix: where each rule is tested\n") {
+        assert!(without.remove(&rule), "{rule} is no rule, or is there twice");
+        let names: Vec<_> = tests.split(", ").map(|name| name.trim_matches('`')).collect();
+        assert!(!names.is_empty());
+        for name in names {
+            assert!(known.contains(name), "{rule}: there is no test {name}");
+        }
+    }
+    assert!(without.is_empty(), "no tests are named for {without:?}");
+}
+
+// The rules.
+
+fn clear(me: u16) -> VtepConfig {
+    VtepConfig { suites: vec![Suite::Clear], ..config(me, 2) }
+}
+
+/// Two nodes in clear mode, where a test can write any datagram.
+fn clear_world() -> World {
+    let mut world = World::new(1);
+    world.add(clear(1));
+    world.add(clear(2));
+    world.run_for(secs(2));
+    world.assert_all_up(0);
+    world.assert_all_up(1);
+    world
+}
+
+/// The slot of the only session of a node.
+fn slot(world: &World, node: usize) -> Slot {
+    let tables = world.nodes[node].vtep.tables();
+    let at = tables.sessions.iter().position(Option::is_some).unwrap();
+    Slot(at as u32)
+}
+
+/// Injects a clear datagram into node 1, as if from node 0, in a lane that nobody uses.
+fn inject_clear(world: &mut World, sequence: u32, inner: u16, payload: &[u8]) {
+    let lane = Lane::new(9, 9);
+    let (format, slot) = (Format::Clear, slot(world, 1));
+    let header = DataHeader { format, epoch_bits: 0, slot, lane, sequence };
+    let bytes = [&header.write()[..], &inner.to_be_bytes(), payload].concat();
+    world.inject(address(1), 1, bytes);
+}
+
+fn handle(world: &World, node: usize) -> u16 {
+    world.nodes[node].vtep.tables().handles[&vni()].get()
+}
+
+/// Which counters one more datagram moved at node 1, and by how much.
+fn counted(world: &mut World, act: impl FnOnce(&mut World)) -> BTreeMap<&'static str, u64> {
+    let before = world.nodes[1].all_drops();
+    act(world);
+    let after = world.nodes[1].all_drops();
+    let grown = |name: &str, count: u64| count - before.get(name).copied().unwrap_or(0);
+    let moved = after.into_iter().map(|(name, count)| (name, grown(name, count)));
+    moved.filter(|(_, count)| *count > 0).collect()
+}
+
+/// Injects `bytes` into node 1 as if from node 0; gives the one counter that moved.
+fn dropped(world: &mut World, bytes: Vec<u8>) -> &'static str {
+    let moved = counted(world, |world| world.inject(address(1), 1, bytes));
+    assert_eq!(moved.values().sum::<u64>(), 1, "{moved:?}");
+    moved.into_keys().next().unwrap()
+}
+
+/// What node 0 makes of a frame from its tap, checksum state included.
+fn encapsulate(world: &mut World, bytes: &[u8], checksum: Checksum) -> Vec<Vec<u8>> {
+    let (now, node) = (world.now, &mut world.nodes[0]);
+    let handle = node.vtep.tables().handles[&vni()];
+    let mut frames = vec![Frame { buf: PacketBuf::from_slice(bytes), checksum }];
+    let (mut pool, mut out) = (BufPool::new(2_048, 8), Vec::new());
+    node.datapath.encapsulate(now, handle, &mut pool, &mut frames, &mut out);
+    out.iter().map(|datagram| datagram.buf.data().to_vec()).collect()
+}
+
+/// The first initiation of a node with this configuration, and the node.
+fn initiation(world: &World, config: VtepConfig, seed: u64) -> (Vtep, Vec<u8>) {
+    let mut vtep = Vtep::new(world.now, config, Box::new(Random(seed)));
+    let payload = vtep.poll_transmit().unwrap().payload;
+    (vtep, payload)
+}
+
+fn header_of(sent: &Sent) -> Option<DataHeader> {
+    let bytes = sent.bytes.first_chunk()?;
+    (Format::of(bytes[0]) != Format::Long).then(|| DataHeader::read(bytes))
+}
+
+#[test]
+fn rule_h1_format_and_length() {
+    let mut world = World::cluster(1, 2);
+    let header = |slot: Slot| {
+        let (format, lane) = (Format::Sealed, Lane::new(3, 0));
+        DataHeader { format, epoch_bits: 0, slot, lane, sequence: 0 }.write().to_vec()
+    };
+    assert_eq!(dropped(&mut world, vec![0xc0; 100]), "format_reserved");
+    assert_eq!(dropped(&mut world, vec![]), "datagram_truncated");
+    assert_eq!(dropped(&mut world, vec![0x40; 7]), "datagram_truncated");
+    let mut short = header(slot(&world, 1));
+    short.resize(25, 0);
+    assert_eq!(dropped(&mut world, short.clone()), "datagram_truncated");
+    short.push(0);
+    assert_eq!(dropped(&mut world, short), "open_failed");
+    // The slot is looked at before the length.
+    assert_eq!(dropped(&mut world, header(Slot(77))), "slot_unknown");
+    let mut world = clear_world();
+    let (format, slot) = (Format::Clear, slot(&world, 1));
+    let header =
+        DataHeader { format, epoch_bits: 0, slot, lane: Lane::new(3, 0), sequence: 0 }.write();
+    assert_eq!(dropped(&mut world, [&header[..], &[0]].concat()), "datagram_truncated");
+}
+
+#[test]
+fn rule_h2_slot_must_be_in_use() {
+    let mut world = World::cluster(1, 2);
+    for slot in [1_000, Slot::COUNT - 1] {
+        let header = DataHeader {
+            format: Format::Sealed,
+            epoch_bits: 0,
+            slot: Slot(slot),
+            lane: Lane(0),
+            sequence: 0,
+        };
+        let bytes = [&header.write()[..], &[0; 40]].concat();
+        assert_eq!(dropped(&mut world, bytes), "slot_unknown");
+    }
+}
+
+#[test]
+fn rule_h5_unknown_kinds_are_dropped_and_end_nothing() {
+    let mut world = clear_world();
+    let known = [0, 1, 5, 9];
+    let unknown: Vec<u16> = (0..16).filter(|kind| !known.contains(kind)).collect();
+    assert_eq!(unknown, [2, 3, 4, 6, 7, 8, 10, 11, 12, 13, 14, 15]);
+    for (number, kind) in unknown.iter().enumerate() {
+        let inner = kind << 12 | handle(&world, 1);
+        let moved =
+            counted(&mut world, |world| inject_clear(world, number as u32, inner, &[7; 60]));
+        assert_eq!(moved, BTreeMap::from([("kind_unknown", 1)]), "kind {kind}");
+    }
+    assert!(world.nodes[1].delivered.is_empty());
+    world.run_for(secs(2));
+    world.assert_all_up(1);
+}
+
+#[test]
+fn rule_h6_handle_or_explicit_vni() {
+    let mut world = clear_world();
+    let bytes = frame(mac(2), mac(1), b"payload");
+    let mine = handle(&world, 1);
+    inject_clear(&mut world, 0, mine, &bytes);
+    assert_eq!(world.nodes[1].delivered.len(), 1);
+    for (number, handle) in [(1, 0), (2, mine + 1), (3, 0xfff)] {
+        let moved = counted(&mut world, |world| inject_clear(world, number, handle, &bytes));
+        assert_eq!(moved, BTreeMap::from([("handle_unknown", 1)]), "handle {handle}");
+    }
+    // Kind 1: the handle field and the reserved byte are ignored.
+    let explicit = |vni: [u8; 4]| [&vni[..], &bytes].concat();
+    inject_clear(&mut world, 4, 0x1000, &explicit([0, 0, 100, 0]));
+    inject_clear(&mut world, 5, 0x1abc, &explicit([0, 0, 100, 0xff]));
+    assert_eq!(world.nodes[1].delivered, vec![(vni(), bytes.clone()); 3]);
+    let moved = counted(&mut world, |world| {
+        inject_clear(world, 6, 0x1000, &explicit([0, 0, 101, 0]));
+        inject_clear(world, 7, 0x1000, &[0, 0, 100]);
+    });
+    assert_eq!(moved, BTreeMap::from([("datagram_truncated", 1), ("handle_unknown", 1)]));
+}
+
+#[test]
+fn rule_l1_workers_and_control_have_their_lanes() {
+    let mut world = World::cluster(1, 2);
+    for number in 0..50_u32 {
+        world.transmit(0, &frame(MacAddr::BROADCAST, mac(1), &number.to_be_bytes()));
+    }
+    let lanes: BTreeSet<_> =
+        world.sent.iter().filter_map(header_of).map(|header| header.lane.0).collect();
+    assert_eq!(lanes, BTreeSet::from([0x00, 0xfe]));
+    let mut vtep =
+        Vtep::new(world.now, VtepConfig { workers: 15, ..config(1, 2) }, Box::new(Random(1)));
+    let lanes: Vec<_> = (0..15).map(|_| format!("{:?}", vtep.datapath())).collect();
+    for (worker, text) in lanes.iter().enumerate() {
+        let lane = Lane::new(worker as u8, 0);
+        assert!(text.contains(&format!("lane: {lane:?}")), "worker {worker}");
+    }
+}
+
+#[test]
+fn rule_l3_numbers_begin_at_0_and_leave_nothing_out() {
+    let mut world = World::cluster(1, 2);
+    for number in 0..200_u32 {
+        world.transmit(0, &frame(MacAddr::BROADCAST, mac(1), &number.to_be_bytes()));
+        world.run_for(ms(50));
+    }
+    let mut next: BTreeMap<_, u32> = BTreeMap::new();
+    for (from, header) in world.sent.iter().filter_map(|s| Some((s.from, header_of(s)?))) {
+        let expected =
+            next.entry((from, header.slot.0, header.lane, header.epoch_bits)).or_default();
+        assert_eq!(header.sequence, *expected);
+        *expected += 1;
+    }
+    assert!(next.len() >= 3, "{next:?}");
+}
+
+#[test]
+fn rule_g1_long_headers_of_other_kinds_have_names() {
+    let mut world = World::cluster(1, 2);
+    let config = VtepConfig { start_stamp: 9_000_000_000, ..config(1, 2) };
+    let (_, good) = initiation(&world, config, 5);
+    let with = |at: usize, value: u8| {
+        let mut bytes = good.clone();
+        bytes[at] = value;
+        bytes
+    };
+    assert_eq!(dropped(&mut world, with(0, 0x20)), "long_type_unknown");
+    assert_eq!(dropped(&mut world, with(0, 0x3f)), "long_type_unknown");
+    assert_eq!(dropped(&mut world, with(0, 0x01)), "long_invalid");
+    assert_eq!(dropped(&mut world, with(0, 0x08)), "long_invalid");
+    assert_eq!(dropped(&mut world, with(0, 0x23)), "long_invalid", "a cookie of 1,200 bytes");
+    for len in [1, LONG_HEADER_LEN - 1, LONG_HEADER_LEN, 1_199] {
+        assert_eq!(dropped(&mut world, good[..len].to_vec()), "long_invalid", "{len}");
+    }
+    let mut long = good.clone();
+    long.push(0);
+    assert_eq!(dropped(&mut world, long), "long_invalid");
+    assert_eq!(dropped(&mut world, with(1, 2)), "long_version_unknown");
+    let version = Event::VersionUnknown { from: address(1), version: 2, highest: 1 };
+    assert!(world.nodes[1].events.contains(&version));
+}
+
+#[test]
+fn rule_g2_nothing_is_answered_before_key_id_and_mac_are_right() {
+    let mut world = World::cluster(1, 2);
+    let config = VtepConfig { start_stamp: 9_000_000_000, ..config(1, 2) };
+    let (_, good) = initiation(&world, config, 5);
+    let sent = world.sent.len();
+    for at in [2, 12, 20, 36, 51] {
+        let mut bytes = good.clone();
+        bytes[at] ^= 1;
+        assert_eq!(dropped(&mut world, bytes), "handshake_bad_mac", "byte {at}");
+    }
+    let mut bytes = good.clone();
+    bytes[4] ^= 1;
+    assert_eq!(dropped(&mut world, bytes), "handshake_key_unknown");
+    assert!(world.nodes[1].events.contains(&Event::KeyUnknown { from: address(1) }));
+    // The MAC is not over the Noise message; that has its own.
+    let mut bytes = good;
+    bytes[LONG_HEADER_LEN + 40] ^= 1;
+    assert_eq!(dropped(&mut world, bytes), "handshake_invalid");
+    assert_eq!(world.sent.len(), sent, "no answer of any kind");
+}
+
+#[test]
+fn rule_g4_an_initiation_for_another_or_of_a_stranger_is_dropped() {
+    let mut world = World::cluster(1, 2);
+    let later = |me| VtepConfig { start_stamp: 9_000_000_000, ..config(me, 3) };
+    // Node 1 asks node 3, and node 2 gets it; node 3 asks node 2, which does not know it.
+    let third = VtepConfig { peers: vec![world::peer(3)], ..later(1) };
+    let (_, for_another) = initiation(&world, third, 5);
+    assert_eq!(dropped(&mut world, for_another), "handshake_wrong_node");
+    let stranger = VtepConfig { peers: vec![world::peer(2)], ..later(3) };
+    let (_, of_stranger) = initiation(&world, stranger, 6);
+    assert_eq!(dropped(&mut world, of_stranger), "handshake_wrong_node");
+}
+
+#[test]
+fn rule_g5_the_responder_chooses_and_waits_for_proof() {
+    let both = |me, first, second| VtepConfig { suites: vec![first, second], ..config(me, 2) };
+    let mut world = World::new(1);
+    world.add(both(1, Suite::Clear, Suite::Aes256Gcm));
+    world.add(both(2, Suite::Aes256Gcm, Suite::Clear));
+    world.run_for(secs(2));
+    for (asker, cipher) in [(0, "aes-256-gcm"), (1, "none")] {
+        world.nodes[asker].vtep.rehandshake(world.now, None).unwrap();
+        world.drain(asker);
+        world.run_for(secs(1));
+        for node in &world.nodes {
+            assert_eq!(node.vtep.peer_status(world.now)[0].cipher, Some(cipher));
+        }
+    }
+    // Nothing of the asker's arrives any more but its initiation: the answer changes nothing.
+    let mut world = World::cluster(1, 2);
+    let sessions = |world: &World| world.nodes[1].vtep.tables().sessions.iter().flatten().count();
+    let handshakes = |world: &World| world.nodes[1].vtep.peer_status(world.now)[0].handshakes;
+    let before = (handshakes(&world), slot(&world, 1));
+    world.nodes[0].vtep.rehandshake(world.now, None).unwrap();
+    world.drain(0);
+    world.wires.insert((0, 1), Wire { cut: true, ..Wire::default() });
+    world.run_for(ms(50));
+    assert_eq!(sessions(&world), 2, "answered");
+    let entry = world.nodes[1].vtep.tables().peers[0].clone().unwrap();
+    assert_eq!((handshakes(&world), entry.session.as_ref().unwrap().facts().local_slot), before);
+}
+
+#[test]
+fn rule_g8_a_repeated_initiation_gets_the_same_answer_until_it_is_confirmed() {
+    let mut world = World::cluster(1, 2);
+    let later = VtepConfig { start_stamp: 9_000_000_000, ..config(1, 2) };
+    let (_, asked) = initiation(&world, later, 5);
+    // The real node 1 knows nothing of it, so the answers stay unconfirmed.
+    let mut answers = Vec::new();
+    for _ in 0..3 {
+        let sent = world.sent.len();
+        world.inject(address(1), 1, asked.clone());
+        answers.extend(world.sent[sent..].iter().map(|sent| sent.bytes.clone()));
+    }
+    assert_eq!(answers.len(), 3);
+    assert!(answers.iter().all(|answer| *answer == answers[0] && answer[0] == 0x22));
+    // The initiation of the session in force answers nothing.
+    let mut world = World::cluster(1, 2);
+    world.nodes[0].vtep.rehandshake(world.now, None).unwrap();
+    world.drain(0);
+    let asked = world.sent.last().unwrap().bytes.clone();
+    assert_eq!(asked[0], 0x21);
+    world.run_for(secs(1));
+    let sent = world.sent.len();
+    assert_eq!(dropped(&mut world, asked), "handshake_stale");
+    assert_eq!(world.sent.len(), sent);
+}
+
+#[test]
+fn rule_g9_answers_to_nothing_are_stale_and_retries_slow_down() {
+    let mut world = World::cluster(1, 2);
+    let response = world.sent.iter().find(|sent| sent.to == 1 && sent.bytes[0] == 0x22);
+    let response = response.or_else(|| world.sent.iter().find(|sent| sent.bytes[0] == 0x22));
+    let response = response.unwrap().bytes.clone();
+    assert_eq!(dropped(&mut world, response), "handshake_stale");
+    let key = ClusterKey::new([7; 32]);
+    let header = LongHeader {
+        kind: Type::Cookie,
+        highest_version: 1,
+        key_id: key.id(),
+        token: 99,
+        cookie: [1; COOKIE_LEN],
+    };
+    assert_eq!(dropped(&mut world, header.write(&key).to_vec()), "handshake_stale");
+    // A node that nobody answers.
+    let mut world = World::new(3);
+    world.add(config(1, 2));
+    world.add(config(2, 2));
+    world.kill(1);
+    let mut times = Vec::new();
+    let (start, mut sent) = (world.now, world.sent.len());
+    for _ in 0..60_000 {
+        world.run_for(ms(1));
+        let new = world.sent[sent..].iter().filter(|sent| sent.from == 0).count();
+        times.extend((0..new).map(|_| world.now - start));
+        sent = world.sent.len();
+    }
+    let gaps: Vec<_> = times.windows(2).map(|pair| pair[1] - pair[0]).collect();
+    assert!(gaps.iter().all(|gap| *gap <= ms(6_252)), "at most 5 s and a quarter: {gaps:?}");
+    let late = &gaps[gaps.len() - 5..];
+    assert!(late.iter().all(|gap| *gap >= ms(3_748)), "at least 5 s less a quarter: {gaps:?}");
+    assert!(times[0] <= ms(315), "{:?}", times[0]);
+}
+
+#[test]
+fn rule_s5_sessions_under_a_removed_key_end_at_once() {
+    let mut world = World::cluster(1, 2);
+    let other = VtepConfig { keys: vec![ClusterKey::new([8; 32])], ..config(1, 2) };
+    world.nodes[0].vtep.reconfigure(world.now, other);
+    world.drain(0);
+    let ended = Event::PeerDown { node: id(2), reason: DownReason::KeyRemoved };
+    assert!(world.nodes[0].events.contains(&ended), "{:?}", world.nodes[0].events);
+    assert_eq!(world.nodes[0].vtep.tables().sessions.iter().flatten().count(), 0);
+    world.transmit(0, &frame(MacAddr::BROADCAST, mac(1), b"nobody"));
+    world.run_for(secs(2));
+    assert_eq!(world.nodes[0].drops(DropReason::PeerNoSession), 1);
+}
+
+#[test]
+fn rule_c1_one_fault_voids_the_whole_payload() {
+    let mut world = clear_world();
+    let mut goodbye = Vec::new();
+    Message::Goodbye.write(&mut goodbye);
+    let faults: [&[u8]; 4] = [
+        &[1, 0, 19, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0], // short heartbeat
+        &[2, 0, 5, 0, 0, 0, 1],                                               // length too long
+        &[9, 0],                                                              // no length
+        &[3, 0, 8, 0, 0, 0, 9, 1, 1, 0, 0],                                   // part 1 of 1
+    ];
+    for (number, fault) in faults.into_iter().enumerate() {
+        let payload = [&goodbye[..], fault].concat();
+        let moved =
+            counted(&mut world, |world| inject_clear(world, number as u32, 0x5000, &payload));
+        assert_eq!(moved, BTreeMap::from([("control_invalid", 1)]), "{fault:?}");
+        world.assert_all_up(1);
+    }
+    // A later type and a longer body are passed over; the rest counts.
+    let later = [&[9, 0, 2, 7, 7][..], &[2, 0, 6, 0, 0, 0, 0, 7, 7], &goodbye].concat();
+    inject_clear(&mut world, 9, 0x5000, &later);
+    let ended = Event::PeerDown { node: id(1), reason: DownReason::Goodbye };
+    assert!(world.nodes[1].events.contains(&ended));
+}
+
+#[test]
+fn rule_c2_a_heartbeat_every_second_measures_the_round_trip() {
+    let mut world = World::cluster(1, 2);
+    world.default_wire = Wire { delay: ms(20), jitter: ms(0), ..Wire::default() };
+    world.run_for(secs(3));
+    let sent = world.sent.len();
+    world.run_for(secs(20));
+    let beats = |node: usize| world.sent[sent..].iter().filter(|s| s.from == node).count();
+    assert_eq!((beats(0), beats(1)), (20, 20));
+    let sealed = 26 + 3 + 20;
+    assert!(world.sent[sent..].iter().all(|sent| sent.bytes.len() == sealed));
+    for node in &world.nodes {
+        let rtt = node.vtep.peer_status(world.now)[0].rtt.unwrap();
+        assert!(rtt >= ms(40) && rtt < ms(42), "{rtt:?}");
+    }
+}
+
+#[test]
+fn rule_c5_a_handle_is_used_again_as_late_as_can_be() {
+    let mut world = World::cluster(1, 2);
+    let second = |number| {
+        let mut new = config(1, 2);
+        let network = new.networks[0].clone();
+        let vni = Vni::new(number).unwrap();
+        new.networks.push(encap::vtep::config::NetworkConfig { vni, ..network });
+        (vni, new)
+    };
+    let mut seen = BTreeSet::from([handle(&world, 0)]);
+    for number in 200..1_200 {
+        let (vni, new) = second(number);
+        world.nodes[0].vtep.reconfigure(world.now, new);
+        world.drain(0);
+        let given = world.nodes[0].vtep.tables().handles[&vni].get();
+        assert!((1..=4_095).contains(&given));
+        assert!(seen.insert(given), "{given} again after {} others", seen.len());
+    }
+    assert_eq!(handle(&world, 0), 1, "a network that stays keeps its handle");
+}
+
+#[test]
+fn rule_c6_bindings_are_sent_until_they_are_acknowledged() {
+    let mut world = World::cluster(1, 2);
+    let two = |me| {
+        let mut new = config(me, 2);
+        let mut network = new.networks[0].clone();
+        network.vni = Vni::new(200).unwrap();
+        new.networks.push(network);
+        new
+    };
+    world.default_wire = Wire { cut: true, ..Wire::default() };
+    let start = world.sent.len();
+    for node in 0..2 {
+        world.nodes[node].vtep.reconfigure(world.now, two(node as u16 + 1));
+        world.drain(node);
+    }
+    // Goes on through a cut that is shorter than the silence limit.
+    world.run_for(ms(2_500));
+    let has = |world: &World, node: usize| {
+        let status = world.nodes[node].vtep.network_status();
+        status.iter().find(|network| network.vni.get() == 200).unwrap().members[0].1
+    };
+    assert!(!has(&world, 0) && !has(&world, 1));
+    let heartbeat = 26 + 3 + 20;
+    let bindings = |world: &World, from: usize| {
+        let sent = world.sent[from..].iter().filter(|sent| sent.from == 0);
+        sent.filter(|sent| sent.bytes.len() != heartbeat).count()
+    };
+    assert_eq!(bindings(&world, start), 4, "at 0, 250, 750 and 1750 ms");
+    world.default_wire = Wire::default();
+    world.run_for(secs(8));
+    assert!(has(&world, 0) && has(&world, 1));
+    let settled = world.sent.len();
+    world.run_for(secs(30));
+    assert_eq!(bindings(&world, settled), 0, "acknowledged: not sent again");
+}
+
+#[test]
+fn rule_f1_frames_that_teach_nothing_are_dropped_at_both_ends() {
+    let group = MacAddr([0x03, 0, 0, 0, 0, 1]);
+    let bad = [frame(mac(2), group, b"x"), frame(mac(2), MacAddr::default(), b"x")];
+    let mut world = clear_world();
+    for bytes in &bad {
+        world.transmit(0, bytes);
+    }
+    assert_eq!(world.nodes[0].drops(DropReason::FrameBadSource), 2);
+    let mut tagged = frame(mac(2), mac(1), b"");
+    tagged[12..14].copy_from_slice(&[0x81, 0]);
+    for cut in [&tagged[..], &tagged[..13], &[]] {
+        world.transmit(0, cut);
+    }
+    assert_eq!(world.nodes[0].drops(DropReason::FrameTruncated), 3);
+    let mine = handle(&world, 1);
+    for (number, bytes) in bad.iter().chain([&tagged]).enumerate() {
+        let moved = counted(&mut world, |world| inject_clear(world, number as u32, mine, bytes));
+        assert_eq!(moved, BTreeMap::from([("inner_frame_invalid", 1)]));
+    }
+    assert_eq!(world.nodes[1].vtep.fdb_rows(world.now, vni()).unwrap().len(), 0);
+    assert!(world.nodes[1].delivered.is_empty());
+}
+
+#[test]
+fn rule_f1_a_member_by_handle_and_nobody_else() {
+    // Node 1 leaves node 0 out of its network; node 0 guesses the handle all the same.
+    let mut world = World::new(1);
+    world.add(clear(1));
+    let mut closed = clear(2);
+    closed.networks[0].members.clear();
+    world.add(closed);
+    world.run_for(secs(2));
+    let mine = handle(&world, 1);
+    let bytes = frame(mac(2), mac(1), b"let me in");
+    let moved = counted(&mut world, |world| inject_clear(world, 0, mine, &bytes));
+    assert_eq!(moved, BTreeMap::from([("network_not_member", 1)]));
+    assert_eq!(world.nodes[1].vtep.fdb_rows(world.now, vni()).unwrap().len(), 0);
+}
+
+#[test]
+fn rule_f2_a_frame_for_this_side_does_not_leave_it() {
+    let mut world = World::cluster(1, 2);
+    world.transmit(0, &frame(MacAddr::BROADCAST, mac(1), b"here"));
+    let sent = world.sent.len();
+    world.transmit(0, &frame(mac(1), mac(9), b"to a neighbour"));
+    assert_eq!(world.nodes[0].drops(DropReason::FrameLocalDestination), 1);
+    assert_eq!(world.sent.len(), sent);
+}
+
+#[test]
+fn rule_f5_floods_are_policed_and_known_addresses_are_not() {
+    let slow =
+        |me| VtepConfig { limits: Limits { bum_rate: 100, ..Limits::default() }, ..config(me, 2) };
+    let mut world = World::new(1);
+    world.add(slow(1));
+    world.add(slow(2));
+    world.run_for(secs(2));
+    world.transmit(1, &frame(MacAddr::BROADCAST, mac(2), b"here"));
+    world.run_for(ms(5));
+    for number in 0..200_u32 {
+        world.transmit(0, &frame(MacAddr::BROADCAST, mac(1), &number.to_be_bytes()));
+    }
+    assert_eq!(world.nodes[0].drops(DropReason::FramePoliced), 200 - 32);
+    for number in 0..200_u32 {
+        world.transmit(0, &frame(mac(2), mac(1), &number.to_be_bytes()));
+    }
+    world.run_for(ms(5));
+    assert_eq!(world.nodes[0].drops(DropReason::FramePoliced), 200 - 32);
+    assert_eq!(world.nodes[1].delivered.len(), 32 + 200);
+    // A network of one.
+    let mut world = World::cluster(1, 2);
+    let mut alone = config(1, 2);
+    alone.networks[0].members.clear();
+    world.nodes[0].vtep.reconfigure(world.now, alone);
+    world.drain(0);
+    world.transmit(0, &frame(MacAddr::BROADCAST, mac(1), b"anyone?"));
+    assert_eq!(world.nodes[0].drops(DropReason::FrameNoMember), 1);
+}
+
+#[test]
+fn rule_f6_link_constrained_frames_are_dropped_at_both_ends() {
+    let stp = frame(MacAddr([0x01, 0x80, 0xc2, 0, 0, 0]), mac(1), b"bpdu");
+    let lldp = frame(MacAddr([0x01, 0x80, 0xc2, 0, 0, 0x0e]), mac(1), b"lldp");
+    let mut pause = frame(mac(2), mac(1), b"pause");
+    pause[12..14].copy_from_slice(&[0x88, 0x08]);
+    // The sender lets spanning tree pass, the receiver does not.
+    let mut world = World::new(1);
+    world.add(clear(1));
+    let mut strict = clear(2);
+    strict.networks[0].stp = false;
+    world.add(strict);
+    world.run_for(secs(2));
+    let moved = counted(&mut world, |world| {
+        world.transmit(0, &stp);
+        world.run_for(ms(5));
+    });
+    assert_eq!(moved, BTreeMap::from([("inner_frame_link_local", 1)]));
+    for bytes in [&lldp, &pause] {
+        world.transmit(0, bytes);
+    }
+    world.transmit(1, &stp);
+    assert_eq!(world.nodes[0].drops(DropReason::FrameLinkLocal), 2);
+    assert_eq!(world.nodes[1].drops(DropReason::FrameLinkLocal), 1);
+    let mine = handle(&world, 1);
+    for (number, bytes) in [lldp, pause].into_iter().enumerate() {
+        let moved = counted(&mut world, |world| inject_clear(world, number as u32, mine, &bytes));
+        assert_eq!(moved, BTreeMap::from([("inner_frame_link_local", 1)]));
+    }
+}
+
+/// An IPv4 UDP frame whose checksum field holds something that is not the checksum.
+fn udp_frame() -> Vec<u8> {
+    let builder = etherparse::PacketBuilder::ethernet2(mac(1).0, mac(2).0)
+        .ipv4([10, 0, 0, 1], [10, 0, 0, 2], 64)
+        .udp(1_000, 2_000);
+    let mut bytes = Vec::new();
+    builder.write(&mut bytes, b"payload").unwrap();
+    let at = 14 + 20 + 6;
+    bytes[at..at + 2].copy_from_slice(&[0x12, 0x34]);
+    bytes
+}
+
+/// What node 1 delivers of these datagrams from node 0.
+fn decapsulate(world: &mut World, datagrams: Vec<Vec<u8>>) -> Vec<(Checksum, Vec<u8>)> {
+    let from: SocketAddr = address(1);
+    let uplink = encap::wire::buf::UplinkId(0);
+    let packet = |bytes: &Vec<u8>| encap::wire::buf::Datagram {
+        buf: PacketBuf::from_slice(bytes),
+        uplink,
+        remote: from,
+    };
+    let mut burst: Vec<_> = datagrams.iter().map(packet).collect();
+    let (mut pool, mut out, mut control) = (BufPool::new(2_048, 8), Vec::new(), Vec::new());
+    let datapath = &mut world.nodes[1].datapath;
+    datapath.decapsulate(world.now, &mut pool, &mut burst, &mut out, &mut control);
+    out.iter().map(|d| (d.frame.checksum, d.frame.buf.data().to_vec())).collect()
+}
+
+#[test]
+fn rule_p1_a_partial_checksum_crosses_sealed_and_is_completed_elsewhere() {
+    let bytes = udp_frame();
+    let partial = Checksum::Partial { start: 34, offset: 6 };
+    assert_eq!(derive_partial(&bytes), Some(partial));
+    let mut completed = bytes.clone();
+    encap::wire::checksum::complete_checksum(&mut completed, 34, 6).unwrap();
+    assert_ne!(bytes, completed);
+    let mut world = World::cluster(1, 2);
+    let datagrams = encapsulate(&mut world, &bytes, partial);
+    assert_eq!(decapsulate(&mut world, datagrams), [(partial, bytes.clone())]);
+    // A place that parsing does not find, and one outside of the frame.
+    let elsewhere = Checksum::Partial { start: 34, offset: 8 };
+    let datagrams = encapsulate(&mut world, &bytes, elsewhere);
+    let delivered = decapsulate(&mut world, datagrams);
+    assert_eq!(delivered.len(), 1);
+    assert_eq!(delivered[0].0, Checksum::Complete);
+    let outside = Checksum::Partial { start: 34, offset: 2_000 };
+    assert!(encapsulate(&mut world, &bytes, outside).is_empty());
+    assert_eq!(world.nodes[0].drops(DropReason::FrameBadChecksumOffset), 1);
+    // Nothing vouches for kind 9 in clear mode.
+    let mut world = clear_world();
+    let datagrams = encapsulate(&mut world, &bytes, partial);
+    assert_eq!(decapsulate(&mut world, datagrams), [(Checksum::Complete, completed)]);
+    let kind_9 = 0x9000 | handle(&world, 1);
+    let moved = counted(&mut world, |world| inject_clear(world, 0, kind_9, &bytes));
+    assert_eq!(moved, BTreeMap::from([("inner_bad_checksum", 1)]));
+}
