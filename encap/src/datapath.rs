@@ -180,6 +180,12 @@ impl Datapath {
         }
     }
 
+    /// Number of sending contexts held.
+    #[must_use]
+    pub fn held_lanes(&self) -> usize {
+        self.lanes.iter().flatten().count()
+    }
+
     /// Number of other nodes that a flooded frame of a network goes to at the most.
     #[must_use]
     pub fn fan_out(&self, handle: Handle) -> usize {

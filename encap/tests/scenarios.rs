@@ -802,3 +802,95 @@ fn flow_a_lost_proof_is_made_up_for_by_the_next_message() {
     let down = |e: &Event| matches!(e, Event::PeerDown { .. });
     assert!(!world.nodes.iter().any(|node| node.events.iter().any(down)));
 }
+
+#[test]
+fn flow_crossed_handshakes_that_part_are_mended_before_anything_is_lost() {
+    let mut world = World::cluster(1, 2);
+    world.default_wire = Wire { delay: ms(10), jitter: Duration::ZERO, ..Wire::default() };
+    world.run_for(secs(5));
+    world.transmit(1, &frame(MacAddr::BROADCAST, mac(2), b"hello"));
+    world.transmit(0, &frame(MacAddr::BROADCAST, mac(1), b"hello"));
+    world.run_for(ms(50));
+    // Each rekeys before the other's session is proven, and the lower id's first words are lost.
+    world.nodes[0].vtep.rehandshake(world.now, None).unwrap();
+    world.drain(0);
+    world.run_for(ms(11));
+    world.nodes[1].vtep.rehandshake(world.now, None).unwrap();
+    world.drain(1);
+    world.wires.insert((0, 1), Wire { cut: true, ..world.default_wire });
+    world.run_for(Duration::from_micros(9_500));
+    world.wires.clear();
+    world.run_for(ms(3));
+    world.transmit(0, &frame(mac(2), mac(1), b"data"));
+    world.run_for(secs(1));
+    for step in 0..8_000 {
+        let before = world.nodes[1].delivered.len();
+        world.transmit(0, &frame(mac(2), mac(1), b"data"));
+        world.run_for(ms(11));
+        assert_eq!(world.nodes[1].delivered.len(), before + 1, "step {step}");
+    }
+    let down = |e: &Event| matches!(e, Event::PeerDown { .. });
+    assert!(!world.nodes.iter().any(|node| node.events.iter().any(down)));
+}
+
+#[test]
+fn flow_a_restart_under_full_traffic_is_up_at_once() {
+    let mut world = World::cluster(1, 2);
+    world.keep_sent = false;
+    world.transmit(1, &frame(MacAddr::BROADCAST, mac(2), b"hello"));
+    world.run_for(ms(5));
+    world.kill(1);
+    world.restart(1);
+    let (start, count) = (world.now, 20_000);
+    for _ in 0..count {
+        world.transmit(0, &frame(mac(2), mac(1), b"data"));
+        world.run_for(Duration::from_micros(20));
+        if world.nodes[1].is_up(world.now, id(1)) && !world.nodes[1].delivered.is_empty() {
+            break;
+        }
+    }
+    assert!(world.now - start < ms(20), "{:?}", world.now - start);
+}
+
+#[test]
+fn flow_the_first_handshake_lists_the_networks() {
+    let mut world = World::new(1);
+    world.add(config(1, 2));
+    world.add(config(2, 2));
+    // Nothing but handshakes and what the session itself says: no bindings message arrives.
+    let end = world.now + secs(1);
+    assert!(world.run_until(end, |w| {
+        let member = |node: usize| w.nodes[node].vtep.network_status()[0].members[0].1;
+        member(0) && member(1)
+    }));
+    assert!(world.now - world.start < ms(2), "{:?}", world.now - world.start);
+}
+
+#[test]
+fn sec_a_session_under_any_removed_key_ends() {
+    let (kept, leaked) = (ClusterKey::new([7; 32]), ClusterKey::new([8; 32]));
+    let mut world = World::new(1);
+    world.add(VtepConfig { keys: vec![kept.clone(), leaked.clone()], ..config(1, 2) });
+    world.add(VtepConfig { keys: vec![leaked.clone()], ..config(2, 2) });
+    world.run_for(secs(2));
+    assert_eq!(world.nodes[0].vtep.peer_status(world.now)[0].key_id, Some(leaked.id()));
+    let config = VtepConfig { keys: vec![kept], ..config(1, 2) };
+    world.nodes[0].vtep.reconfigure(world.now, config);
+    world.drain(0);
+    let removed = Event::PeerDown { node: id(2), reason: DownReason::KeyRemoved };
+    assert!(world.nodes[0].events.contains(&removed));
+    world.run_for(secs(20));
+    assert!(!world.nodes[0].is_up(world.now, id(2)));
+}
+
+#[test]
+fn sec_keys_of_sessions_that_are_over_are_wiped_from_the_workers() {
+    let mut world = World::cluster(1, 2);
+    assert_eq!(stream(&mut world, 5, ms(1)).len(), 5);
+    assert_eq!(world.nodes[0].datapath.held_lanes(), 1);
+    world.nodes[0].datapath.forget_old_lanes();
+    assert_eq!(world.nodes[0].datapath.held_lanes(), 1, "in force");
+    world.nodes[0].vtep.shutdown(world.now);
+    world.nodes[0].datapath.forget_old_lanes();
+    assert_eq!(world.nodes[0].datapath.held_lanes(), 0);
+}
