@@ -165,8 +165,8 @@ impl Datapath {
         }
     }
 
-    /// Wipes sending contexts of sessions and epochs that are over. To be called when idle, and
-    /// about once a second otherwise.
+    /// Wipes sending contexts of sessions and epochs that are over. To be called about once a
+    /// second.
     pub fn forget_old_lanes(&mut self) {
         let tables = arc_swap::Guard::into_inner(self.tables.load());
         for (place, index) in self.lanes.iter_mut().zip(0..) {

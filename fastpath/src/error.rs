@@ -67,7 +67,7 @@ pub enum OpenError {
         tap: String,
     },
     /// A step of the set-up failed.
-    #[error("tap {tap}: cannot {action}: {source}")]
+    #[error("tap {tap}: cannot {action}")]
     Setup {
         /// Name of the tap.
         tap: String,
@@ -96,7 +96,7 @@ pub enum BindError {
     #[error("not permitted to bind UDP {0}: choose a port above 1023, or run as root")]
     NotPermitted(SocketAddr),
     /// A step of the set-up failed.
-    #[error("UDP {local}: cannot {action}: {source}")]
+    #[error("UDP {local}: cannot {action}")]
     Setup {
         /// The address that was to be bound.
         local: SocketAddr,
@@ -105,4 +105,28 @@ pub enum BindError {
         /// The kernel's answer.
         source: io::Error,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::error::Error;
+
+    #[test]
+    fn the_kernels_answer_is_said_once() {
+        let source = || io::Error::from_raw_os_error(libc::EIO);
+        let tap = "tap100".to_owned();
+        let open = OpenError::Setup { tap, action: "set its MTU", source: source() };
+        let local = SocketAddr::from(([127, 0, 0, 1], 26026));
+        let bind = BindError::Setup { local, action: "share the port", source: source() };
+        let errors: [(&dyn Error, &str); 2] = [
+            (&open, "tap tap100: cannot set its MTU"),
+            (&bind, "UDP 127.0.0.1:26026: cannot share the port"),
+        ];
+        for (error, expected) in errors {
+            assert_eq!(error.to_string(), expected);
+            let next = error.source().map(ToString::to_string);
+            assert_eq!(next, Some(source().to_string()));
+        }
+    }
 }

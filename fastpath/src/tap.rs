@@ -72,6 +72,8 @@ counters! {
         rx_checksums_completed,
         /// Reads dropped: shorter than an Ethernet header.
         rx_dropped_short,
+        /// Reads that failed, one frame each.
+        rx_errors,
         /// Reads dropped: longer than a packet buffer.
         rx_dropped_long,
         /// Reads dropped: the virtio-net header lies or speaks of what was not negotiated.
@@ -154,9 +156,6 @@ impl Tap {
         interface.set_tx_queue_len(TX_QUEUE_LEN).map_err(setup("set the transmit queue length"))?;
         if let Some(tap_mtu) = options.tap_mtu {
             interface.set_tap_mtu(tap_mtu).map_err(setup("set the MTU"))?;
-        }
-        for what in &degraded {
-            log::warn!("tap {tap}: {what}");
         }
         let queues: Vec<_> = files.into_iter().map(|f| TapQueue::new(f, tap, mode.vnet)).collect();
         let counters = queues.iter().map(|queue| Arc::clone(&queue.counters)).collect();
@@ -344,7 +343,11 @@ impl TapQueue {
             Ok(len) => len,
             Err(error) => match error.kind() {
                 io::ErrorKind::WouldBlock => return Ok(ReadFrame::Nothing),
-                io::ErrorKind::Interrupted => return Ok(ReadFrame::Bad),
+                // One frame that the kernel cannot hand over is not the end of the tap.
+                _ if !is_gone(&error) => {
+                    self.counters.rx_errors.add(1);
+                    return Ok(ReadFrame::Bad);
+                }
                 _ => {
                     return Err(io::Error::new(
                         io::ErrorKind::NotConnected,
@@ -437,6 +440,11 @@ impl TapQueue {
             }
         }
     }
+}
+
+/// Whether a read says that the interface was deleted or the descriptor is not one any more.
+fn is_gone(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EBADFD | libc::EBADF | libc::EFAULT))
 }
 
 impl FramePort for TapQueue {

@@ -8,7 +8,7 @@
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::SyncSender;
+use std::sync::mpsc::{Sender, SyncSender, TrySendError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -30,6 +30,10 @@ use crate::wake::{PollSet, Waker};
 const SPIN: Duration = Duration::from_micros(20);
 /// A blocked worker looks around this often even if nothing wakes it.
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
+/// How often keys of sessions that are over are looked for and wiped.
+const TIDY_INTERVAL: Duration = Duration::from_secs(1);
+/// Most datagrams that one call makes before they are sent: a flood to many members goes in parts.
+const MAX_FAN_OUT: usize = 512;
 /// While frames wait for a session it looks this often.
 const HANDSHAKE_WAIT: Duration = Duration::from_millis(5);
 /// Path errors a second that are handed to the control thread; all are counted by the uplink.
@@ -83,10 +87,13 @@ pub enum Command<F> {
         /// The port.
         port: F,
     },
-    /// Close the ports of this network.
+    /// Give the ports of this network back. Closing the last queue of a tap takes the kernel
+    /// milliseconds, which no worker has.
     RemoveTap {
-        /// The network.
-        vni: Vni,
+        /// Our handle of the network.
+        handle: Handle,
+        /// Where to.
+        give_back: Sender<F>,
     },
 }
 
@@ -159,8 +166,13 @@ pub struct Worker<F, D> {
     poll_set: PollSet,
     counters: Arc<WorkerCounters>,
     error_notices: Policer,
+    /// Taps that are gone, until the control thread has taken the news.
+    gone: Vec<Notice>,
     dedicated: bool,
+    tidied: Instant,
     frames: Burst<Frame>,
+    /// The part of `frames` that is sealed at once.
+    chunk: Burst<Frame>,
     datagrams: Burst<Datagram>,
     deliveries: Burst<Delivery>,
     inputs: Burst<ControlInput>,
@@ -206,8 +218,11 @@ impl<F: FramePort, D: DatagramPort> Worker<F, D> {
             poll_set: PollSet::default(),
             counters,
             error_notices: Policer::new(now, ERROR_NOTICES_PER_SECOND, ERROR_NOTICES_PER_SECOND),
+            gone: Vec::new(),
             dedicated: options.dedicated,
+            tidied: now,
             frames: Burst::with_capacity(MAX_BURST),
+            chunk: Burst::with_capacity(MAX_BURST),
             datagrams: Burst::with_capacity(MAX_BURST),
             deliveries: Burst::with_capacity(MAX_BURST),
             inputs: Burst::new(),
@@ -224,6 +239,10 @@ impl<F: FramePort, D: DatagramPort> Worker<F, D> {
         let mut busy_at = Instant::now();
         while !self.mailbox.stop.load(Ordering::Acquire) {
             let now = Instant::now();
+            if now.saturating_duration_since(self.tidied) >= TIDY_INTERVAL {
+                self.tidied = now;
+                self.tidy();
+            }
             if self.step(now)? > 0 {
                 busy_at = now;
             } else if !self.dedicated {
@@ -244,6 +263,18 @@ impl<F: FramePort, D: DatagramPort> Worker<F, D> {
         Ok(self.overlay_to_underlay(now) + self.underlay_to_overlay(now)?)
     }
 
+    /// What is due now and then, besides packets.
+    fn tidy(&mut self) {
+        self.datapath.forget_old_lanes();
+        while let Some(notice) = self.gone.pop() {
+            if let Err(TrySendError::Full(notice)) = self.control.try_send(notice) {
+                self.gone.push(notice);
+                break;
+            }
+            self.control_waker.wake();
+        }
+    }
+
     /// The protocol's counters of this worker.
     #[must_use]
     pub fn counters(&self) -> &Counters {
@@ -252,13 +283,16 @@ impl<F: FramePort, D: DatagramPort> Worker<F, D> {
 
     /// Frames of every tap are sealed and sent; gives their number.
     fn overlay_to_underlay(&mut self, now: Instant) -> usize {
+        // What waited for a session is older than what comes out of a tap now.
+        if self.datapath.has_waiting() {
+            self.datapath.send_waiting(now, &mut self.pool, &mut self.datagrams);
+            self.send_datagrams();
+        }
         let mut moved = 0;
         for at in 0..self.taps.len() {
             let Some(tap) = self.taps.get_mut(at) else { break };
             if let Err(error) = tap.port.rx_burst(&mut self.pool, &mut self.frames) {
-                let vni = tap.vni;
-                self.tell(Notice::TapGone { vni, error });
-                self.remove_tap(vni);
+                self.lose_tap(at, error);
                 break;
             }
             if self.frames.is_empty() {
@@ -272,20 +306,38 @@ impl<F: FramePort, D: DatagramPort> Worker<F, D> {
                     self.capture.offer(time, vni, Direction::FromPort, frame.buf.data());
                 }
             }
+            self.seal_and_send(now, handle);
+        }
+        moved
+    }
+
+    /// Seals the frames of one tap and sends them, no more at once than buffers are for.
+    fn seal_and_send(&mut self, now: Instant, handle: Handle) {
+        let at_once = (MAX_FAN_OUT / self.datapath.fan_out(handle).max(1)).max(1);
+        while !self.frames.is_empty() {
+            let count = at_once.min(self.frames.len());
+            self.chunk.extend(self.frames.drain(..count));
             self.datapath.encapsulate(
                 now,
                 handle,
                 &mut self.pool,
-                &mut self.frames,
+                &mut self.chunk,
                 &mut self.datagrams,
             );
             self.send_datagrams();
         }
-        if self.datapath.has_waiting() {
-            self.datapath.send_waiting(now, &mut self.pool, &mut self.datagrams);
-            self.send_datagrams();
+    }
+
+    /// A tap was deleted under us. What it gave before must not be taken for another tap's.
+    fn lose_tap(&mut self, at: usize, error: io::Error) {
+        for frame in self.frames.drain(..) {
+            self.datapath.counters().count_drop(DropReason::NetworkUnknown);
+            self.pool.free(frame.buf);
         }
-        moved
+        let tap = self.taps.swap_remove(at);
+        self.gone.push(Notice::TapGone { vni: tap.vni, error });
+        self.tidy();
+        self.watch();
     }
 
     /// Sends what was sealed, each datagram by its uplink.
@@ -398,14 +450,14 @@ impl<F: FramePort, D: DatagramPort> Worker<F, D> {
                     let out = Burst::with_capacity(MAX_BURST);
                     self.taps.push(TapSlot { handle, vni, port, out });
                 }
-                Command::RemoveTap { vni } => self.remove_tap(vni),
+                Command::RemoveTap { handle, give_back } => {
+                    for tap in self.taps.extract_if(.., |tap| tap.handle == handle) {
+                        // Nobody waits any more: it is closed here.
+                        let _ = give_back.send(tap.port);
+                    }
+                }
             }
         }
-        self.watch();
-    }
-
-    fn remove_tap(&mut self, vni: Vni) {
-        self.taps.retain(|tap| tap.vni != vni);
         self.watch();
     }
 

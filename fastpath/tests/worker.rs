@@ -2,8 +2,10 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 
 use std::collections::HashSet;
+use std::io;
 use std::net::SocketAddr;
-use std::sync::mpsc::{Receiver, sync_channel};
+use std::os::fd::RawFd;
+use std::sync::mpsc::{Receiver, channel, sync_channel};
 use std::time::{Duration, Instant};
 
 use encap::crypto::aead::Suite;
@@ -14,10 +16,10 @@ use encap::stats::DropReason;
 use encap::tables::LinkAddress;
 use encap::vtep::Vtep;
 use encap::vtep::config::{Limits, NetworkConfig, PeerConfig, VtepConfig};
-use encap::wire::buf::{BufPool, Checksum, Datagram, Frame, PacketBuf, UplinkId};
+use encap::wire::buf::{BufPool, Burst, Checksum, Datagram, Frame, PacketBuf, UplinkId};
 use fastpath::capture::{Capture, CaptureFilter};
 use fastpath::memory::{Faults, MemoryDatagramPort, MemoryFramePort, datagram_cable, frame_cable};
-use fastpath::port::{DatagramPort, FramePort};
+use fastpath::port::{DatagramPort, FrameCapabilities, FramePort, TxReport};
 use fastpath::wake::Waker;
 use fastpath::worker::{Command, Notice, Worker, WorkerHandle, WorkerOptions};
 
@@ -55,9 +57,10 @@ struct Node {
     pool: BufPool,
 }
 
-fn node(me: u8, now: Instant, uplink: MemoryDatagramPort, faults: Faults) -> Node {
+/// Node `me` of two, in these networks.
+fn config(me: u8, vnis: &[u32]) -> VtepConfig {
     let other = 3 - me;
-    let config = VtepConfig {
+    VtepConfig {
         node: NodeId::new(me.into()).unwrap(),
         keys: vec![ClusterKey::new([5; 32])],
         suites: vec![Suite::Aes256Gcm],
@@ -69,18 +72,24 @@ fn node(me: u8, now: Instant, uplink: MemoryDatagramPort, faults: Faults) -> Nod
                 max_udp_payload: 1472,
             }],
         }],
-        networks: vec![NetworkConfig {
-            vni: vni(),
-            members: vec![NodeId::new(other.into()).unwrap()],
-            stp: true,
-            max_frame_len: 1446,
-            static_fdb: vec![],
-        }],
+        networks: vnis
+            .iter()
+            .map(|vni| NetworkConfig {
+                vni: Vni::new(*vni).unwrap(),
+                members: vec![NodeId::new(other.into()).unwrap()],
+                stp: true,
+                max_frame_len: 1446,
+                static_fdb: vec![],
+            })
+            .collect(),
         limits: Limits { bum_rate: 0, ..Limits::default() },
         workers: 1,
         start_stamp: 1,
-    };
-    let mut vtep = Vtep::new(now, config, Box::new(Seeded(u64::from(me))));
+    }
+}
+
+fn node(me: u8, now: Instant, uplink: MemoryDatagramPort, faults: Faults) -> Node {
+    let mut vtep = Vtep::new(now, config(me, &[100]), Box::new(Seeded(u64::from(me))));
     let (tx, notices) = sync_channel(256);
     let capture = Capture::new();
     let options = WorkerOptions { dedicated: false, max_packet_len: 2048 };
@@ -236,8 +245,11 @@ fn flow_a_bad_cable_loses_frames_but_never_changes_or_repeats_one() {
 #[test]
 fn api_a_tap_can_be_taken_away_and_its_frames_are_counted() {
     let mut pair = Pair::new(Faults::default());
-    pair.nodes[1].handle.send(Command::RemoveTap { vni: vni() });
+    let handle = pair.nodes[1].vtep.tables().handles[&vni()];
+    let (give_back, given) = channel();
+    pair.nodes[1].handle.send(Command::RemoveTap { handle, give_back });
     pair.run(1);
+    assert!(given.try_recv().is_ok(), "the port is given back, not closed by the worker");
     pair.send(0, &frame(1, 64));
     pair.run(2);
     assert!(pair.received(1).is_empty());
@@ -276,4 +288,79 @@ fn api_a_running_worker_stops_when_told() {
     let thread = std::thread::spawn(move || worker.run());
     handle.stop();
     thread.join().unwrap().unwrap();
+}
+
+/// A tap that gives some frames and is gone in the middle of the burst.
+struct Dying(Option<Vec<Vec<u8>>>);
+
+impl FramePort for Dying {
+    fn rx_burst(&mut self, pool: &mut BufPool, frames: &mut Burst<Frame>) -> io::Result<()> {
+        let Some(given) = self.0.take() else { return Ok(()) };
+        for bytes in &given {
+            let mut buf = pool.alloc();
+            buf.spare_mut()[..bytes.len()].copy_from_slice(bytes);
+            buf.set_len(bytes.len());
+            frames.push(Frame { buf, checksum: Checksum::Complete });
+        }
+        if given.len() == 1 { Ok(()) } else { Err(io::ErrorKind::NotConnected.into()) }
+    }
+
+    fn tx_burst(&mut self, pool: &mut BufPool, frames: &mut Burst<Frame>) -> TxReport {
+        frames.drain(..).for_each(|frame| pool.free(frame.buf));
+        TxReport::default()
+    }
+
+    fn capabilities(&self) -> FrameCapabilities {
+        FrameCapabilities { max_frame_len: MAX_FRAME, tx_partial_checksum: true }
+    }
+
+    fn poll_fd(&self) -> Option<RawFd> {
+        None
+    }
+}
+
+#[test]
+fn sec_frames_of_a_dying_tap_are_not_taken_for_another_network() {
+    let now = Instant::now();
+    let (uplink, mut end) = datagram_cable(
+        [(UplinkId(0), address(1)), (UplinkId(0), address(2))],
+        1472,
+        Faults::default(),
+        1,
+    );
+    let (tx, notices) = sync_channel(16);
+    let mut vtep = Vtep::new(now, config(1, &[100, 200]), Box::new(Seeded(1)));
+    let options = WorkerOptions { dedicated: false, max_packet_len: 2048 };
+    let capture = Capture::new();
+    let (mut worker, handle) = Worker::new(
+        vtep.datapath(),
+        vec![uplink],
+        tx,
+        Waker::new().unwrap(),
+        capture.tap(),
+        &options,
+    )
+    .unwrap();
+    let drain = capture.start(CaptureFilter::default()).unwrap();
+    let handles = vtep.tables().handles.clone();
+    let ports = [
+        (200, Dying(Some(vec![frame(9, 64)]))),
+        (100, Dying(Some(vec![frame(1, 64), frame(2, 64)]))),
+    ];
+    for (number, port) in ports {
+        let vni = Vni::new(number).unwrap();
+        handle.send(Command::AddTap { handle: handles[&vni], vni, port });
+    }
+    worker.step(now).unwrap();
+    worker.step(now).unwrap();
+    let captured = drain.try_next().unwrap();
+    assert_eq!((captured.vni.get(), captured.data), (200, frame(9, 64)));
+    assert!(drain.try_next().is_none(), "frames of the dying tap went on");
+    let gone =
+        notices.try_iter().any(|n| matches!(n, Notice::TapGone { vni, .. } if vni.get() == 100));
+    assert!(gone);
+    let mut pool = BufPool::new(2048, 8);
+    let mut datagrams = Vec::new();
+    end.rx_burst(&mut pool, &mut datagrams).unwrap();
+    assert!(datagrams.is_empty());
 }

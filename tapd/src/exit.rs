@@ -18,7 +18,7 @@ pub(crate) enum Exit {
     CannotStart = 4,
     /// No daemon answers on the control socket.
     Unreachable = 5,
-    /// The daemon answered, and refused.
+    /// The daemon answered, and refused or could not do all of it.
     Refused = 6,
 }
 
@@ -30,7 +30,7 @@ pub(crate) const EXIT_CODES: [(u8, &str); 7] = [
     (Exit::Config as u8, "the configuration has faults"),
     (Exit::CannotStart as u8, "cannot start: port, tap or socket in use, or permission missing"),
     (Exit::Unreachable as u8, "the daemon cannot be reached"),
-    (Exit::Refused as u8, "the daemon refused the request"),
+    (Exit::Refused as u8, "the daemon refused the request, or could not do all of it"),
 ];
 
 /// The table as lines for the help text.

@@ -46,7 +46,7 @@ fn dispatch(command: Command) -> Result<(), Failure> {
             Client::connect(&socket.path)?.request::<()>(Request::Rehandshake { node })
         }
         Command::Capture { vni, write, count, socket } => {
-            capture::run(&socket.path, Request::Capture { vni, count }, &write)
+            capture::run(&socket.path, Request::Capture { vni, count }, count, &write)
         }
         Command::Completions { shell } => {
             let mut script = Vec::new();
@@ -104,7 +104,15 @@ fn fdb(command: FdbCommand) -> Result<(), Failure> {
 
 fn reload(socket: &Path) -> Result<(), Failure> {
     let reply: ReloadReply = Client::connect(socket)?.request(Request::Reload)?;
-    print(show::reload_text(&reply).as_bytes())
+    print(show::reload_text(&reply).as_bytes())?;
+    match reply.failed.len() {
+        0 => Ok(()),
+        count => {
+            let changes = counted(count, "change");
+            let message = format_args!("the daemon could not apply {changes}; see above");
+            Err(Failure::message(Exit::Refused, message))
+        }
+    }
 }
 
 fn man(directory: Option<&Path>) -> Result<(), Failure> {

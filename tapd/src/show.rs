@@ -217,12 +217,13 @@ fn counters_text(counters: &CountersReply) -> String {
 
 /// What a reload did.
 pub(crate) fn reload_text(reply: &ReloadReply) -> String {
-    if reply.applied.is_empty() && reply.needs_restart.is_empty() {
+    if *reply == ReloadReply::default() {
         return "nothing changed\n".to_owned();
     }
     let applied = reply.applied.iter().map(|line| format!("applied: {line}\n"));
     let restart = reply.needs_restart.iter().map(|line| format!("needs a restart: {line}\n"));
-    applied.chain(restart).collect()
+    let failed = reply.failed.iter().map(|line| format!("failed: {line}\n"));
+    applied.chain(restart).chain(failed).collect()
 }
 
 fn dash() -> String {
@@ -357,8 +358,12 @@ mod tests {
 
     #[test]
     fn reload_says_what_happened() {
-        let reply = ReloadReply { applied: vec!["a".into()], needs_restart: vec!["b".into()] };
-        assert_eq!(reload_text(&reply), "applied: a\nneeds a restart: b\n");
+        let reply = ReloadReply {
+            applied: vec!["a".into()],
+            needs_restart: vec!["b".into()],
+            failed: vec!["c: d".into()],
+        };
+        assert_eq!(reload_text(&reply), "applied: a\nneeds a restart: b\nfailed: c: d\n");
         assert_eq!(reload_text(&ReloadReply::default()), "nothing changed\n");
     }
 }

@@ -3,7 +3,9 @@
 #![allow(clippy::unwrap_used, reason = "the helpers are part of the tests")]
 
 use std::fs;
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -123,6 +125,13 @@ fn check_reads_the_local_file_and_the_environment() {
         .unwrap();
     expect(&output, 3);
     assert!(stderr(&output).contains("\"gamma\""), "{}", stderr(&output));
+    let unset = Command::new(env!("CARGO_BIN_EXE_tapd"))
+        .args(["check", "cluster.toml"])
+        .current_dir(directory.path())
+        .env("TAPD_NODE", "")
+        .output()
+        .unwrap();
+    expect(&unset, 0);
 }
 
 #[test]
@@ -171,6 +180,84 @@ fn commands_without_a_daemon_are_5() {
         assert!(stderr(&output).contains("is tapd running?"), "{}", stderr(&output));
     }
     assert!(!directory.path().join("x.pcapng").exists());
+}
+
+/// Runs a client command against a daemon that answers with `reply`, whatever it is asked.
+fn answered(directory: &Path, arguments: &[&str], reply: &[u8]) -> Output {
+    let path = directory.join("fake.sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut stream = listener.accept().unwrap().0;
+            BufReader::new(&stream).read_line(&mut String::new()).unwrap();
+            stream.write_all(reply).unwrap();
+        });
+        let socket = ["--control-socket", "fake.sock"];
+        let output = tapd(directory, &[arguments, &socket].concat());
+        fs::remove_file(&path).unwrap();
+        output
+    })
+}
+
+#[test]
+fn capture_that_the_daemon_ends_is_1() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("x.pcapng");
+    fs::write(&file, "an earlier one").unwrap();
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).unwrap();
+    // A section header and two frames; only block types and lengths matter here.
+    let block = |kind: u32, len: u8| {
+        let mut block = vec![0; len.into()];
+        block[..4].copy_from_slice(&kind.to_le_bytes());
+        block[4] = len;
+        block
+    };
+    let stream = [block(0x0a0d_0d0a, 28), block(6, 96), block(6, 32)].concat();
+    let reply = [b"{\"version\":1,\"ok\":true}\n", stream.as_slice()].concat();
+    let capture = |more: &[&str]| {
+        let arguments = [&["capture", "--write", "x.pcapng"], more].concat();
+        answered(directory.path(), &arguments, &reply)
+    };
+    expect(&capture(&["--count", "2"]), 0);
+    assert_eq!(fs::read(&file).unwrap(), stream);
+    assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+    for (more, part) in [(&["--count", "3"][..], "after 2 of 3 frames"), (&[], "after 2 frames")] {
+        let output = capture(more);
+        expect(&output, 1);
+        let said = stderr(&output);
+        assert!(said.contains("the daemon ended the capture") && said.contains(part), "{said}");
+    }
+}
+
+#[test]
+fn reload_that_fails_in_part_says_all_and_is_6() {
+    let directory = tempfile::tempdir().unwrap();
+    let reply = |failed: &str| {
+        let data = format!(r#"{{"applied":["a"],"needs_restart":["b"]{failed}}}"#);
+        let reply = format!("{{\"version\":1,\"ok\":true,\"data\":{data}}}\n");
+        answered(directory.path(), &["reload"], reply.as_bytes())
+    };
+    let output = reply(r#","failed":["tap tap7: in use"]"#);
+    expect(&output, 6);
+    assert_eq!(stdout(&output), "applied: a\nneeds a restart: b\nfailed: tap tap7: in use\n");
+    assert!(stderr(&output).contains("could not apply 1 change"), "{}", stderr(&output));
+    expect(&reply(""), 0);
+}
+
+#[test]
+fn socket_path_is_checked_before_anything_is_read() {
+    let directory = tempfile::tempdir().unwrap();
+    let run = ["run", "--config", "missing.toml"];
+    let output = tapd(directory.path(), &[&run[..], &["--control-socket", "x.sock"]].concat());
+    expect(&output, 2);
+    assert!(stderr(&output).contains("must be an absolute path"), "{}", stderr(&output));
+    let output = Command::new(env!("CARGO_BIN_EXE_tapd"))
+        .args(run)
+        .env("TAPD_CONTROL_SOCKET", format!("/{}", "x".repeat(107)))
+        .output()
+        .unwrap();
+    expect(&output, 2);
+    assert!(stderr(&output).contains("at most 107"), "{}", stderr(&output));
 }
 
 #[test]

@@ -89,10 +89,11 @@ impl UdpUplink {
         })?;
         let bound = socket.local_addr().map_err(setup("read its address"))?;
         let local = bound.as_socket().unwrap_or(local);
-        if granted.receive < options.buffer_len {
+        // Once for each uplink: a group of sockets begins with one that does not share its port.
+        if !options.reuse_port && granted_len(granted) < options.buffer_len {
             log::warn!(
                 "UDP {local}: receive buffer of {} bytes granted instead of {}; bursts may be lost: raise net.core.rmem_max or give CAP_NET_ADMIN",
-                granted.receive,
+                granted_len(granted),
                 options.buffer_len
             );
         }
@@ -396,6 +397,11 @@ fn report_errors(socket: &Socket, local: SocketAddr) -> io::Result<()> {
     set_int(socket, libc::SOL_SOCKET, libc::SO_RXQ_OVFL, 1)
 }
 
+/// Bytes of the receive buffer in the measure of what is asked for: the kernel accounts twice that.
+const fn granted_len(granted: GrantedBuffers) -> usize {
+    granted.receive / 2
+}
+
 /// Asks for the buffers beyond the system's limit, then within it; returns what was granted.
 fn enlarge_buffers(socket: &Socket, len: usize) -> io::Result<GrantedBuffers> {
     let value = i32::try_from(len).unwrap_or(i32::MAX);
@@ -406,4 +412,18 @@ fn enlarge_buffers(socket: &Socket, len: usize) -> io::Result<GrantedBuffers> {
     ask(libc::SO_RCVBUFFORCE, libc::SO_RCVBUF)?;
     ask(libc::SO_SNDBUFFORCE, libc::SO_SNDBUF)?;
     Ok(GrantedBuffers { receive: socket.recv_buffer_size()?, send: socket.send_buffer_size()? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn grant_is_measured_as_it_is_asked_for() {
+        let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP)).unwrap();
+        // Below every system's limit and above the kernel's own minimum.
+        let asked = 16 << 10;
+        let granted = enlarge_buffers(&socket, asked).unwrap();
+        assert_eq!(granted_len(granted), asked, "{granted:?}");
+    }
 }

@@ -28,6 +28,7 @@ pub(crate) use diff::{Change, Changes};
 pub(crate) use fault::Faults;
 pub(crate) use key::{ClusterKey, KEY_LEN};
 pub(crate) use node::NodeSelector;
+pub(crate) use validate::check_socket_path;
 
 use fault::{At, Collector};
 
@@ -61,10 +62,10 @@ pub(crate) const DEFAULT_ROTATE_PACKETS: u64 = 1 << 28;
 pub(crate) const MAX_LINKS: usize = 8;
 /// Longest node or network name, in bytes.
 pub(crate) const MAX_NAME_LEN: usize = 63;
-/// Longest name of a network interface, in bytes.
-pub(crate) const MAX_TAP_NAME_LEN: usize = 15;
 /// Smallest fixed tap MTU, in bytes (RFC 791).
 pub(crate) const MIN_TAP_MTU: u16 = 68;
+/// Largest tap MTU, in bytes: the kernel's limit of 65,535 less the Ethernet header.
+pub(crate) const MAX_TAP_MTU: u16 = 65_521;
 /// Smallest tap MTU on which the kernel runs IPv6, in bytes (RFC 8200).
 pub(crate) const MIN_IPV6_TAP_MTU: u16 = 1280;
 /// Largest configuration file, in bytes: 65,535 nodes fit several times over.
@@ -163,7 +164,7 @@ pub(crate) struct NetworkConfig {
     pub(crate) vni: Vni,
     /// Unique.
     pub(crate) name: String,
-    /// Interface name of the tap, at most [`MAX_TAP_NAME_LEN`] bytes; unique.
+    /// Interface name of the tap, which the kernel takes; unique.
     pub(crate) tap: String,
     /// Largest layer-3 packet that the tap takes.
     pub(crate) tap_mtu: TapMtu,
@@ -186,7 +187,7 @@ pub(crate) struct NetworkConfig {
 pub(crate) enum TapMtu {
     /// Follows from the uplinks.
     Auto,
-    /// In bytes, at least [`MIN_TAP_MTU`].
+    /// In bytes, [`MIN_TAP_MTU`] to [`MAX_TAP_MTU`].
     Fixed(u16),
 }
 
@@ -310,7 +311,7 @@ pub(crate) struct Source {
     pub(crate) local: Option<PathBuf>,
     /// Which node this daemon is.
     pub(crate) node: NodeSelector,
-    /// `--control-socket`: beats the files.
+    /// `--control-socket`: beats the files; passes [`check_socket_path`].
     pub(crate) control_socket: Option<PathBuf>,
     /// `--log`: beats the files; parses.
     pub(crate) log: Option<String>,

@@ -3,15 +3,15 @@
 use std::collections::{BTreeSet, HashMap};
 
 use encap::id::NodeId;
+use fastpath::error::OpenError;
+use fastpath::interface;
 use ipnet::IpNet;
 
 use super::derive::derived_address;
 use super::fault::{Collector, Located};
 use super::reader::{Field, RawEntry, RawNetwork};
 use super::validate::{Unique, check_name, or};
-use super::{
-    MAX_TAP_NAME_LEN, MIN_IPV6_TAP_MTU, MacPolicy, NetworkConfig, NodeConfig, StaticEntry, TapMtu,
-};
+use super::{MIN_IPV6_TAP_MTU, MacPolicy, NetworkConfig, NodeConfig, StaticEntry, TapMtu};
 
 /// The nodes by everything they can be called.
 struct Names<'n> {
@@ -84,19 +84,10 @@ pub(super) fn validate(
     networks
 }
 
-/// The kernel's own rules, and `%`, which it would take for a template.
 fn check_tap_name(tap: &Located<String>, faults: &mut Collector) {
-    let text = &tap.value;
-    let fault = if text.is_empty() || text == "." || text == ".." {
-        "is no interface name"
-    } else if text.len() > MAX_TAP_NAME_LEN {
-        "is longer than the 15 bytes that an interface name may have"
-    } else if !text.bytes().all(|byte| byte.is_ascii_graphic() && !b"/%:".contains(&byte)) {
-        "may only have visible ASCII characters without '/', '%' and ':'"
-    } else {
-        return;
-    };
-    faults.add(tap.at, format!("tap {text:?} {fault}; write a name such as \"tap100\""));
+    if !interface::is_valid_name(&tap.value) {
+        faults.add(tap.at, OpenError::InvalidName(tap.value.clone()).to_string());
+    }
 }
 
 fn members(

@@ -18,7 +18,8 @@ pub(crate) enum NodeSelector {
 
 impl From<Option<String>> for NodeSelector {
     fn from(name: Option<String>) -> Self {
-        name.map_or(Self::ByAddress, Self::Named)
+        // An environment variable that is set to nothing names nobody.
+        name.filter(|name| !name.is_empty()).map_or(Self::ByAddress, Self::Named)
     }
 }
 
@@ -99,6 +100,7 @@ mod tests {
         assert_eq!(named("2").unwrap().get(), 2);
         assert_eq!(named("alpha").unwrap().get(), 1);
         assert!(named("gamma").unwrap_err().contains("known are 1 (alpha), 2 (beta)"));
+        assert_eq!(NodeSelector::from(Some(String::new())), NodeSelector::ByAddress);
         let second = |address: IpAddr| address == nodes()[1].addresses[0];
         assert_eq!(resolve(&NodeSelector::ByAddress, &nodes(), &second).unwrap().get(), 2);
     }

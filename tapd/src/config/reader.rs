@@ -12,7 +12,7 @@ use ipnet::IpNet;
 
 use super::fault::{At, Collector, Located};
 use super::tree::{Item, Table, Value};
-use super::{Cipher, MIN_TAP_MTU, MacPolicy, TapMtu};
+use super::{Cipher, MAX_TAP_MTU, MIN_TAP_MTU, MacPolicy, TapMtu};
 
 /// A table of the configuration and the keys it may have.
 #[derive(Debug)]
@@ -376,7 +376,7 @@ impl<'t, 'f> Fields<'t, 'f> {
 
     fn tap_mtu(&mut self) -> Field<TapMtu> {
         let item = self.get("tap_mtu")?;
-        let range = i64::from(MIN_TAP_MTU)..=i64::from(u16::MAX);
+        let range = i64::from(MIN_TAP_MTU)..=i64::from(MAX_TAP_MTU);
         let value = match &item.value {
             Value::Text(text) if text == "auto" => Some(TapMtu::Auto),
             Value::Integer(number) if range.contains(number) => {
@@ -387,7 +387,7 @@ impl<'t, 'f> Fields<'t, 'f> {
         if value.is_none() {
             self.faults.add(
                 item.at,
-                format!("tap_mtu must be \"auto\" or {MIN_TAP_MTU} to {} bytes", u16::MAX),
+                format!("tap_mtu must be \"auto\" or {MIN_TAP_MTU} to {MAX_TAP_MTU} bytes"),
             );
         }
         Some(Located { at: item.at, value: value? })

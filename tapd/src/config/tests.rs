@@ -194,7 +194,7 @@ tap = 'a-name-that-is-too-long'
         (24, "fdb node \"8\" is not in [[nodes]]"),
         (24, "\"02\" is not a MAC address"),
         (24, "an fdb entry has no node"),
-        (25, "longer than the 15 bytes"),
+        (25, "cannot be a tap's name: use 1 to 15 bytes"),
     ];
     for (line, part) in expected {
         let start = format!("cluster.toml:{line}: ");
@@ -241,9 +241,11 @@ fn network_faults() {
     one_fault(&example_and("[[networks]]\nvni = 16777216"), "choose 0 to 16777215");
     one_fault(&network("tap = 'tap100'"), "tap tap100 is taken already in line");
     one_fault(&network("name = 'vni100'"), "network name vni100 is taken");
-    one_fault(&network("tap = 'a/b'"), "visible ASCII");
-    one_fault(&network("tap = 'tap%d'"), "visible ASCII");
-    one_fault(&network("tap_mtu = 67"), "68 to 65535");
+    one_fault(&network("tap = 'a/b'"), "\"a/b\" cannot be a tap's name");
+    one_fault(&network("tap = 'tap%d'"), "cannot be a tap's name");
+    one_fault(&network("tap_mtu = 67"), "68 to 65521");
+    one_fault(&network("tap_mtu = 65522"), "68 to 65521");
+    assert!(Place::new().load(&network("tap_mtu = 65521"), None, "1").is_ok());
     one_fault(&network("tap_mtu = 'large'"), "\"auto\"");
     one_fault(&network("tap_mtu = 1279\nsubnets = ['fd00::/64']"), "below 1280");
     one_fault(&network("mac = 'mine'"), "neither \"derived\" nor \"random\"");

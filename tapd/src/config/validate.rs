@@ -140,7 +140,7 @@ fn validate_daemon(raw: RawDaemon, faults: &mut Collector) -> DaemonConfig {
     if let Some(path) = &raw.control_socket
         && let Err(fault) = check_socket_path(Path::new(&path.value))
     {
-        faults.add(path.at, fault);
+        faults.add(path.at, format!("control_socket = {:?} {fault}", path.value));
     }
     if let Some(filter) = &raw.log
         && let Err(fault) = logging::parse_filter(&filter.value)
@@ -171,19 +171,15 @@ fn validate_daemon(raw: RawDaemon, faults: &mut Collector) -> DaemonConfig {
 /// Whether a path can be a control socket's.
 ///
 /// # Errors
-/// One sentence on what is wrong.
-pub(super) fn check_socket_path(path: &Path) -> Result<(), String> {
+/// What is wrong, to be read behind the path.
+pub(crate) fn check_socket_path(path: &Path) -> Result<(), String> {
     let length = path.as_os_str().len();
     if !path.is_absolute() {
-        return Err(format!(
-            "control_socket = \"{}\" must be an absolute path, such as \
-                \"{DEFAULT_CONTROL_SOCKET}\"",
-            path.display()
-        ));
+        return Err(format!("must be an absolute path, such as {DEFAULT_CONTROL_SOCKET:?}"));
     }
     if length > MAX_SOCKET_PATH_LEN {
         return Err(format!(
-            "control_socket is {length} bytes long; the kernel takes at most {MAX_SOCKET_PATH_LEN}"
+            "is {length} bytes long; the kernel takes at most {MAX_SOCKET_PATH_LEN}"
         ));
     }
     Ok(())

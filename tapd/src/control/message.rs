@@ -302,6 +302,9 @@ pub(crate) struct ReloadReply {
     pub(crate) applied: Vec<String>,
     /// What only a restart changes, one line each.
     pub(crate) needs_restart: Vec<String>,
+    /// What should have been changed and could not be, each with its reason.
+    #[serde(default)]
+    pub(crate) failed: Vec<String>,
 }
 
 /// A VNI as a number.
@@ -376,6 +379,13 @@ mod tests {
         assert_eq!(round_trip(r#"{"version":1,"command":"reload"}"#), Request::Reload);
         round_trip(r#"{"version":1,"command":"rehandshake","node":"2"}"#);
         round_trip(r#"{"version":1,"command":"capture","vni":16777215,"count":10}"#);
+    }
+
+    #[test]
+    fn reload_reply_without_failures_is_understood() {
+        let reply: ReloadReply =
+            serde_json::from_str(r#"{"applied":["a"],"needs_restart":[]}"#).unwrap();
+        assert_eq!(reply, ReloadReply { applied: vec!["a".into()], ..Default::default() });
     }
 
     #[test]

@@ -3,10 +3,11 @@
 //! A connection is one request. Its thread reads the line, hands an [`Incoming`] to the daemon's
 //! control loop through a bounded channel, and writes what comes back.
 
-use std::fs;
+use std::fs::{self, File, Metadata, Permissions};
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use serde::Serialize;
+use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::message::{ReplyLine, Request, RequestLine, VersionOnly};
 use super::{CONTROL_VERSION, MAX_REQUEST_LEN};
@@ -25,6 +27,8 @@ use super::{CONTROL_VERSION, MAX_REQUEST_LEN};
 const SOCKET_MODE: u32 = 0o600;
 /// Most connections at once, captures included.
 const MAX_CONNECTIONS: usize = 16;
+/// Connections that wait at most to be accepted.
+const BACKLOG: i32 = 128;
 /// A client has so long to send its line, and to take its reply.
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(10);
 /// The control loop has so long to answer.
@@ -103,6 +107,8 @@ pub(crate) fn hung_up(stream: &UnixStream) -> bool {
 #[derive(Debug)]
 pub(crate) struct Server {
     path: PathBuf,
+    /// Device and inode of `path`: whether it is still this socket.
+    identity: (u64, u64),
     /// Kept to be shut down, which ends the thread's accept.
     listener: Arc<UnixListener>,
     stopping: Arc<AtomicBool>,
@@ -118,7 +124,7 @@ impl Server {
     /// When another daemon listens there, or the socket cannot be made; says which and what to do.
     pub(crate) fn bind(path: &Path, waker: Waker) -> anyhow::Result<(Self, Receiver<Incoming>)> {
         remove_stale(path)?;
-        let listener = UnixListener::bind(path).with_context(|| {
+        let listener = bind_private(path).and_then(listen).with_context(|| {
             format!(
                 "cannot make the control socket {}; check that its directory exists and can be \
                     written, or choose another with --control-socket",
@@ -126,8 +132,8 @@ impl Server {
             )
         })?;
         let listener = Arc::new(listener);
-        fs::set_permissions(path, fs::Permissions::from_mode(SOCKET_MODE))
-            .with_context(|| format!("cannot set the mode of {}", path.display()))?;
+        let identity = fs::symlink_metadata(path).map(|metadata| identity(&metadata));
+        let identity = identity.with_context(|| format!("cannot look at {}", path.display()))?;
         // One request per connection: this queue never fills.
         let (requests, incoming) = mpsc::sync_channel(MAX_CONNECTIONS);
         let stopping = Arc::new(AtomicBool::new(false));
@@ -140,7 +146,8 @@ impl Server {
             .name("control-socket".to_owned())
             .spawn(move || acceptor.run())
             .context("cannot start the control socket's thread")?;
-        Ok((Self { path: path.to_owned(), listener, stopping, thread: Some(thread) }, incoming))
+        let path = path.to_owned();
+        Ok((Self { path, identity, listener, stopping, thread: Some(thread) }, incoming))
     }
 }
 
@@ -149,11 +156,35 @@ impl Drop for Server {
         self.stopping.store(true, Ordering::Release);
         // Wakes the accept, also where the file is gone and nobody could connect to it.
         let woken = socket2::SockRef::from(&*self.listener).shutdown(Shutdown::Both).is_ok();
-        let _ = fs::remove_file(&self.path);
+        // Another daemon's, or anything else that took its place meanwhile, stays. The number is not
+        // given to another file while the socket is open.
+        if fs::symlink_metadata(&self.path).is_ok_and(|found| identity(&found) == self.identity) {
+            let _ = fs::remove_file(&self.path);
+        }
         if let (true, Some(thread)) = (woken, self.thread.take()) {
             let _ = thread.join();
         }
     }
+}
+
+/// A socket at `path` that nobody can connect to yet. It is never open to others: the file that
+/// bind makes has the mode that the socket had before.
+pub(super) fn bind_private(path: &Path) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    let file = File::from(OwnedFd::from(socket));
+    file.set_permissions(Permissions::from_mode(SOCKET_MODE))?;
+    let socket = Socket::from(OwnedFd::from(file));
+    socket.bind(&SockAddr::unix(path)?)?;
+    Ok(socket)
+}
+
+fn listen(socket: Socket) -> io::Result<UnixListener> {
+    socket.listen(BACKLOG)?;
+    Ok(OwnedFd::from(socket).into())
+}
+
+fn identity(metadata: &Metadata) -> (u64, u64) {
+    (metadata.dev(), metadata.ino())
 }
 
 /// Removes the socket of a daemon that is gone; refuses if one answers, or it is another file.

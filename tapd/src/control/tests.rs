@@ -180,6 +180,28 @@ fn second_daemon_is_refused_and_a_stale_socket_replaced() {
 }
 
 #[test]
+fn socket_is_private_before_it_can_be_connected_to() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("control.sock");
+    let _socket = server::bind_private(&path).unwrap();
+    let mode = std::fs::symlink_metadata(&path).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    let refused = UnixStream::connect(&path).unwrap_err();
+    assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
+}
+
+#[test]
+fn only_its_own_socket_is_removed() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("control.sock");
+    let (server, _incoming) = Server::bind(&path, Box::new(|| {})).unwrap();
+    std::fs::remove_file(&path).unwrap();
+    let _other = UnixListener::bind(&path).unwrap();
+    drop(server);
+    assert!(UnixStream::connect(&path).is_ok());
+}
+
+#[test]
 fn no_daemon_is_said_so() {
     let directory = tempfile::tempdir().unwrap();
     let failure = Client::connect(&directory.path().join("none.sock")).unwrap_err();

@@ -16,17 +16,17 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
 use encap::stats::Counters;
 use encap::vtep::Vtep;
-use fastpath::affinity;
 use fastpath::capture::Capture;
 use fastpath::tap::TapQueue;
 use fastpath::uplink::socket::UdpUplink;
 use fastpath::wake::{PollSet, Waker};
 use fastpath::worker::{Notice, Worker, WorkerHandle, WorkerOptions};
+use fastpath::{affinity, process};
 use log::{info, warn};
 
 use crate::config::{Config, Source};
@@ -41,10 +41,12 @@ use uplinks::Uplinks;
 const NOTICE_QUEUE: usize = 256;
 /// Buffers hold at least this much, so that networks can be added to a running node.
 const MIN_PACKET_LEN: usize = 9_216 + 64;
+/// Requests of clients that are answered in one turn of the loop.
+const REQUESTS_AT_ONCE: usize = 16;
 /// Longest the control thread sleeps.
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
-/// The wall clock running ahead by more than this between two looks means that the machine slept.
-const SLEEP_LIMIT: Duration = Duration::from_secs(5);
+/// A sleep longer than this counts: a copy of the machine may have gone on meanwhile.
+const SLEEP_LIMIT: Duration = Duration::from_secs(1);
 
 /// A worker's thread and the way to it.
 struct RunningWorker {
@@ -63,6 +65,8 @@ struct Daemon {
     workers: Vec<RunningWorker>,
     notices: Notices,
     capture: Capture,
+    /// Bytes that a worker's buffer holds, fixed at the start.
+    max_packet_len: usize,
     started: Instant,
 }
 
@@ -105,8 +109,8 @@ pub(crate) fn run(config: Config, source: Source) -> Result<(), Failure> {
     let waker = Waker::new().context("cannot open an event descriptor")?;
     // Capabilities belong to threads: they are dropped before there are more than this one.
     privileges::drop_all_but_net_admin().map_err(Failure::cannot_start)?;
-    fastpath::process::set_no_new_privileges().context("cannot set no_new_privs")?;
-    fastpath::process::set_undumpable().context("cannot forbid core dumps")?;
+    process::set_no_new_privileges().context("cannot set no_new_privs")?;
+    process::set_undumpable().context("cannot forbid core dumps")?;
     let wake = waker.clone();
     let (server, requests) =
         Server::bind(socket, Box::new(move || wake.wake())).map_err(Failure::cannot_start)?;
@@ -116,7 +120,12 @@ pub(crate) fn run(config: Config, source: Source) -> Result<(), Failure> {
     let vtep_config = protocol::vtep_config(&config, &uplinks, &networks)?;
     let mut vtep = Vtep::new(started, vtep_config, Box::new(protocol::SystemRng));
     let capture = Capture::new();
-    let max_packet_len = networks.max_frame_len().max(MIN_PACKET_LEN);
+    let max_packet_len = max_packet_len(&networks, &uplinks);
+    // Only where this process may run at all: a container or taskset may have given it few.
+    let cores = match config.daemon.dedicated {
+        true => affinity::allowed_cores().context("cannot ask for the cores")?,
+        false => Vec::new(),
+    };
     let options = || WorkerOptions { dedicated: config.daemon.dedicated, max_packet_len };
     let mut workers = Vec::new();
     for (number, sockets) in uplinks.take_worker_sockets().into_iter().enumerate() {
@@ -131,7 +140,7 @@ pub(crate) fn run(config: Config, source: Source) -> Result<(), Failure> {
             &options(),
         )
         .context("cannot make a worker")?;
-        let pinned = config.daemon.dedicated.then_some(number);
+        let pinned = cores.get(number).copied();
         let thread = spawn(number, worker, pinned)?;
         workers.push(RunningWorker { thread, handle, counters });
     }
@@ -147,6 +156,7 @@ pub(crate) fn run(config: Config, source: Source) -> Result<(), Failure> {
         workers,
         notices: Notices::default(),
         capture,
+        max_packet_len,
         started,
     };
     daemon.greet();
@@ -175,6 +185,11 @@ fn spawn(
         .name(format!("worker-{number}"))
         .spawn(run)
         .context("cannot start a worker thread")
+}
+
+/// Bytes that every buffer holds: the largest frame or datagram of now, and of what may be added.
+fn max_packet_len(networks: &Networks, uplinks: &Uplinks) -> usize {
+    networks.max_frame_len().max(uplinks.max_packet_len()).max(MIN_PACKET_LEN)
 }
 
 fn warn_of(config: &Config) {
@@ -216,10 +231,13 @@ impl Daemon {
         let mut poll_set = PollSet::default();
         poll_set.set([waker.fd(), signals.hangup.as_raw_fd(), signals.stop.as_raw_fd()]);
         let mut sleep = SleepWatch::new();
+        let mut more = false;
         self.drain();
         loop {
             let wait = self.vtep.poll_timeout().saturating_duration_since(Instant::now());
-            poll_set.wait(wait.min(LONGEST_WAIT));
+            // What was left over by the bounds below is taken at once.
+            let longest = if std::mem::take(&mut more) { Duration::ZERO } else { LONGEST_WAIT };
+            poll_set.wait(wait.min(longest));
             waker.clear();
             if Signals::came(&signals.stop) {
                 info!("stopping on a signal");
@@ -232,15 +250,17 @@ impl Daemon {
             // At most one queue's worth at a time, so that nothing else starves.
             for notice in notices.try_iter().take(NOTICE_QUEUE) {
                 self.take_notice(notice);
+                more = true;
             }
             let now = Instant::now();
             if self.vtep.poll_timeout() <= now {
                 self.vtep.handle_timeout(now);
             }
             self.drain();
-            for incoming in requests.try_iter() {
+            for incoming in requests.try_iter().take(REQUESTS_AT_ONCE) {
                 self.answer(incoming);
                 self.drain();
+                more = true;
             }
             if Signals::came(&signals.hangup) {
                 // The log says what came of it; there is nobody else to tell.
@@ -258,10 +278,7 @@ impl Daemon {
         match notice {
             Notice::Control(input) => self.vtep.handle_input(now, input),
             Notice::UplinkError(error) => self.notices.uplink_error(now, &self.config, &error),
-            Notice::TapGone { vni, error } => {
-                log::error!("the tap of network {vni} is gone: {error}; reload to make it anew");
-                self.networks.forget(vni);
-            }
+            Notice::TapGone { vni, error } => self.lose_network(vni, &error),
         }
         // Answers go out at once: a burst of handshakes must not wait for its last one.
         self.drain();
@@ -270,7 +287,9 @@ impl Daemon {
     /// Sends what the protocol wants sent and reports what it reports.
     fn drain(&mut self) {
         while let Some(transmit) = self.vtep.poll_transmit() {
-            self.uplinks.send(&transmit);
+            for error in self.uplinks.send(&transmit) {
+                self.notices.uplink_error(Instant::now(), &self.config, &error);
+            }
         }
         while let Some(event) = self.vtep.poll_event() {
             self.networks.take_event(&event);
@@ -282,7 +301,8 @@ impl Daemon {
     fn stop(mut self) {
         self.vtep.shutdown(Instant::now());
         while let Some(transmit) = self.vtep.poll_transmit() {
-            self.uplinks.send(&transmit);
+            // Nobody is left to be told what fails.
+            let _ = self.uplinks.send(&transmit);
         }
         for worker in &self.workers {
             worker.handle.stop();
@@ -298,21 +318,16 @@ impl Daemon {
     }
 }
 
-/// Compares the clock that stands still while the machine sleeps with one that does not.
-struct SleepWatch {
-    awake: Instant,
-    wall: SystemTime,
-}
+/// Notices that the machine slept.
+struct SleepWatch(Duration);
 
 impl SleepWatch {
     fn new() -> Self {
-        Self { awake: Instant::now(), wall: SystemTime::now() }
+        Self(process::suspended_time())
     }
 
     fn slept(&mut self) -> bool {
-        let awake = self.awake.elapsed();
-        let wall = self.wall.elapsed().unwrap_or_default();
-        *self = Self::new();
-        wall > awake + SLEEP_LIMIT
+        let before = std::mem::replace(&mut self.0, process::suspended_time());
+        self.0.saturating_sub(before) > SLEEP_LIMIT
     }
 }

@@ -1,11 +1,14 @@
 //! The node's virtual networks: their taps, addresses and MTUs.
 
 use std::sync::Arc;
+use std::sync::mpsc::channel;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
 use encap::event::Event;
 use encap::id::{NodeId, Vni};
 use encap::vtep::Vtep;
+use encap::wire::header::Handle;
 use fastpath::tap::{Tap, TapCounters, TapOptions, TapQueue};
 use fastpath::worker::Command;
 use log::{info, warn};
@@ -15,6 +18,10 @@ use super::uplinks::{ETHERNET_LEN, Uplinks};
 use crate::config::{Config, MacPolicy, NetworkConfig, TapMtu, derived_address, derived_mac};
 use crate::exit::Failure;
 
+/// Smallest MTU on which the kernel runs IPv6, in bytes (RFC 8200).
+const MIN_IPV6_TAP_MTU: u32 = 1280;
+/// How long a worker may take to give a queue back.
+const GIVE_BACK_PATIENCE: Duration = Duration::from_secs(1);
 /// Bytes of two VLAN tags, which a frame may have on top.
 const TAGS_LEN: usize = 8;
 
@@ -70,6 +77,15 @@ impl Networks {
                 (fixed, format!("fixed in the configuration = {fixed}"))
             }
         };
+        let has_ipv6 = network.subnets.iter().any(|subnet| subnet.addr().is_ipv6());
+        if has_ipv6 && tap_mtu < MIN_IPV6_TAP_MTU {
+            return Err(Failure::cannot_start(anyhow!(
+                "network {}: its IPv6 subnet needs a tap MTU of {MIN_IPV6_TAP_MTU}, and the path \
+                 gives {tap_mtu} ({arithmetic}); raise the MTU of the underlay, or take the IPv6 \
+                 subnet out",
+                network.vni
+            )));
+        }
         let options = TapOptions {
             name: network.tap.clone(),
             queues: workers,
@@ -80,7 +96,17 @@ impl Networks {
         for degraded in tap.degraded() {
             warn!("tap {}: {degraded}", network.tap);
         }
-        set_up(own, network, &tap).with_context(|| format!("cannot set up tap {}", network.tap))?;
+        if queues.len() < workers {
+            // What other workers receive could not be written anywhere.
+            return Err(Failure::cannot_start(anyhow!(
+                "tap {} has one queue for {workers} workers: make it with `multi_queue`, or set \
+                 workers = 1",
+                network.tap
+            )));
+        }
+        set_up(own, network, &tap)
+            .with_context(|| format!("cannot set up tap {}", network.tap))
+            .map_err(Failure::cannot_start)?;
         info!(
             "network {} ({}): tap {}, MTU {tap_mtu} ({arithmetic})",
             network.vni, network.name, network.tap
@@ -103,10 +129,9 @@ impl Networks {
         self.list.len()
     }
 
-    /// Largest frame in bytes of any tap, tags included.
+    /// Bytes that a buffer needs for the largest frame of any tap.
     pub(super) fn max_frame_len(&self) -> usize {
-        let len = |network: &Network| (network.own_tap_mtu + ETHERNET_LEN) as usize + TAGS_LEN + 64;
-        self.list.iter().map(len).max().unwrap_or(0)
+        self.list.iter().map(|network| packet_len(network.own_tap_mtu)).max().unwrap_or(0)
     }
 
     /// Gives queues that no worker has yet to the workers, one each.
@@ -131,15 +156,25 @@ impl Networks {
         }
     }
 
-    /// Closes the tap of a network.
-    pub(super) fn remove(&mut self, vni: Vni, workers: &[RunningWorker]) {
+    /// Closes the tap of a network. Its queues come back from the workers first, as the interface
+    /// is there as long as one of them is open.
+    pub(super) fn remove(&mut self, handle: Handle, vni: Vni, workers: &[RunningWorker]) {
+        let (give_back, given) = channel();
         for worker in workers {
-            worker.handle.send(Command::RemoveTap { vni });
+            let give_back = give_back.clone();
+            worker.handle.send(Command::RemoveTap { handle, give_back });
+        }
+        drop(give_back);
+        // Ends when every worker has answered; one that does not must not hold up the rest.
+        let deadline = Instant::now() + GIVE_BACK_PATIENCE;
+        while let Ok(queue) = given.recv_timeout(deadline.saturating_duration_since(Instant::now()))
+        {
+            drop(queue);
         }
         self.forget(vni);
     }
 
-    /// The workers closed the tap already.
+    /// The workers have no queue of the network any more.
     pub(super) fn forget(&mut self, vni: Vni) {
         self.list.retain(|network| network.config.vni != vni);
     }
@@ -171,6 +206,11 @@ impl Networks {
             Err(error) => warn!("network {vni}: cannot set the tap's MTU to {tap_mtu}: {error}"),
         }
     }
+}
+
+/// Bytes that a buffer needs for the frames of a tap: its tags, and what sealing adds.
+pub(super) fn packet_len(tap_mtu: u32) -> usize {
+    (tap_mtu + ETHERNET_LEN) as usize + TAGS_LEN + 64
 }
 
 impl Network {

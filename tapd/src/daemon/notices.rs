@@ -26,6 +26,12 @@ impl Notices {
         self.errors.get(&remote).cloned().unwrap_or_default()
     }
 
+    /// Forgets the errors of addresses that are not in the configuration any more.
+    pub(super) fn retain(&mut self, config: &Config) {
+        self.errors
+            .retain(|remote, _| config.peers().any(|peer| peer.addresses.contains(&remote.ip())));
+    }
+
     fn admit(
         &mut self,
         now: Instant,
@@ -40,6 +46,10 @@ impl Notices {
         // Only configured addresses are sent to, so the map stays small; strangers, to whom a
         // cookie may have gone, are not kept.
         let Some(peer) = peer else { return };
+        // Nor are other ports of theirs, which only a forger's ICMP names.
+        if error.remote.port() != config.cluster.port {
+            return;
+        }
         let kind = match error.kind {
             UplinkErrorKind::Refused => "refused",
             UplinkErrorKind::Unreachable => "unreachable",
@@ -50,7 +60,10 @@ impl Notices {
         *errors.entry(kind.to_owned()).or_default() += 1;
         let (id, name, remote) = (peer.id, peer.name.clone(), error.remote);
         if let Some(more) = self.admit(now, kind, Some(id)) {
-            info!("link to {name} ({remote}): {kind}{more}");
+            let cause = std::io::Error::from_raw_os_error(error.errno);
+            let fits =
+                error.ip_mtu.map_or_else(String::new, |mtu| format!("; the path takes {mtu}"));
+            info!("link to {name} ({remote}): {cause}{fits}{more}");
         }
     }
 

@@ -2,10 +2,12 @@
 
 use std::time::Instant;
 
+use encap::id::Vni;
 use log::{info, warn};
 
+use super::networks::packet_len;
 use super::{Daemon, protocol};
-use crate::config::{Change, Config};
+use crate::config::{Change, Config, NetworkConfig, TapMtu};
 use crate::control::ReloadReply;
 use crate::logging;
 
@@ -15,38 +17,65 @@ impl Daemon {
         let new = self.source.load().map_err(|faults| {
             format!("the configuration has faults; nothing was changed\n{faults}")
         })?;
-        let changes = self.config.diff(&new);
-        let config = self.config.with_live_changes(&new);
-        let mut applied = Vec::new();
-        let mut failed = Vec::new();
-        for (change, line) in &changes.live {
-            match self.apply(change, &config) {
-                Ok(()) => applied.push(line.clone()),
-                Err(error) => failed.push(format!("{line}: {error}")),
-            }
+        if new.own != self.config.own {
+            return Err(format!(
+                "this node would be node {} instead of {}: restart tapd for that; nothing was \
+                 changed",
+                new.own, self.config.own
+            ));
         }
-        // A tap that could not be opened, or that somebody deleted, is tried again.
-        for network in config.own_networks() {
-            if self.networks.get(network.vni).is_some()
-                || changes.live.iter().any(|(c, _)| *c == Change::NetworkAdded(network.vni))
-            {
-                continue;
-            }
-            match self.apply(&Change::NetworkAdded(network.vni), &config) {
-                Ok(()) => applied.push(format!("tap {} made anew", network.tap)),
-                Err(error) => failed.push(format!("tap {}: {error}", network.tap)),
+        let changes = self.config.diff(&new);
+        let mut config = self.config.with_live_changes(&new);
+        let mut reply = ReloadReply { needs_restart: changes.restart, ..ReloadReply::default() };
+        // What goes away goes first: what comes may want the same tap name.
+        let removal = |change: &Change| matches!(change, Change::NetworkRemoved(_));
+        let (first, rest): (Vec<_>, Vec<_>) =
+            changes.live.into_iter().partition(|(change, _)| removal(change));
+        for (change, line) in first.into_iter().chain(rest) {
+            match self.apply(&change, &config) {
+                Ok(()) => reply.applied.push(line),
+                Err(error) => reply.failed.push(format!("{line}: {error}")),
             }
         }
         self.networks.update(&config);
-        let vtep_config = protocol::vtep_config(&config, &self.uplinks, &self.networks)
-            .map_err(|error| error.to_string())?;
-        self.vtep.reconfigure(Instant::now(), vtep_config);
-        self.networks.hand_queues(&self.vtep, &self.workers);
+        self.keep_open_networks(&mut config);
+        self.notices.retain(&config);
         self.config = config;
-        if !failed.is_empty() {
-            return Err(format!("applied except for: {}", failed.join("; ")));
+        self.reconfigure()?;
+        Ok(reply)
+    }
+
+    /// Leaves out the networks whose tap is not open: the next reload finds them to be new.
+    fn keep_open_networks(&self, config: &mut Config) {
+        let own = config.own;
+        config.networks.retain(|network| {
+            !network.members.contains(&own) || self.networks.get(network.vni).is_some()
+        });
+    }
+
+    /// Tells the protocol what is in force, and the workers of new taps.
+    fn reconfigure(&mut self) -> Result<(), String> {
+        let config = protocol::vtep_config(&self.config, &self.uplinks, &self.networks)
+            .map_err(|error| error.to_string())?;
+        self.vtep.reconfigure(Instant::now(), config);
+        self.networks.hand_queues(&self.vtep, &self.workers);
+        Ok(())
+    }
+
+    /// Somebody deleted a tap: the peers are told that the network is not here any more.
+    pub(super) fn lose_network(&mut self, vni: Vni, error: &std::io::Error) {
+        if self.networks.get(vni).is_none() {
+            // Another worker said so before.
+            return;
         }
-        Ok(ReloadReply { applied, needs_restart: changes.restart })
+        log::error!("the tap of network {vni} is gone ({error}); `tapd reload` makes it anew");
+        self.networks.forget(vni);
+        let mut config = self.config.clone();
+        self.keep_open_networks(&mut config);
+        self.config = config;
+        if let Err(error) = self.reconfigure() {
+            warn!("{error}");
+        }
     }
 
     /// The part of a change that the protocol does not do itself.
@@ -55,13 +84,13 @@ impl Daemon {
             Change::NetworkAdded(vni) => {
                 let network = config.own_networks().find(|network| network.vni == *vni);
                 let network = network.ok_or("it is not in the configuration")?;
-                let workers = self.config.daemon.workers;
-                self.networks
-                    .add(config.own, network, workers, &self.uplinks)
-                    .map_err(|failure| failure.to_string())
+                self.add_network(config, network)
             }
             Change::NetworkRemoved(vni) => {
-                self.networks.remove(*vni, &self.workers);
+                let handle = self.vtep.tables().handles.get(vni).copied();
+                if let Some(handle) = handle {
+                    self.networks.remove(handle, *vni, &self.workers);
+                }
                 Ok(())
             }
             Change::LogChanged => {
@@ -69,6 +98,21 @@ impl Daemon {
             }
             _ => Ok(()),
         }
+    }
+
+    fn add_network(&mut self, config: &Config, network: &NetworkConfig) -> Result<(), String> {
+        let tap_mtu = match network.tap_mtu {
+            TapMtu::Auto => self.uplinks.tap_mtu(),
+            TapMtu::Fixed(tap_mtu) => tap_mtu.into(),
+        };
+        if packet_len(tap_mtu) > self.max_packet_len {
+            return Err(format!(
+                "a tap MTU of {tap_mtu} is more than the buffers of this process hold: restart tapd"
+            ));
+        }
+        self.networks
+            .add(config.own, network, self.config.daemon.workers, &self.uplinks)
+            .map_err(|failure| failure.to_string())
     }
 
     /// [`Self::reload`] with lines in the log, whoever asked for it.
@@ -82,7 +126,11 @@ impl Daemon {
                 for line in &reply.needs_restart {
                     warn!("reload: needs a restart: {line}");
                 }
-                if reply.applied.is_empty() && reply.needs_restart.is_empty() {
+                for line in &reply.failed {
+                    warn!("reload: failed: {line}");
+                }
+                let silent = [&reply.applied, &reply.needs_restart, &reply.failed];
+                if silent.iter().all(|lines| lines.is_empty()) {
                     info!("reload: nothing changed");
                 }
             }

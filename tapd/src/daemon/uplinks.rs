@@ -11,7 +11,7 @@ use fastpath::interface;
 use fastpath::port::DatagramPort;
 use fastpath::uplink::socket::UdpUplink;
 use fastpath::uplink::steering;
-use fastpath::uplink::{UplinkCounters, UplinkOptions};
+use fastpath::uplink::{UplinkCounters, UplinkError, UplinkOptions};
 use log::{info, warn};
 
 use crate::config::{Cipher, Config};
@@ -19,6 +19,8 @@ use crate::exit::Failure;
 
 /// IP MTU that is taken where the interface of an address cannot be found.
 const DEFAULT_IP_MTU: u32 = 1500;
+/// Largest UDP payload over IPv4 in bytes (RFC 768, RFC 791); IPv6's is a little larger.
+const MAX_UDP_PAYLOAD: u32 = 65_507;
 /// Bytes of a UDP header.
 const UDP_LEN: u32 = 8;
 /// Bytes of an Ethernet header without tags.
@@ -93,13 +95,20 @@ impl Uplinks {
         lists
     }
 
-    /// Sends a datagram of the control half.
-    pub(super) fn send(&mut self, transmit: &Transmit) {
-        if let Some(uplink) = self.list.get_mut(usize::from(transmit.uplink.0)) {
-            // What fails is counted by the socket; whatever mattered is sent again.
-            uplink.control.send_to(&transmit.payload, transmit.remote);
-            while uplink.control.poll_error().is_some() {}
-        }
+    /// Sends a datagram of the control half; gives the errors that the path reports. What fails
+    /// is counted by the socket, and whatever mattered is sent again.
+    pub(super) fn send(&mut self, transmit: &Transmit) -> Vec<UplinkError> {
+        let Some(uplink) = self.list.get_mut(usize::from(transmit.uplink.0)) else {
+            return Vec::new();
+        };
+        uplink.control.send_to(&transmit.payload, transmit.remote);
+        std::iter::from_fn(|| uplink.control.poll_error()).collect()
+    }
+
+    /// Largest datagram in bytes that may come, and what a buffer needs beside it.
+    pub(super) fn max_packet_len(&self) -> usize {
+        let largest = self.list.iter().map(Uplink::max_udp_payload).max().unwrap_or(0);
+        largest as usize + 64
     }
 
     /// Largest tap MTU that fits every uplink without fragments.
@@ -153,6 +162,8 @@ impl Uplink {
 
     /// Largest UDP payload that leaves unfragmented, in bytes.
     pub(super) fn max_udp_payload(&self) -> u32 {
-        self.ip_mtu.saturating_sub(ip_header_len(self.local.ip()) + UDP_LEN)
+        let fits = self.ip_mtu.saturating_sub(ip_header_len(self.local.ip()) + UDP_LEN);
+        // The length fields of IPv4 and UDP end before the MTU of a loopback interface does.
+        fits.min(MAX_UDP_PAYLOAD)
     }
 }
