@@ -88,3 +88,39 @@ fn api_reload_says_what_needs_a_restart_and_refuses_faults() {
         alpha.tapd(&["reload"]).context("after the fault was mended").map(|_| ())
     });
 }
+
+#[test]
+fn api_reload_makes_a_deleted_tap_anew_and_gives_its_name_to_another_network() {
+    case(|| {
+        let star = Star::new(Family::V4, 2)?;
+        let [one, two] = &star.hosts[..] else { anyhow::bail!("two hosts") };
+        let mut config = ClusterConfig::new(Family::V4, 2);
+        let dir = ClusterDir::new(&config)?;
+        let (alpha, beta) = (Node::start(&dir, one, "alpha")?, Node::start(&dir, two, "beta")?);
+        alpha.wait_peer_up(2)?;
+        ping_all(one, overlay_v4(100, 2))?;
+
+        one.ip(&["link", "del", "tap100"])?;
+        wait::until("the loss of the tap to be noticed", PATIENCE, || {
+            alpha.tapd(&["show", "networks"]).is_ok_and(|text| !text.contains("tap100"))
+        })?;
+        let said = alpha.tapd(&["reload"])?;
+        ensure!(said.contains("100"), "reload said:\n{said}");
+        ping_all(one, overlay_v4(100, 2))?;
+
+        // Another network takes the tap's name over, in one step, and back, many times.
+        for vni in [200, 100, 200, 100, 200] {
+            config.networks[0].vni = vni;
+            config.networks[0].subnets = vec![format!("10.{vni}.0.0/24")];
+            dir.write(&config)?;
+            for node in [&alpha, &beta] {
+                let said = node.tapd(&["reload"])?;
+                ensure!(!said.contains("failed"), "reload said:\n{said}");
+            }
+            wait::until("the network to be there on both sides", PATIENCE, || {
+                ping_all(one, std::net::Ipv4Addr::new(10, vni as u8, 0, 2).into()).is_ok()
+            })?;
+        }
+        Ok(())
+    });
+}
