@@ -3,7 +3,7 @@
 use std::io;
 use std::net::{IpAddr, UdpSocket};
 use std::os::fd::AsRawFd;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use encap::wire::buf::{BufPool, Burst, Checksum, Frame, PacketBuf};
 use encap::wire::checksum::complete_checksum;
