@@ -1,4 +1,4 @@
-//! The names of things on the wire: nodes and virtual networks.
+//! The names of things: nodes and virtual networks on the wire, peers inside the node.
 
 use std::fmt;
 
@@ -65,3 +65,7 @@ impl fmt::Display for Vni {
         self.0.fmt(f)
     }
 }
+
+/// A peer's place in the tables; kept while it is configured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PeerIndex(pub u32);

@@ -5,7 +5,7 @@
 //!
 //! Next: the tap's `tx_burst`, in `fastpath`; control inputs go to [`crate::vtep`].
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -16,7 +16,7 @@ use crate::forward::fdb::{Learn, Place};
 use crate::forward::filter;
 use crate::id::Vni;
 use crate::stats::DropReason;
-use crate::tables::{NetworkEntry, PeerEntry, Tables};
+use crate::tables::{NetworkEntry, PeerEntry, Tables, canonical};
 use crate::wire::buf::{BufPool, Burst, Checksum, Datagram, Frame, PacketBuf};
 use crate::wire::checksum;
 use crate::wire::ethernet::EthernetView;
@@ -262,11 +262,6 @@ fn hold<'t>(tables: &'t Tables, header: &DataHeader) -> Result<Held<'t>, DropRea
     let peer = tables.peer(session.facts().peer).ok_or(DropReason::SlotUnknown)?;
     let guard = session.lock_lane(header.lane).ok_or(DropReason::SlotUnknown)?;
     Ok(Held { slot: header.slot, lane: header.lane, session, peer, guard })
-}
-
-/// The address without an IPv4-mapped form, which a dual-stack socket may give.
-pub(crate) fn canonical(address: SocketAddr) -> IpAddr {
-    address.ip().to_canonical()
 }
 
 fn report(session: &Session, opened: Opened, control: &mut Burst<ControlInput>) {

@@ -10,14 +10,10 @@ use std::time::Instant;
 use crate::crypto::key::ClusterKey;
 use crate::crypto::session::Session;
 use crate::forward::fdb::Fdb;
-use crate::id::{NodeId, Vni};
+use crate::id::{NodeId, PeerIndex, Vni};
 use crate::stats::Traffic;
 use crate::wire::buf::UplinkId;
 use crate::wire::header::{Handle, Slot};
-
-/// A peer's place in the tables; kept while it is configured.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct PeerIndex(pub u32);
 
 /// Milliseconds since the node's start: small enough for atomics.
 #[derive(Debug, Clone, Copy)]
@@ -40,6 +36,11 @@ pub struct LinkAddress {
     pub remote: SocketAddr,
     /// Largest UDP payload in bytes that the path takes.
     pub max_udp_payload: usize,
+}
+
+/// The address without an IPv4-mapped form, which a dual-stack socket may give.
+pub(crate) fn canonical(address: SocketAddr) -> IpAddr {
+    address.ip().to_canonical()
 }
 
 /// A peer as the workers see it.

@@ -15,9 +15,9 @@ use encap::crypto::seal::{KeyLimits, TxLane};
 use encap::crypto::session::{Session, SessionFacts};
 use encap::handshake::hello::{Hello, Status, Welcome};
 use encap::handshake::psk::{Initiator, Responder};
+use encap::id::PeerIndex;
 use encap::id::{NodeId, Vni};
 use encap::rng::Rng;
-use encap::tables::PeerIndex;
 use encap::wire::buf::PacketBuf;
 use encap::wire::control::{Binding, Bindings, Message};
 use encap::wire::header::{

@@ -12,8 +12,9 @@ use encap::crypto::key::ClusterKey;
 use encap::crypto::seal::TxLane;
 use encap::crypto::session::Session;
 use encap::datapath::ControlInput;
+use encap::id::PeerIndex;
 use encap::stats::DropReason;
-use encap::tables::{PeerIndex, Tables};
+use encap::tables::Tables;
 use encap::wire::buf::{PacketBuf, UplinkId};
 use encap::wire::header::{CLEAR_HEADER_LEN, DataHeader, Format, InnerHeader, Kind, Lane};
 

@@ -12,8 +12,8 @@ use super::aead::Suite;
 use super::key::EpochSecret;
 use super::open::RxLane;
 use super::seal::{KeyLimits, SealError, TxLane};
+use crate::id::PeerIndex;
 use crate::stats::DropReason;
-use crate::tables::PeerIndex;
 use crate::wire::buf::PacketBuf;
 use crate::wire::header::{DataHeader, Lane, Slot};
 

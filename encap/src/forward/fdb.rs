@@ -11,7 +11,7 @@ use std::sync::{Mutex, PoisonError};
 
 use papaya::HashMap;
 
-use crate::tables::PeerIndex;
+use crate::id::PeerIndex;
 use crate::wire::ethernet::MacAddr;
 
 /// Where a MAC address is.

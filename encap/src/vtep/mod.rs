@@ -25,11 +25,12 @@ use crate::event::{DownReason, Event};
 use crate::forward::fdb::Place;
 use crate::forward::policer::Policer;
 use crate::handshake::cookie::Guard;
+use crate::id::PeerIndex;
 use crate::id::{NodeId, Vni};
 use crate::peer::Peer;
 use crate::rng::{self, Rng};
 use crate::stats::{Counters, DropReason};
-use crate::tables::{Clock, PeerEntry, PeerIndex, Tables};
+use crate::tables::{Clock, PeerEntry, Tables};
 use crate::timer::Timer;
 use crate::wire::buf::UplinkId;
 use crate::wire::ethernet::MacAddr;
@@ -527,7 +528,12 @@ fn peer_entry(peer: &Peer) -> Option<Arc<PeerEntry>> {
         session: peer.current.as_ref().map(|current| Arc::clone(&current.session)),
         connecting: peer.is_connecting(),
         link: *peer.config.links.first()?,
-        sources: peer.config.links.iter().map(|link| crate::rx::canonical(link.remote)).collect(),
+        sources: peer
+            .config
+            .links
+            .iter()
+            .map(|link| crate::tables::canonical(link.remote))
+            .collect(),
         traffic: Arc::clone(&peer.traffic),
     }))
 }

@@ -7,10 +7,11 @@ use super::Vtep;
 use super::config::NetworkConfig;
 use crate::event::Event;
 use crate::forward::fdb::{Fdb, Place};
+use crate::id::PeerIndex;
 use crate::id::Vni;
 use crate::peer::Peer;
 use crate::stats::Traffic;
-use crate::tables::{Member, NetworkEntry, PeerIndex};
+use crate::tables::{Member, NetworkEntry};
 use crate::wire::control::{Binding, Bindings};
 use crate::wire::header::Handle;
 

@@ -8,6 +8,7 @@ mod fault;
 mod tree;
 mod reader;
 mod validate;
+mod checks;
 mod networks;
 mod node;
 mod key;

@@ -7,10 +7,10 @@ use fastpath::error::OpenError;
 use fastpath::interface;
 use ipnet::IpNet;
 
+use super::checks::{Unique, check_name, or};
 use super::derive::derived_address;
 use super::fault::{Collector, Located};
 use super::reader::{Field, RawEntry, RawNetwork};
-use super::validate::{Unique, check_name, or};
 use super::{MIN_IPV6_TAP_MTU, MacPolicy, NetworkConfig, NodeConfig, StaticEntry, TapMtu};
 
 /// The nodes by everything they can be called.

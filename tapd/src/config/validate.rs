@@ -3,20 +3,18 @@
 //! Next: [`super::networks`] for `[[networks]]`.
 
 use std::collections::HashMap;
-use std::fmt::Display;
-use std::hash::Hash;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::fault::{At, Collector, Located};
+use super::checks::{Unique, check_name, or};
+use super::fault::{Collector, Located};
 use super::reader::{Field, Raw, RawCluster, RawDaemon, RawNode};
 use super::{
     Cipher, ClusterConfig, ClusterKey, DEFAULT_BUM_FRAMES_PER_S, DEFAULT_CONTROL_SOCKET,
     DEFAULT_FDB_AGEING_S, DEFAULT_FDB_MAX_ENTRIES, DEFAULT_LOG, DEFAULT_PORT,
     DEFAULT_REHANDSHAKE_MINUTES, DEFAULT_ROTATE_PACKETS, DEFAULT_WORKERS, DaemonConfig, MAX_LINKS,
-    MAX_NAME_LEN, MAX_SOCKET_PATH_LEN, NetworkConfig, NodeConfig, PORT_COUNT, VXLAN_PORTS,
-    networks,
+    MAX_SOCKET_PATH_LEN, NetworkConfig, NodeConfig, PORT_COUNT, VXLAN_PORTS, networks,
 };
 use crate::logging;
 
@@ -41,38 +39,6 @@ pub(super) fn validate(raw: Raw, files: &[PathBuf], faults: &mut Collector) -> P
     let mut nodes: Vec<_> = nodes.into_iter().map(|located| located.value).collect();
     nodes.sort_by_key(|node| node.id);
     Parts { cluster, daemon, nodes, networks }
-}
-
-/// A value, or its default where the key is absent (or at fault already).
-pub(super) fn or<T>(field: Field<T>, default: T) -> T {
-    field.map_or(default, |located| located.value)
-}
-
-/// Finds values that occur twice.
-pub(super) struct Unique<T> {
-    what: &'static str,
-    seen: HashMap<T, At>,
-}
-
-impl<T: Display + Hash + Eq> Unique<T> {
-    pub(super) fn new(what: &'static str) -> Self {
-        Self { what, seen: HashMap::new() }
-    }
-
-    pub(super) fn check(&mut self, value: T, at: At, faults: &mut Collector) {
-        let what = self.what;
-        if let Some(first) = self.seen.get(&value) {
-            faults.add(
-                at,
-                format!(
-                    "{what} {value} is taken already in {}; choose another",
-                    first.seen_from(at)
-                ),
-            );
-        } else {
-            self.seen.insert(value, at);
-        }
-    }
 }
 
 fn validate_cluster(
@@ -278,21 +244,4 @@ impl Families {
             }
         }
     }
-}
-
-/// A name that people type: letters, digits, `.`, `_`, `-`, and not all digits.
-pub(super) fn check_name(what: &str, name: &Located<String>, faults: &mut Collector) {
-    let text = &name.value;
-    let fault = if text.is_empty() {
-        "is empty; remove the key or write a name".to_owned()
-    } else if text.len() > MAX_NAME_LEN {
-        format!("is {} bytes long; keep it to {MAX_NAME_LEN}", text.len())
-    } else if text.bytes().all(|byte| byte.is_ascii_digit()) {
-        "looks like an id; add a letter".to_owned()
-    } else if !text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte)) {
-        "may only have letters, digits, '.', '_' and '-'".to_owned()
-    } else {
-        return;
-    };
-    faults.add(name.at, format!("{what} name {text:?} {fault}"));
 }
