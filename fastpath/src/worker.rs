@@ -3,8 +3,8 @@
 //! Run to completion: a burst is read, goes through every stage and is sent before the next one
 //! is read. No queue between stages, no lock, no allocation per packet after start-up.
 //!
-//! Steps 2 and 11 of a packet's walk are [`Worker::overlay_to_underlay`] and
-//! [`Worker::underlay_to_overlay`].
+//! Steps 2 and 11 of a packet's walk are `Worker::overlay_to_underlay` and
+//! `Worker::underlay_to_overlay`.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};

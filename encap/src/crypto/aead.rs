@@ -1,7 +1,7 @@
 //! AES-256-GCM from two providers, in place.
 //!
-//! The fast one ([`fast`], feature `fast-aead`) serves the packet path. The portable one
-//! ([`portable`]) is the oracle that the fast one is checked against, and serves the packet path in
+//! The fast one (`fast`, feature `fast-aead`) serves the packet path. The portable one
+//! (`portable`) is the oracle that the fast one is checked against, and serves the packet path in
 //! builds without the feature. `docs/decisions/0001-aead-provider.md` has the measurements.
 
 use std::fmt;

@@ -28,7 +28,7 @@ pub(super) struct Parts {
     pub(super) networks: Vec<NetworkConfig>,
 }
 
-/// Checks everything; `files` are the configuration's files by [`At::file`].
+/// Checks everything; `files` are the configuration's files by [`super::fault::At::file`].
 ///
 /// Parts are also returned beside faults, as far as they go, so that later checks find theirs.
 pub(super) fn validate(raw: Raw, files: &[PathBuf], faults: &mut Collector) -> Parts {
