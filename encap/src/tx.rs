@@ -4,7 +4,6 @@
 //!
 //! Next: the uplink's `tx_burst`, in `fastpath`.
 
-use std::sync::Arc;
 use std::time::Instant;
 
 use crate::crypto::aead::Suite;
@@ -39,7 +38,7 @@ impl Datapath {
         out: &mut Burst<Datagram>,
     ) {
         let tables = arc_swap::Guard::into_inner(self.tables.load());
-        let Some(network) = tables.network(handle).map(Arc::clone) else {
+        let Some(network) = tables.network(handle) else {
             for frame in frames.drain(..) {
                 self.counters.count_drop(DropReason::NetworkUnknown);
                 pool.free(frame.buf);
@@ -51,14 +50,14 @@ impl Datapath {
             self.counters.frames_in.add(1);
             self.counters.frame_bytes_in.add(frame.buf.len() as u64);
             let target = self
-                .admit(handle, &network, &frame, now_ms)
-                .and_then(|to| self.forward(now, now_ms, handle, &network, to));
+                .admit(handle, network, &frame, now_ms)
+                .and_then(|to| self.forward(now, now_ms, handle, network, to));
             match target {
                 Ok(Target::Peer(peer)) => {
-                    self.send_or_wait(now_ms, handle, &tables, &network, peer, frame, pool, out);
+                    self.send_or_wait(now_ms, handle, &tables, network, peer, frame, pool, out);
                 }
                 Ok(Target::Flood) => {
-                    self.flood(now_ms, handle, &tables, &network, frame, pool, out);
+                    self.flood(now_ms, handle, &tables, network, frame, pool, out);
                 }
                 Err(reason) => self.discard(frame, reason, pool),
             }

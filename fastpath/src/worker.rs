@@ -68,6 +68,8 @@ pub enum Notice {
     UplinkError(UplinkError),
     /// A tap is gone; the worker does without it.
     TapGone {
+        /// Our handle of its network: tells it from a tap that was made anew for the same one.
+        handle: Handle,
         /// Its network.
         vni: Vni,
         /// What the kernel said.
@@ -335,7 +337,7 @@ impl<F: FramePort, D: DatagramPort> Worker<F, D> {
             self.pool.free(frame.buf);
         }
         let tap = self.taps.swap_remove(at);
-        self.gone.push(Notice::TapGone { vni: tap.vni, error });
+        self.gone.push(Notice::TapGone { handle: tap.handle, vni: tap.vni, error });
         self.tidy();
         self.watch();
     }

@@ -278,7 +278,7 @@ impl Daemon {
         match notice {
             Notice::Control(input) => self.vtep.handle_input(now, input),
             Notice::UplinkError(error) => self.notices.uplink_error(now, &self.config, &error),
-            Notice::TapGone { vni, error } => self.lose_network(vni, &error),
+            Notice::TapGone { handle, vni, error } => self.lose_network(handle, vni, &error),
         }
         // Answers go out at once: a burst of handshakes must not wait for its last one.
         self.drain();

@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use encap::id::Vni;
+use encap::wire::header::Handle;
 use log::{info, warn};
 
 use super::networks::packet_len;
@@ -63,9 +64,9 @@ impl Daemon {
     }
 
     /// Somebody deleted a tap: the peers are told that the network is not here any more.
-    pub(super) fn lose_network(&mut self, vni: Vni, error: &std::io::Error) {
-        if self.networks.get(vni).is_none() {
-            // Another worker said so before.
+    pub(super) fn lose_network(&mut self, handle: Handle, vni: Vni, error: &std::io::Error) {
+        if self.vtep.tables().handles.get(&vni) != Some(&handle) {
+            // Another worker said so before, and the tap may have been made anew since.
             return;
         }
         log::error!("the tap of network {vni} is gone ({error}); `tapd reload` makes it anew");
