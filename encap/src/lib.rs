@@ -30,6 +30,7 @@ pub mod wire;
 pub mod forward;
 pub mod crypto;
 pub mod handshake;
+pub mod link;
 pub mod stats;
 pub mod event;
 mod timer;
