@@ -4,3 +4,7 @@
 //! on what they say.
 
 pub mod id;
+pub mod profile;
+mod rounds;
+mod histogram;
+pub mod estimate;
