@@ -8,3 +8,4 @@ pub mod profile;
 mod rounds;
 mod histogram;
 pub mod estimate;
+pub mod liveness;
