@@ -9,3 +9,4 @@ mod rounds;
 mod histogram;
 pub mod estimate;
 pub mod liveness;
+pub mod choice;
