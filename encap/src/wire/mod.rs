@@ -6,3 +6,5 @@ pub mod checksum;
 pub mod header;
 pub mod long;
 pub mod control;
+pub mod fragment;
+pub mod probe;
