@@ -22,6 +22,7 @@
 
 pub mod tx;
 pub mod rx;
+pub mod reassembly;
 pub mod datapath;
 pub mod vtep;
 mod peer;
