@@ -10,3 +10,4 @@ mod histogram;
 pub mod estimate;
 pub mod liveness;
 pub mod choice;
+pub mod pmtu;
