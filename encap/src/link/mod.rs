@@ -11,3 +11,4 @@ pub mod estimate;
 pub mod liveness;
 pub mod choice;
 pub mod pmtu;
+pub mod resend;
