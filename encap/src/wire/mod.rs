@@ -2,6 +2,7 @@
 
 pub mod buf;
 pub mod ethernet;
+pub mod inner_ip;
 pub mod checksum;
 pub mod header;
 pub mod long;
