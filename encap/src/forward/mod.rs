@@ -1,6 +1,8 @@
-//! Who gets a frame, and over which link.
+//! Who gets a frame, over which link, and what is done about one that does not fit.
 
 pub mod fdb;
 pub mod policy;
+pub mod mss;
+pub mod too_big;
 pub mod policer;
 pub mod filter;
