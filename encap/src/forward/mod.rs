@@ -6,3 +6,4 @@ pub mod mss;
 pub mod too_big;
 pub mod policer;
 pub mod filter;
+pub mod loop_probe;
