@@ -7,3 +7,4 @@ pub mod too_big;
 pub mod policer;
 pub mod filter;
 pub mod loop_probe;
+pub mod address_filter;
