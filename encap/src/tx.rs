@@ -256,7 +256,7 @@ impl Datapath {
                     }
                 }
                 let (uplink, remote) = (peer.link.uplink, peer.link.remote);
-                out.push(Datagram { buf: frame.buf, uplink, remote });
+                out.push(Datagram { buf: frame.buf, uplink, remote, mark: 0 });
             }
             Err(reason) => self.discard(frame, reason, pool),
         }

@@ -620,6 +620,7 @@ fn decapsulate(world: &mut World, datagrams: Vec<Vec<u8>>) -> Vec<(Checksum, Vec
         buf: PacketBuf::from_slice(bytes),
         uplink,
         remote: from,
+        mark: 0,
     };
     let mut burst: Vec<_> = datagrams.iter().map(packet).collect();
     let (mut pool, mut out, mut control) = (BufPool::new(2_048, 8), Vec::new(), Vec::new());

@@ -183,8 +183,9 @@ pub struct MemoryDatagramPort {
     id: UplinkId,
     local: SocketAddr,
     remote: SocketAddr,
-    rx: Arc<Mutex<Wire<()>>>,
-    tx: Arc<Mutex<Wire<()>>>,
+    /// Packets with their marks.
+    rx: Arc<Mutex<Wire<u8>>>,
+    tx: Arc<Mutex<Wire<u8>>>,
     max_udp_payload: usize,
 }
 
@@ -217,7 +218,8 @@ impl DatagramPort for MemoryDatagramPort {
         for _ in 0..MAX_BURST {
             let Some(packet) = with(&self.rx, Wire::receive) else { break };
             if let Some(buf) = fill(pool, &packet.data) {
-                datagrams.push(Datagram { buf, uplink: self.id, remote: self.remote });
+                let (uplink, remote, mark) = (self.id, self.remote, packet.note);
+                datagrams.push(Datagram { buf, uplink, remote, mark });
             }
         }
         Ok(())
@@ -231,7 +233,7 @@ impl DatagramPort for MemoryDatagramPort {
             } else if datagram.buf.len() > self.max_udp_payload {
                 report.too_large += 1;
             } else {
-                with(&self.tx, |wire| wire.send(datagram.buf.data(), ()));
+                with(&self.tx, |wire| wire.send(datagram.buf.data(), datagram.mark));
                 report.sent += 1;
             }
             pool.free(datagram.buf);
@@ -326,6 +328,7 @@ mod tests {
             buf: PacketBuf::from_slice(data),
             uplink: UplinkId(1),
             remote,
+            mark: 0xb8,
         };
         let mut burst = vec![
             datagram(b"four", b_address),
@@ -338,5 +341,6 @@ mod tests {
         assert_eq!(burst.len(), 1);
         assert_eq!(burst[0].buf.data(), b"four");
         assert_eq!((burst[0].remote, burst[0].uplink), (a_address, UplinkId(2)));
+        assert_eq!(burst[0].mark, 0xb8);
     }
 }

@@ -224,6 +224,10 @@ pub struct Datagram {
     pub uplink: UplinkId,
     /// The remote address: source when received, destination when sent.
     pub remote: SocketAddr,
+    /// The outer TOS or traffic class byte: DSCP in the upper six bits, ECN in the lower two
+    /// (RFC 2474, RFC 3168). Sent as it is; on receipt what the datagram bore, 0 where the port
+    /// cannot tell.
+    pub mark: u8,
 }
 
 #[cfg(test)]

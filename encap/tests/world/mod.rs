@@ -381,7 +381,8 @@ impl World {
             return;
         }
         let buf = PacketBuf::from_slice(&packet.bytes);
-        let mut datagrams = vec![Datagram { buf, uplink: UplinkId(0), remote: packet.from }];
+        let mut datagrams =
+            vec![Datagram { buf, uplink: UplinkId(0), remote: packet.from, mark: 0 }];
         let (mut out, mut control) = (Vec::new(), Vec::new());
         node.datapath.decapsulate(now, &mut node.pool, &mut datagrams, &mut out, &mut control);
         for delivery in out {

@@ -78,7 +78,7 @@ impl UdpUplink {
         if options.reuse_port {
             socket.set_reuse_port(true).map_err(setup("share the port"))?;
         }
-        report_errors(&socket, local).map_err(setup("set the socket's options"))?;
+        set_options(&socket, local).map_err(setup("set the socket's options"))?;
         let granted =
             enlarge_buffers(&socket, options.buffer_len).map_err(setup("size its buffers"))?;
         socket.bind(&local.into()).map_err(|source| match source.raw_os_error() {
@@ -149,9 +149,16 @@ impl UdpUplink {
         &self.counters
     }
 
-    /// Sends `payload` to `remote` at once; for a thread that sends a datagram now and then.
-    pub fn send_to(&mut self, payload: &[u8], remote: SocketAddr) -> TxReport {
-        self.send_all(&[(payload, remote)])
+    /// Sends `payload` to `remote` at once, with `mark` for its TOS or traffic class byte; for a
+    /// thread that sends a datagram now and then.
+    pub fn send_to(&mut self, payload: &[u8], remote: SocketAddr, mark: u8) -> TxReport {
+        self.send_many(&[(payload, remote, mark)])
+    }
+
+    /// Sends each payload to its remote address with its mark, up to [`MAX_BURST`] in one system
+    /// call; for a round of messages to many peers.
+    pub fn send_many(&mut self, items: &[(&[u8], SocketAddr, u8)]) -> TxReport {
+        self.send_all(items)
     }
 
     pub(super) fn socket(&self) -> &Socket {
@@ -303,7 +310,7 @@ impl UdpUplink {
     fn deliver(&mut self, count: usize, pool: &mut BufPool, datagrams: &mut Burst<Datagram>) {
         let counters = &self.counters;
         for received in self.rx.take(count) {
-            if let Some(drops) = received.kernel_drops {
+            if let Some(drops) = received.told.kernel_drops {
                 counters.rx_dropped_kernel.add(drops.wrapping_sub(self.kernel_drops).into());
                 self.kernel_drops = drops;
             }
@@ -313,7 +320,8 @@ impl UdpUplink {
             } else if let Some(remote) = received.remote {
                 counters.rx_datagrams.add(1);
                 counters.rx_bytes.add(received.buf.len() as u64);
-                datagrams.push(Datagram { buf: received.buf, uplink: self.id, remote });
+                let mark = received.told.mark;
+                datagrams.push(Datagram { buf: received.buf, uplink: self.id, remote, mark });
             } else {
                 counters.rx_dropped_bad_address.add(1);
                 pool.free(received.buf);
@@ -383,16 +391,19 @@ pub(super) fn set_int(socket: &Socket, level: i32, name: i32, value: i32) -> io:
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Own path MTU discovery, errors by the error queue, kernel drops told with each datagram.
-fn report_errors(socket: &Socket, local: SocketAddr) -> io::Result<()> {
+/// Own path MTU discovery, errors by the error queue, kernel drops and the traffic class told with
+/// each datagram.
+fn set_options(socket: &Socket, local: SocketAddr) -> io::Result<()> {
     if local.is_ipv4() {
         let probe = libc::IP_PMTUDISC_PROBE;
         set_int(socket, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, probe)?;
         set_int(socket, libc::IPPROTO_IP, libc::IP_RECVERR, 1)?;
+        set_int(socket, libc::IPPROTO_IP, libc::IP_RECVTOS, 1)?;
     } else {
         let probe = libc::IPV6_PMTUDISC_PROBE;
         set_int(socket, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, probe)?;
         set_int(socket, libc::IPPROTO_IPV6, libc::IPV6_RECVERR, 1)?;
+        set_int(socket, libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS, 1)?;
     }
     set_int(socket, libc::SOL_SOCKET, libc::SO_RXQ_OVFL, 1)
 }

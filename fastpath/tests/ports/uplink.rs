@@ -17,8 +17,8 @@ fn uplink(address: &str) -> UdpUplink {
     UdpUplink::bind(UplinkId(0), address.parse().unwrap(), &UplinkOptions::default()).unwrap()
 }
 
-fn datagram(payload: &[u8], remote: SocketAddr) -> Datagram {
-    Datagram { buf: PacketBuf::from_slice(payload), uplink: UplinkId(0), remote }
+pub(crate) fn datagram(payload: &[u8], remote: SocketAddr) -> Datagram {
+    Datagram { buf: PacketBuf::from_slice(payload), uplink: UplinkId(0), remote, mark: 0 }
 }
 
 /// Receives `count` datagrams.
@@ -57,7 +57,7 @@ fn batch_over(address: &str) {
 
     // A clone sends from the same address.
     let mut clone = b.try_clone().unwrap();
-    assert_eq!(clone.send_to(b"from the clone", a.local()).sent, 1);
+    assert_eq!(clone.send_to(b"from the clone", a.local(), 0).sent, 1);
     let got = receive(&mut a, &mut pool, 1);
     assert_eq!((got[0].buf.data(), got[0].remote), (b"from the clone".as_slice(), b.local()));
     assert_eq!(clone.counters().tx_datagrams.get(), 1);
@@ -77,6 +77,53 @@ fn bursts_of_datagrams_cross_ipv6() {
     in_namespace(|| batch_over("[::1]:0"));
 }
 
+fn marks_over(address: &str) {
+    let (mut a, mut b) = (uplink(address), uplink(address));
+    let mut pool = BufPool::new(2048, 2 * MAX_BURST);
+    // Every DSCP with every ECN, and unmarked ones between.
+    let marks: Vec<u8> = (0..=255).flat_map(|mark| [mark, 0]).collect();
+    let mut burst: Burst<_> =
+        marks.iter().map(|&mark| Datagram { mark, ..datagram(&[mark], b.local()) }).collect();
+    let report = a.tx_burst(&mut pool, &mut burst);
+    assert_eq!(report, TxReport { sent: marks.len(), ..TxReport::default() });
+    let received = receive(&mut b, &mut pool, marks.len());
+    let got: Vec<_> = received.iter().map(|datagram| datagram.mark).collect();
+    assert_eq!(got, marks);
+    assert!(received.iter().all(|datagram| datagram.buf.data() == [datagram.mark]));
+
+    // From the control thread: one by one, and a round to many at once.
+    let mut control = b.try_clone().unwrap();
+    assert_eq!(control.send_to(b"one", a.local(), 0xba).sent, 1);
+    let mut others = [uplink(address), uplink(address)];
+    let rounds = MAX_BURST;
+    let remotes = [a.local(), others[0].local(), others[1].local()];
+    let items: Vec<_> = (0..rounds)
+        .flat_map(|n| remotes.map(|remote| (b"round".as_slice(), remote, n as u8)))
+        .collect();
+    let report = control.send_many(&items);
+    assert_eq!(report, TxReport { sent: 3 * rounds, ..TxReport::default() });
+    assert_eq!(control.counters().tx_datagrams.get(), 1 + 3 * rounds as u64);
+    let expected: Vec<_> = (0..rounds).map(|n| n as u8).collect();
+    let of_a = receive(&mut a, &mut pool, 1 + rounds);
+    assert_eq!((of_a[0].buf.data(), of_a[0].mark), (b"one".as_slice(), 0xba));
+    assert!(of_a[1..].iter().map(|datagram| datagram.mark).eq(expected.iter().copied()));
+    for other in &mut others {
+        let got = receive(other, &mut pool, rounds);
+        assert!(got.iter().map(|datagram| datagram.mark).eq(expected.iter().copied()));
+        assert!(got.iter().all(|datagram| datagram.remote == b.local()));
+    }
+}
+
+#[test]
+fn marks_cross_ipv4() {
+    in_namespace(|| marks_over("127.0.0.1:0"));
+}
+
+#[test]
+fn marks_cross_ipv6() {
+    in_namespace(|| marks_over("[::1]:0"));
+}
+
 /// Sends to `b` with datagrams to a closed port between; all to `b` must arrive.
 fn refused_among_others(address: &str) {
     let (mut a, mut b) = (uplink(address), uplink(address));
@@ -92,7 +139,7 @@ fn refused_among_others(address: &str) {
         assert_eq!(receive(&mut b, &mut pool, per_round).len(), per_round);
     }
     // Loopback answers within the call: all answers are in by now. Replies still get through.
-    assert_eq!(b.send_to(b"reply", a.local()).sent, 1);
+    assert_eq!(b.send_to(b"reply", a.local(), 0).sent, 1);
     assert_eq!(receive(&mut a, &mut pool, 1)[0].buf.data(), b"reply");
     assert!(a.counters().icmp_refused.get() > 0);
     let error = a.poll_error().unwrap();
@@ -177,7 +224,7 @@ fn truncated_datagrams_are_dropped_and_counted() {
         let mut small = BufPool::new(100, 2 * MAX_BURST);
         let largest = small.alloc().spare_mut().len();
         for len in [largest + 1, largest, 2000, 0, 3] {
-            assert_eq!(a.send_to(&vec![7; len], b.local()).sent, 1);
+            assert_eq!(a.send_to(&vec![7; len], b.local(), 0).sent, 1);
         }
         let received = receive(&mut b, &mut small, 3);
         let lens: Vec<_> = received.iter().map(|datagram| datagram.buf.len()).collect();
@@ -196,7 +243,7 @@ fn what_the_kernel_drops_is_counted() {
         let mut pool = BufPool::new(2048, 2 * MAX_BURST);
         let sent = 500;
         for _ in 0..sent {
-            assert_eq!(a.send_to(&[7; 1000], b.local()).sent, 1);
+            assert_eq!(a.send_to(&[7; 1000], b.local(), 0).sent, 1);
         }
         let mut received = receive(&mut b, &mut pool, 1);
         loop {
@@ -206,9 +253,9 @@ fn what_the_kernel_drops_is_counted() {
                 break;
             }
         }
-        // The count travels with the next datagram that is queued after the drops.
-        assert_eq!(a.send_to(b"last", b.local()).sent, 1);
-        receive(&mut b, &mut pool, 1);
+        // The count travels with the next datagram that is queued after the drops, and its mark.
+        assert_eq!(a.send_to(b"last", b.local(), 0x2e).sent, 1);
+        assert_eq!(receive(&mut b, &mut pool, 1)[0].mark, 0x2e);
         assert_eq!(b.counters().rx_dropped_kernel.get(), (sent - received.len()) as u64);
         assert!(b.counters().rx_dropped_kernel.get() > 0);
     });
@@ -262,7 +309,7 @@ fn steered(address: &str) {
     let mut expected: Vec<Vec<Vec<u8>>> = vec![Vec::new(); workers];
     for (n, (payload, worker)) in cases.into_iter().enumerate() {
         let sender = &mut senders[n % 3];
-        assert_eq!(sender.send_to(&payload, local).sent, 1);
+        assert_eq!(sender.send_to(&payload, local, 0).sent, 1);
         expected[worker].push(payload);
     }
     let mut pool = BufPool::new(2048, 2 * MAX_BURST);
