@@ -101,7 +101,7 @@ impl Uplinks {
         let Some(uplink) = self.list.get_mut(usize::from(transmit.uplink.0)) else {
             return Vec::new();
         };
-        uplink.control.send_to(&transmit.payload, transmit.remote);
+        uplink.control.send_to(&transmit.payload, transmit.remote, 0);
         std::iter::from_fn(|| uplink.control.poll_error()).collect()
     }
 
