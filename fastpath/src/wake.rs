@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::ptr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -65,15 +66,24 @@ impl PollSet {
         self.0.extend(fds.into_iter().map(entry));
     }
 
-    /// Waits until one is readable or in error, at the longest for `timeout` (rounded up to a
-    /// millisecond). Says whether one is; a signal ends the wait too.
+    /// Waits until one is readable or in error, at the longest for `timeout`. Says whether one is;
+    /// a signal ends the wait too.
+    ///
+    /// The timeout counts in nanoseconds and is never cut short. It ends late by the thread's
+    /// timer slack, 50 us unless set otherwise ([`crate::process::prefer_latency`]), and by what
+    /// the scheduler takes. With no time at all it only looks.
     pub fn wait(&mut self, timeout: Duration) -> bool {
-        let ms = timeout.as_nanos().div_ceil(1_000_000);
-        let ms = i32::try_from(ms).unwrap_or(i32::MAX);
+        let timeout = libc::timespec {
+            tv_sec: libc::time_t::try_from(timeout.as_secs()).unwrap_or(libc::time_t::MAX),
+            // Below 1,000,000,000, which every kind of long holds.
+            tv_nsec: timeout.subsec_nanos() as _,
+        };
         let count = self.0.len() as libc::nfds_t;
         // SAFETY: the pointer and the count are those of the vector, which lives during the call
-        // and is not touched by anyone else (&mut self).
-        let ready = unsafe { libc::poll(self.0.as_mut_ptr(), count, ms) };
+        // and is not touched by anyone else (&mut self). The timeout is a timespec of this
+        // frame, which the call only reads, and no signal mask is given.
+        let ready =
+            unsafe { libc::ppoll(self.0.as_mut_ptr(), count, &raw const timeout, ptr::null()) };
         ready > 0
     }
 }
@@ -81,6 +91,7 @@ impl PollSet {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Instant;
 
     #[test]
     fn a_wake_up_ends_the_wait_and_is_taken_back() {
@@ -93,5 +104,32 @@ mod tests {
         assert!(set.wait(Duration::from_secs(10)));
         waker.clear();
         assert!(!set.wait(Duration::ZERO));
+    }
+
+    #[test]
+    fn waits_are_not_rounded_to_milliseconds() {
+        let waker = Waker::new().unwrap();
+        let mut set = PollSet::default();
+        set.set([waker.fd()]);
+        let asked = Duration::from_micros(300);
+        let wait = || {
+            let start = Instant::now();
+            assert!(!set.wait(asked));
+            start.elapsed()
+        };
+        let waits: Vec<_> = std::iter::repeat_with(wait).take(50).collect();
+        // What else runs on the machine only adds, so the shortest says what the call does.
+        let shortest = waits.iter().min().unwrap();
+        assert!(waits.iter().all(|wait| *wait >= asked), "{waits:?}");
+        assert!(*shortest < Duration::from_millis(1), "{waits:?}");
+    }
+
+    #[test]
+    fn endless_waits_end_with_a_wake_up() {
+        let waker = Waker::new().unwrap();
+        let mut set = PollSet::default();
+        set.set([waker.fd()]);
+        waker.wake();
+        assert!(set.wait(Duration::MAX));
     }
 }
