@@ -14,6 +14,8 @@ use std::time::Duration;
 use encap::wire::ethernet::MacAddr;
 use socket2::{Domain, Protocol, Socket, Type};
 
+use crate::netlink::Asker;
+
 /// Longest interface name, in bytes.
 pub const MAX_NAME_LEN: usize = libc::IFNAMSIZ - 1;
 
@@ -369,6 +371,15 @@ pub fn interface_of(address: IpAddr) -> io::Result<Option<UnderlayInterface>> {
     let name = found.interface.split(':').next().unwrap_or_default().to_owned();
     let ip_mtu = Interface::open(&name)?.tap_mtu()?;
     Ok(Some(UnderlayInterface { name, ip_mtu }))
+}
+
+/// Whether the interface of that name is a port of something that passes its frames on: a bridge,
+/// Open vSwitch, a bond, any master but a VRF. False too if there is no such interface, or the
+/// kernel does not say.
+#[must_use]
+pub fn is_bridged(name: &str) -> bool {
+    let link = || Asker::open().and_then(|mut asker| asker.link(name));
+    is_valid_name(name) && link().ok().flatten().is_some_and(|link| link.bridged)
 }
 
 #[cfg(test)]

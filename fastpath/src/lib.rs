@@ -14,6 +14,8 @@ pub mod memory;
 pub mod capture;
 pub mod counter;
 pub mod interface;
+pub mod monitor;
+mod netlink;
 pub mod affinity;
 pub mod process;
 pub mod wake;

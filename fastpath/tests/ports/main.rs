@@ -9,10 +9,16 @@
 //!  |  test <-> TapQueue <-> tap0 <-> kernel <-> packet socket   |
 //!  |  test <-> UdpUplink <-> lo <-> UdpUplink <-> test          |
 //!  +-----------------------------------------------------------+
+//!
+//!  +----------------------+      +-----------------------------+
+//!  | test    near1, near2 |------| far1, far2   another thread |
+//!  +----------------------+ veth +-----------------------------+
 //! ```
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod cable;
+mod monitor;
 mod tap;
 mod uplink;
 
