@@ -92,6 +92,16 @@ pub enum BindError {
         "{0} is not an address of this node: correct the address, or add it to an interface (ip addr)"
     )]
     NotLocal(SocketAddr),
+    /// The interface that the socket is to be held to does not exist.
+    #[error(
+        "UDP {local}: there is no interface {interface}: correct its name, or create it (ip link)"
+    )]
+    NoInterface {
+        /// The address that was to be bound.
+        local: SocketAddr,
+        /// Name of the interface.
+        interface: String,
+    },
     /// The kernel forbids the port.
     #[error("not permitted to bind UDP {0}: choose a port above 1023, or run as root")]
     NotPermitted(SocketAddr),

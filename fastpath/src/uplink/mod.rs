@@ -12,18 +12,26 @@ use std::net::SocketAddr;
 use crate::counter::counters;
 
 /// How a UDP uplink's socket is opened.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UplinkOptions {
     /// Let several sockets share the address and port; see [`steering::bind_group`].
     pub reuse_port: bool,
     /// Kernel buffer asked for in each direction, in bytes.
     pub buffer_len: usize,
+    /// Send and receive by this interface only (`SO_BINDTODEVICE`), whatever the routes say of
+    /// others: for an uplink on the wildcard address that follows an interface whose own
+    /// addresses change. Sockets on the same port but other interfaces do not meet.
+    ///
+    /// A remote address that no route leads to by this interface is taken for a neighbour on it
+    /// (IPv4). The interface keeps its hold by number: one that is deleted and made anew is
+    /// another one, and the socket has to be bound anew too.
+    pub interface: Option<String>,
 }
 
 impl Default for UplinkOptions {
-    /// One socket, 8 MiB in each direction.
+    /// One socket, 8 MiB in each direction, by any interface.
     fn default() -> Self {
-        Self { reuse_port: false, buffer_len: 8 << 20 }
+        Self { reuse_port: false, buffer_len: 8 << 20, interface: None }
     }
 }
 

@@ -18,6 +18,7 @@ use super::{
     GrantedBuffers, UplinkCounters, UplinkError, UplinkErrorKind, UplinkOptions, error_queue,
 };
 use crate::error::BindError;
+use crate::interface::is_valid_name;
 use crate::port::{DatagramCapabilities, DatagramPort, MAX_BURST, TxReport};
 
 /// Errors kept for [`UdpUplink::poll_error`]; the oldest gives way.
@@ -74,6 +75,10 @@ impl UdpUplink {
                 .map_err(setup("make a socket"))?;
         if local.is_ipv6() {
             socket.set_only_v6(true).map_err(setup("restrict the socket to IPv6"))?;
+        }
+        if let Some(interface) = &options.interface {
+            // Before the bind, which then meets only sockets on the same interface.
+            hold_to(&socket, local, interface)?;
         }
         if options.reuse_port {
             socket.set_reuse_port(true).map_err(setup("share the port"))?;
@@ -380,6 +385,18 @@ impl DatagramPort for UdpUplink {
     fn poll_fd(&self) -> Option<RawFd> {
         Some(self.socket.as_raw_fd())
     }
+}
+
+/// Has the socket send and receive by this interface only.
+fn hold_to(socket: &Socket, local: SocketAddr, interface: &str) -> Result<(), BindError> {
+    let name = || interface.to_owned();
+    if !is_valid_name(interface) {
+        return Err(BindError::NoInterface { local, interface: name() });
+    }
+    socket.bind_device(Some(interface.as_bytes())).map_err(|source| match source.raw_os_error() {
+        Some(libc::ENODEV) => BindError::NoInterface { local, interface: name() },
+        _ => BindError::Setup { local, action: "hold the socket to its interface", source },
+    })
 }
 
 /// Sets a socket option whose value is an int.

@@ -66,8 +66,10 @@ fn attach(socket: &Socket, workers: u32) -> io::Result<()> {
 
 /// Opens one socket per worker on the same address and port, steered by lane.
 ///
-/// The result is in the order of the workers. With one worker nothing is shared, so that a
-/// second program on the port is refused; with more that is checked by a first, exclusive bind.
+/// The result is in the order of the workers. `local` may be the wildcard address, and its port 0:
+/// then all sockets have the port that the kernel chose for the first. With one worker nothing is
+/// shared, so that a second program on the port is refused; with more, the first is bound before
+/// it is told to share, which checks that.
 ///
 /// # Errors
 /// See [`BindError`].
@@ -77,21 +79,26 @@ pub fn bind_group(
     workers: usize,
     options: &UplinkOptions,
 ) -> Result<Vec<UdpUplink>, BindError> {
-    let alone = UplinkOptions { reuse_port: false, ..*options };
+    let alone = UplinkOptions { reuse_port: false, ..options.clone() };
     let first = UdpUplink::bind(id, local, &alone)?;
     if workers <= 1 {
         return Ok(vec![first]);
     }
+    // With the port that the kernel chose, where that was left to it. The first socket keeps the
+    // port while the others join, so nobody else can take it in between.
     let local = first.local();
-    drop(first);
-    let shared = UplinkOptions { reuse_port: true, ..*options };
-    let group: Vec<_> =
-        (0..workers).map(|_| UdpUplink::bind(id, local, &shared)).collect::<Result<_, _>>()?;
-    if let Some(member) = group.first() {
-        let setup = |source| BindError::Setup { local, action: "steer datagrams by lane", source };
+    let setup = |action| move |source| BindError::Setup { local, action, source };
+    first.socket().set_reuse_port(true).map_err(setup("share the port"))?;
+    let shared = UplinkOptions { reuse_port: true, ..options.clone() };
+    let mut group = vec![first];
+    for _ in 1..workers {
+        group.push(UdpUplink::bind(id, local, &shared)?);
+    }
+    if let Some(first) = group.first() {
+        let setup = setup("steer datagrams by lane");
         let count =
             u32::try_from(workers).map_err(|_| setup(io::ErrorKind::InvalidInput.into()))?;
-        attach(member.socket(), count).map_err(setup)?;
+        attach(first.socket(), count).map_err(setup)?;
     }
     Ok(group)
 }

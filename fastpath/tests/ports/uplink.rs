@@ -11,6 +11,7 @@ use fastpath::uplink::socket::UdpUplink;
 use fastpath::uplink::steering::bind_group;
 use fastpath::uplink::{UplinkErrorKind, UplinkOptions};
 
+use crate::cable::{cable, far_ipv4, near_ipv4};
 use crate::{PATIENCE, in_namespace, wait_readable};
 
 fn uplink(address: &str) -> UdpUplink {
@@ -281,13 +282,13 @@ fn bind_says_why_not() {
     });
 }
 
-fn steered(address: &str) {
+/// Binds a group to `address` and sends to its port at `at`, from there.
+fn steered(address: &str, at: &str, options: &UplinkOptions) {
     let workers = 3;
-    let options = UplinkOptions::default();
-    let mut group = bind_group(UplinkId(0), address.parse().unwrap(), workers, &options).unwrap();
+    let mut group = bind_group(UplinkId(0), address.parse().unwrap(), workers, options).unwrap();
     let local = group[0].local();
     assert!(group.iter().all(|member| member.local() == local));
-    let error = bind_group(UplinkId(0), local, workers, &options).unwrap_err();
+    let error = bind_group(UplinkId(0), local, workers, options).unwrap_err();
     assert!(matches!(error, BindError::InUse(_)), "{error:?}");
 
     // Each case: a datagram and the worker that must get it.
@@ -305,7 +306,8 @@ fn steered(address: &str) {
         cases.push((vec![*format, 1, 2, lane, 9], worker));
     }
     // Several senders: the hash of the addresses must not matter.
-    let mut senders = [uplink(address), uplink(address), uplink(address)];
+    let mut senders = [uplink(at), uplink(at), uplink(at)];
+    let local = SocketAddr::new(senders[0].local().ip(), local.port());
     let mut expected: Vec<Vec<Vec<u8>>> = vec![Vec::new(); workers];
     for (n, (payload, worker)) in cases.into_iter().enumerate() {
         let sender = &mut senders[n % 3];
@@ -322,10 +324,70 @@ fn steered(address: &str) {
 
 #[test]
 fn lanes_steer_to_their_workers_ipv4() {
-    in_namespace(|| steered("127.0.0.1:0"));
+    in_namespace(|| steered("127.0.0.1:0", "127.0.0.1:0", &UplinkOptions::default()));
 }
 
 #[test]
 fn lanes_steer_to_their_workers_ipv6() {
-    in_namespace(|| steered("[::1]:0"));
+    in_namespace(|| steered("[::1]:0", "[::1]:0", &UplinkOptions::default()));
+}
+
+#[test]
+fn lanes_steer_on_the_wildcard_address_of_an_interface() {
+    in_namespace(|| {
+        let options = on_interface("lo");
+        steered("0.0.0.0:0", "127.0.0.1:0", &options);
+        steered("[::]:0", "[::1]:0", &options);
+    });
+}
+
+fn on_interface(name: &str) -> UplinkOptions {
+    UplinkOptions { interface: Some(name.to_owned()), ..UplinkOptions::default() }
+}
+
+#[test]
+fn uplinks_of_two_interfaces_share_a_port_and_nothing_else() {
+    in_namespace(|| {
+        let far = cable(1);
+        let any = "0.0.0.0:0".parse().unwrap();
+        let mut here = bind_group(UplinkId(0), any, 2, &on_interface("near1")).unwrap();
+        let local = here[0].local();
+        assert_ne!(local.port(), 0);
+        assert!(here.iter().all(|member| member.local() == local));
+        let mut lo = bind_group(UplinkId(1), local, 2, &on_interface("lo")).unwrap();
+        let error = bind_group(UplinkId(2), local, 2, &on_interface("lo")).unwrap_err();
+        assert!(matches!(error, BindError::InUse(at) if at == local), "{error:?}");
+
+        let mut pool = BufPool::new(2048, 2 * MAX_BURST);
+        let near = SocketAddr::new(near_ipv4(1).into(), local.port());
+        let from_far = far.run(move || {
+            let mut there = uplink(&SocketAddr::new(far_ipv4(1).into(), 0).to_string());
+            assert_eq!(there.send_to(b"by cable", near, 0).sent, 1);
+            there.local()
+        });
+        let got = receive(&mut here[0], &mut pool, 1);
+        assert_eq!((got[0].buf.data(), got[0].remote), (b"by cable".as_slice(), from_far));
+        // Not to the address of `near1`: the kernel takes that for having come by `near1`.
+        let mut within = uplink("127.0.0.1:0");
+        let to_lo = SocketAddr::new(within.local().ip(), local.port());
+        assert_eq!(within.send_to(b"by lo", to_lo, 0).sent, 1);
+        assert_eq!(receive(&mut lo[0], &mut pool, 1)[0].buf.data(), b"by lo");
+        let mut nothing = Burst::new();
+        for member in here.iter_mut().chain(&mut lo) {
+            member.rx_burst(&mut pool, &mut nothing).unwrap();
+        }
+        assert!(nothing.is_empty());
+    });
+}
+
+#[test]
+fn uplinks_of_no_interface_are_refused() {
+    in_namespace(|| {
+        for name in ["no-such-if", "a-name-beyond-15-bytes", ""] {
+            let any = "0.0.0.0:0".parse().unwrap();
+            let error = bind_group(UplinkId(0), any, 1, &on_interface(name)).unwrap_err();
+            let BindError::NoInterface { interface, .. } = &error else { panic!("{error:?}") };
+            assert_eq!(interface, name);
+        }
+    });
 }
