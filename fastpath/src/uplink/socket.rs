@@ -253,8 +253,9 @@ impl UdpUplink {
                         0
                     } else {
                         pending_retries = 0;
-                        self.refused(first.remote(), errno, drained.own_mtu, &mut report);
-                        1
+                        let lost = as_lost(rest, errno);
+                        self.refused(first.remote(), errno, drained.own_mtu, lost, &mut report);
+                        lost
                     }
                 }
             };
@@ -285,27 +286,28 @@ impl UdpUplink {
         lost
     }
 
-    /// Accounts for a datagram that the kernel did not take.
+    /// Accounts for `lost` datagrams that the kernel did not take.
     fn refused(
         &mut self,
         remote: SocketAddr,
         errno: i32,
         ip_mtu: Option<u32>,
+        lost: usize,
         report: &mut TxReport,
     ) {
         let kind = UplinkErrorKind::from_errno(errno);
         match kind {
             UplinkErrorKind::TooBig => {
-                report.too_large += 1;
-                self.counters.tx_dropped_too_large.add(1);
+                report.too_large += lost;
+                self.counters.tx_dropped_too_large.add(lost as u64);
             }
             UplinkErrorKind::Unreachable => {
-                report.failed += 1;
-                self.counters.tx_dropped_unreachable.add(1);
+                report.failed += lost;
+                self.counters.tx_dropped_unreachable.add(lost as u64);
             }
             UplinkErrorKind::Refused | UplinkErrorKind::Other => {
-                report.failed += 1;
-                self.counters.tx_dropped_refused.add(1);
+                report.failed += lost;
+                self.counters.tx_dropped_refused.add(lost as u64);
             }
         }
         self.keep(UplinkError { remote, kind, errno, ip_mtu, local: true });
@@ -332,6 +334,18 @@ impl UdpUplink {
                 pool.free(received.buf);
             }
         }
+    }
+}
+
+/// How many of `items` are lost with the first one, which was refused: all the next ones to the
+/// same address if there is no way to it. Asking for each would cost a dead link four system calls
+/// and an error per datagram.
+fn as_lost<T: Outgoing>(items: &[T], errno: i32) -> usize {
+    match items.first() {
+        Some(first) if UplinkErrorKind::from_errno(errno) == UplinkErrorKind::Unreachable => {
+            items.iter().take_while(|item| item.remote() == first.remote()).count()
+        }
+        _ => 1,
     }
 }
 

@@ -18,6 +18,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod cable;
+mod dead_link;
 mod monitor;
 mod tap;
 mod uplink;

@@ -14,7 +14,7 @@ use fastpath::uplink::{UplinkErrorKind, UplinkOptions};
 use crate::cable::{cable, far_ipv4, near_ipv4};
 use crate::{PATIENCE, in_namespace, wait_readable};
 
-fn uplink(address: &str) -> UdpUplink {
+pub(crate) fn uplink(address: &str) -> UdpUplink {
     UdpUplink::bind(UplinkId(0), address.parse().unwrap(), &UplinkOptions::default()).unwrap()
 }
 
@@ -23,7 +23,7 @@ pub(crate) fn datagram(payload: &[u8], remote: SocketAddr) -> Datagram {
 }
 
 /// Receives `count` datagrams.
-fn receive(uplink: &mut UdpUplink, pool: &mut BufPool, count: usize) -> Burst<Datagram> {
+pub(crate) fn receive(uplink: &mut UdpUplink, pool: &mut BufPool, count: usize) -> Burst<Datagram> {
     let deadline = Instant::now() + PATIENCE;
     let mut datagrams = Burst::new();
     while datagrams.len() < count {
