@@ -6,7 +6,7 @@ use std::hash::Hash;
 
 use super::MAX_NAME_LEN;
 use super::fault::{At, Collector, Located};
-use super::reader::Field;
+use super::fields::Field;
 
 /// A value, or its default where the key is absent (or at fault already).
 pub(super) fn or<T>(field: Field<T>, default: T) -> T {

@@ -1,10 +1,11 @@
 //! What a reload changes, and what of it needs a restart.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use encap::id::{NodeId, Vni};
 
-use super::{Config, MacPolicy, NetworkConfig, NodeConfig, TapMtu};
+use super::{Config, DetectorConfig, MacPolicy, NetworkConfig, NodeConfig, NodeLink, TapMtu};
 
 /// Something that a running daemon can change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -13,7 +14,7 @@ pub(crate) enum Change {
     NodeAdded(NodeId),
     /// A node is gone: its session ends, its entries go.
     NodeRemoved(NodeId),
-    /// A peer's name or addresses, or this node's name, are different.
+    /// A peer's name, links, policy or protection, or this node's name, are different.
     NodeChanged(NodeId),
     /// A network of this node is new: a tap to make.
     NetworkAdded(Vni),
@@ -27,6 +28,14 @@ pub(crate) enum Change {
     StpChanged(Vni),
     /// Other static entries.
     StaticFdbChanged(Vni),
+    /// A network's policy, marks, or what is done about its large frames and its loops.
+    NetworkOptionsChanged(Vni),
+    /// The cluster's policy, protection or marks.
+    TrafficChanged,
+    /// Another profile, or other values of it.
+    DetectorChanged,
+    /// Other options of links.
+    LinkOptionsChanged,
     /// The key or the next key is another.
     KeysChanged,
     /// Another log filter.
@@ -64,6 +73,8 @@ pub(super) fn diff(old: &Config, new: &Config) -> Changes {
     nodes(old, new, &mut changes);
     networks(old, new, &mut changes);
     settings(old, new, &mut changes);
+    traffic(old, new, &mut changes);
+    link_options(old, new, &mut changes);
     restart_only(old, new, &mut changes);
     changes
 }
@@ -75,13 +86,14 @@ pub(super) fn with_live_changes(old: &Config, new: &Config) -> Config {
     merged.cluster.ciphers.clone_from(&old.cluster.ciphers);
     merged.cluster.insecure = old.cluster.insecure;
     merged.cluster.port = old.cluster.port;
+    merged.cluster.mesh = old.cluster.mesh;
     merged.daemon.workers = old.daemon.workers;
     merged.daemon.dedicated = old.daemon.dedicated;
     merged.daemon.control_socket.clone_from(&old.daemon.control_socket);
     if let (Some(kept), Some(node)) =
         (old.own_node(), merged.nodes.iter_mut().find(|node| node.id == old.own))
     {
-        node.addresses.clone_from(&kept.addresses);
+        node.links.clone_from(&kept.links);
     }
     for network in merged.networks.iter_mut().filter(|n| n.members.contains(&old.own)) {
         if let Some(kept) = old.own_networks().find(|kept| kept.vni == network.vni) {
@@ -118,9 +130,18 @@ fn nodes(old: &Config, new: &Config, changes: &mut Changes) {
         if before.name != node.name {
             different.push(format!("name {} -> {}", before.name, node.name));
         }
-        if before.addresses != node.addresses && node.id != old.own {
-            let (from, to) = (list(&before.addresses), list(&node.addresses));
-            different.push(format!("addresses {from} -> {to}"));
+        // What is said of this node is for its links, which need a restart, or for its peers.
+        if node.id != old.own {
+            if before.links != node.links {
+                let (what, from, to) = links(&before.links, &node.links);
+                different.push(format!("{what} {from} -> {to}"));
+            }
+            if before.policy != node.policy {
+                different.push(format!("policy = {}", own_or_cluster(node.policy.as_ref())));
+            }
+            if before.protect != node.protect {
+                different.push(format!("protect = {}", own_or_cluster(node.protect.as_ref())));
+            }
         }
         if !different.is_empty() {
             changes.live(
@@ -176,6 +197,31 @@ fn network_changes(old: &NetworkConfig, new: &NetworkConfig, changes: &mut Chang
         );
         changes.live(Change::StaticFdbChanged(vni), line);
     }
+    let mut options = Vec::new();
+    for (key, before, after) in [
+        ("mss_clamp", old.mss_clamp, new.mss_clamp),
+        ("too_big", old.too_big, new.too_big),
+        ("loop_probe", old.loop_probe, new.loop_probe),
+    ] {
+        if before != after {
+            options.push(format!("{key} = {after}"));
+        }
+    }
+    if old.policy != new.policy {
+        options.push(format!("policy = {}", own_or_cluster(new.policy.as_ref())));
+    }
+    if old.dscp != new.dscp {
+        options.push(format!("dscp = {}", own_or_cluster(new.dscp.as_ref())));
+    }
+    if !options.is_empty() {
+        let line = format!("network {vni}: {}", options.join(", "));
+        changes.live(Change::NetworkOptionsChanged(vni), line);
+    }
+    network_restarts(old, new, changes);
+}
+
+fn network_restarts(old: &NetworkConfig, new: &NetworkConfig, changes: &mut Changes) {
+    let vni = new.vni;
     changes.restart(format_args!("network {vni}: tap"), &old.tap, &new.tap);
     changes.restart(format_args!("network {vni}: existing"), old.existing, new.existing);
     let mtu = |network: &NetworkConfig| match network.tap_mtu {
@@ -225,6 +271,45 @@ fn settings(old: &Config, new: &Config, changes: &mut Changes) {
     }
 }
 
+fn traffic(old: &Config, new: &Config, changes: &mut Changes) {
+    let (before, after) = (&old.cluster, &new.cluster);
+    let mut different = Vec::new();
+    if before.policy != after.policy {
+        different.push(format!("policy = {}", after.policy));
+    }
+    if before.protect != after.protect {
+        different.push(format!("protect = {}", after.protect));
+    }
+    if before.dscp != after.dscp {
+        different.push(format!("dscp = {}", after.dscp));
+    }
+    if before.ecn != after.ecn {
+        different.push(format!("ecn = {}", after.ecn));
+    }
+    if !different.is_empty() {
+        changes.live(Change::TrafficChanged, different.join(", "));
+    }
+    if old.detector != new.detector {
+        let DetectorConfig { profile, .. } = new.detector;
+        let overrides = match (DetectorConfig { profile, ..old.detector.clone() }) == new.detector {
+            true => "",
+            false => ", [detector] changed",
+        };
+        changes.live(Change::DetectorChanged, format_args!("profile = {profile}{overrides}"));
+    }
+}
+
+fn link_options(old: &Config, new: &Config, changes: &mut Changes) {
+    // A link without an entry has the defaults: writing them down changes nothing.
+    let names: BTreeSet<_> = old.links.keys().chain(new.links.keys()).collect();
+    let differs = |name: &&&String| old.link_options(name) != new.link_options(name);
+    let different: Vec<_> = names.iter().filter(differs).map(|name| name.as_str()).collect();
+    if !different.is_empty() {
+        let line = format!("options of link {}", different.join(", "));
+        changes.live(Change::LinkOptionsChanged, line);
+    }
+}
+
 fn restart_only(old: &Config, new: &Config, changes: &mut Changes) {
     changes.restart("this node's id", old.own, new.own);
     let ciphers = |config: &Config| {
@@ -240,11 +325,35 @@ fn restart_only(old: &Config, new: &Config, changes: &mut Changes) {
         old.daemon.control_socket.display().to_string(),
         new.daemon.control_socket.display().to_string(),
     );
-    let addresses = |config: &Config| {
+    changes.restart("mesh", old.cluster.mesh, new.cluster.mesh);
+    let own = |config: &Config| {
         let node = config.nodes.iter().find(|node| node.id == old.own);
-        node.map(|node| list(&node.addresses)).unwrap_or_default()
+        node.map(|node| node.links.clone()).unwrap_or_default()
     };
-    changes.restart("this node's addresses", addresses(old), addresses(new));
+    let (what, before, after) = links(&own(old), &own(new));
+    changes.restart(format_args!("this node's {what}"), before, after);
+}
+
+/// Two lists of links as they are written: `addresses` where each is called by its position.
+fn links(old: &[NodeLink], new: &[NodeLink]) -> (&'static str, String, String) {
+    let numbered = |links: &[NodeLink]| {
+        links.iter().zip(0..).all(|(link, position): (_, u8)| link.name == position.to_string())
+    };
+    if numbered(old) && numbered(new) {
+        let show = |links: &[NodeLink]| -> Vec<_> {
+            links.iter().map(|link| link.address.to_string()).collect()
+        };
+        return ("addresses", list(&show(old)), list(&show(new)));
+    }
+    let show = |links: &[NodeLink]| -> Vec<_> {
+        links.iter().map(|link| format!("{} {}", link.name, link.address)).collect()
+    };
+    ("links", list(&show(old)), list(&show(new)))
+}
+
+/// A value, or that there is none of its own any more.
+fn own_or_cluster(value: Option<&impl fmt::Display>) -> String {
+    value.map_or_else(|| "the cluster's".to_owned(), ToString::to_string)
 }
 
 /// Items with commas between them.
@@ -256,67 +365,20 @@ fn list<T: fmt::Display>(items: &[T]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::links::{Family, NodeAddress};
+    use crate::config::testing::{self, id, key, network, node, vni};
     use crate::config::{
-        Cipher, ClusterConfig, ClusterKey, DaemonConfig, StaticEntry, derived_mac,
+        Cipher, DaemonConfig, Dscp, LinkOptions, Policy, Profile, Protect, StaticEntry, derived_mac,
     };
     use std::time::Duration;
 
-    fn id(id: u16) -> NodeId {
-        NodeId::new(id).unwrap()
-    }
-
-    fn vni(vni: u32) -> Vni {
-        Vni::new(vni).unwrap()
-    }
-
-    fn node(number: u16) -> NodeConfig {
-        let addresses = vec![[192, 0, 2, number.to_be_bytes()[1]].into()];
-        NodeConfig { id: id(number), name: format!("node{number}"), addresses }
-    }
-
-    fn network(number: u32, members: &[u16]) -> NetworkConfig {
-        NetworkConfig {
-            vni: vni(number),
-            name: format!("vni{number}"),
-            tap: format!("tap{number}"),
-            tap_mtu: TapMtu::Auto,
-            subnets: Vec::new(),
-            mac: MacPolicy::Derived,
-            existing: false,
-            members: members.iter().map(|member| id(*member)).collect(),
-            stp: true,
-            static_fdb: Vec::new(),
-        }
-    }
-
-    fn key(digit: &str) -> ClusterKey {
-        ClusterKey::parse(digit.repeat(64).as_bytes()).unwrap()
-    }
-
     fn config() -> Config {
-        Config {
-            own: id(1),
-            cluster: ClusterConfig {
-                key: key("0"),
-                next_key: None,
-                ciphers: vec![Cipher::Aes256Gcm],
-                insecure: false,
-                port: 26026,
-            },
-            daemon: DaemonConfig {
-                workers: 1,
-                dedicated: false,
-                control_socket: "/run/tapd.sock".into(),
-                log: "info".into(),
-                rehandshake_interval: Duration::from_secs(3600),
-                fdb_ageing: Duration::from_secs(300),
-                fdb_max_entries: 100,
-                bum_frames_per_s: 100,
-                rotate_packets: 1000,
-            },
-            nodes: vec![node(1), node(2)],
-            networks: vec![network(1, &[1, 2]), network(2, &[2])],
-        }
+        let networks = vec![network(1, &[1, 2]), network(2, &[2])];
+        Config { networks, ..testing::config(vec![node(1), node(2)]) }
+    }
+
+    fn set_address(node: &mut NodeConfig, last: u8) {
+        node.links[0].address = NodeAddress::Static([192, 0, 2, last].into());
     }
 
     fn live(change: impl FnOnce(&mut Config)) -> Vec<Change> {
@@ -339,7 +401,7 @@ mod tests {
         assert_eq!(live(|new| new.nodes.push(node(3))), [Change::NodeAdded(id(3))]);
         let replaced = live(|new| new.nodes[1] = node(3));
         assert_eq!(replaced, [Change::NodeRemoved(id(2)), Change::NodeAdded(id(3))]);
-        let moved = live(|new| new.nodes[1].addresses = vec![[192, 0, 2, 9].into()]);
+        let moved = live(|new| set_address(&mut new.nodes[1], 9));
         assert_eq!(moved, [Change::NodeChanged(id(2))]);
         assert_eq!(live(|new| new.nodes[0].name = "a".into()), [Change::NodeChanged(id(1))]);
         let added = live(|new| new.networks.push(network(3, &[1])));
@@ -365,6 +427,51 @@ mod tests {
     }
 
     #[test]
+    fn what_frames_do_is_applied_while_running() {
+        assert_eq!(live(|new| new.cluster.policy = Policy::FlowHash), [Change::TrafficChanged]);
+        assert_eq!(live(|new| new.cluster.protect = Protect::All), [Change::TrafficChanged]);
+        assert_eq!(live(|new| new.cluster.dscp = Dscp::Inherit), [Change::TrafficChanged]);
+        assert_eq!(live(|new| new.cluster.ecn = false), [Change::TrafficChanged]);
+        assert_eq!(live(|new| new.detector.profile = Profile::Wan), [Change::DetectorChanged]);
+        let fast = Some(Duration::from_millis(2));
+        assert_eq!(live(|new| new.detector.fast = fast), [Change::DetectorChanged]);
+        let weight = |weight| LinkOptions { weight, ..LinkOptions::default() };
+        let heavy = live(|new| drop(new.links.insert("0".into(), weight(2))));
+        assert_eq!(heavy, [Change::LinkOptionsChanged]);
+        assert!(live(|new| drop(new.links.insert("0".into(), weight(1)))).is_empty());
+        for change in [
+            |network: &mut NetworkConfig| network.mss_clamp = false,
+            |network: &mut NetworkConfig| network.too_big = false,
+            |network: &mut NetworkConfig| network.loop_probe = false,
+            |network: &mut NetworkConfig| network.policy = Some(Policy::Passive),
+            |network: &mut NetworkConfig| network.dscp = Some(Dscp::Fixed(0)),
+        ] {
+            let changed = live(|new| change(&mut new.networks[0]));
+            assert_eq!(changed, [Change::NetworkOptionsChanged(vni(1))]);
+        }
+    }
+
+    #[test]
+    fn what_is_said_of_a_peer_is_live_and_of_this_node_is_for_its_peers() {
+        let policy = Some(Policy::Active { copies: 2 });
+        assert_eq!(live(|new| new.nodes[1].policy = policy), [Change::NodeChanged(id(2))]);
+        let protect = Some(Protect::Off);
+        assert_eq!(live(|new| new.nodes[1].protect = protect), [Change::NodeChanged(id(2))]);
+        assert!(live(|new| new.nodes[0].policy = policy).is_empty());
+        let (old, mut new) = (config(), config());
+        let second = NodeLink {
+            name: "wan".to_owned(),
+            address: NodeAddress::Dynamic { family: Family::Ipv4, interface: None },
+        };
+        new.nodes[1].links.push(second);
+        new.nodes[1].policy = policy;
+        let lines: Vec<_> = old.diff(&new).live.into_iter().map(|(_, line)| line).collect();
+        let expected = "node 2: links [0 192.0.2.2] -> [0 192.0.2.2, wan dynamic ipv4], \
+            policy = active:2";
+        assert_eq!(lines, [expected]);
+    }
+
+    #[test]
     fn networks_of_other_nodes_change_nothing_here() {
         assert!(live(|new| new.networks[1].tap = "other".into()).is_empty());
         assert!(live(|new| drop(new.networks.pop())).is_empty());
@@ -379,7 +486,8 @@ mod tests {
         new.daemon.workers = 2;
         new.daemon.dedicated = true;
         new.daemon.control_socket = "/tmp/x".into();
-        new.nodes[0].addresses = vec![[192, 0, 2, 9].into()];
+        new.cluster.mesh = true;
+        set_address(&mut new.nodes[0], 9);
         new.networks[0].tap = "blue".into();
         new.networks[0].existing = true;
         new.networks[0].tap_mtu = TapMtu::Fixed(1400);
@@ -392,6 +500,7 @@ mod tests {
             "ciphers: aes-256-gcm -> aes-256-gcm, none",
             "insecure: false -> true",
             "port: 26026 -> 30000",
+            "mesh: false -> true",
             "workers: 1 -> 2",
             "dedicated: false -> true",
             "control_socket: /run/tapd.sock -> /tmp/x",
@@ -407,11 +516,11 @@ mod tests {
                 "{expected}\n{changes:#?}"
             );
         }
-        assert_eq!(changes.restart.len(), 12);
+        assert_eq!(changes.restart.len(), 13);
         let kept = old.with_live_changes(&new);
         let expected =
             Config { daemon: DaemonConfig { log: "warn".into(), ..old.daemon.clone() }, ..old };
         assert_eq!(kept, expected);
-        assert_eq!(kept.diff(&new).restart.len(), 12);
+        assert_eq!(kept.diff(&new).restart.len(), 13);
     }
 }

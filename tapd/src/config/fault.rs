@@ -47,6 +47,11 @@ impl Collector {
         self.found.push((at, message.into()));
     }
 
+    /// How many there are so far.
+    pub(super) fn count(&self) -> usize {
+        self.found.len()
+    }
+
     /// Whether nothing was wrong so far.
     pub(super) fn is_empty(&self) -> bool {
         self.found.is_empty()

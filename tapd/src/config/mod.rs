@@ -6,17 +6,24 @@
 
 mod fault;
 mod tree;
+mod sections;
+mod fields;
 mod reader;
 mod validate;
 mod checks;
+mod nodes;
 mod networks;
 mod node;
+mod links;
+mod ranges;
+mod traffic;
+mod detector;
 mod key;
 mod derive;
 mod diff;
 
+use std::collections::BTreeMap;
 use std::fs;
-use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -25,10 +32,13 @@ use encap::wire::ethernet::MacAddr;
 use ipnet::IpNet;
 
 pub(crate) use derive::{derived_address, derived_mac};
+pub(crate) use detector::{DetectorConfig, Profile};
 pub(crate) use diff::{Change, Changes};
 pub(crate) use fault::Faults;
 pub(crate) use key::{ClusterKey, KEY_LEN};
+pub(crate) use links::{LinkOptions, NodeLink};
 pub(crate) use node::NodeSelector;
+pub(crate) use traffic::{Dscp, Policy, Protect};
 pub(crate) use validate::check_socket_path;
 
 use fault::{At, Collector};
@@ -59,8 +69,10 @@ pub(crate) const DEFAULT_FDB_MAX_ENTRIES: usize = 65_536;
 pub(crate) const DEFAULT_BUM_FRAMES_PER_S: u32 = 10_000;
 /// Default packets sealed under one epoch before the next, 2^28.
 pub(crate) const DEFAULT_ROTATE_PACKETS: u64 = 1 << 28;
-/// Most links between two nodes, so most addresses of a node.
-pub(crate) const MAX_LINKS: usize = 8;
+/// Most links of a node, and between two nodes.
+pub(crate) const MAX_LINKS: usize = encap::link::id::MAX_LINKS;
+/// Smallest MTU of a usable path, in bytes of IP of either version (RFC 8200).
+pub(crate) const MIN_UNDERLAY_MTU: u16 = 1280;
 /// Longest node or network name, in bytes.
 pub(crate) const MAX_NAME_LEN: usize = 63;
 /// Smallest fixed tap MTU, in bytes (RFC 791).
@@ -79,10 +91,14 @@ pub(crate) struct Config {
     pub(crate) own: NodeId,
     /// The same on every node.
     pub(crate) cluster: ClusterConfig,
+    /// How fast failures are found.
+    pub(crate) detector: DetectorConfig,
     /// How this daemon runs.
     pub(crate) daemon: DaemonConfig,
     /// Every node of the cluster, this one included, by ascending id.
     pub(crate) nodes: Vec<NodeConfig>,
+    /// What `[[links]]` says, by the name that [`Pair::name`] has.
+    pub(crate) links: BTreeMap<String, LinkOptions>,
     /// Every network of the cluster, by ascending VNI, also those without this node.
     pub(crate) networks: Vec<NetworkConfig>,
 }
@@ -100,6 +116,16 @@ pub(crate) struct ClusterConfig {
     pub(crate) insecure: bool,
     /// Base UDP port; [`PORT_COUNT`] ports from here are used.
     pub(crate) port: u16,
+    /// Unless a network or a peer has its own: see [`Config::policy`].
+    pub(crate) policy: Policy,
+    /// Unless a peer has its own: see [`Config::protect`].
+    pub(crate) protect: Protect,
+    /// Links join every two addresses of one family instead of equal names.
+    pub(crate) mesh: bool,
+    /// Unless a network has its own: see [`Config::dscp`].
+    pub(crate) dscp: Dscp,
+    /// Congestion marks are handed on between frames and datagrams (RFC 6040).
+    pub(crate) ecn: bool,
 }
 
 /// How payloads are protected.
@@ -154,8 +180,12 @@ pub(crate) struct NodeConfig {
     pub(crate) id: NodeId,
     /// Unique; never all digits.
     pub(crate) name: String,
-    /// One per link, at least one, at most [`MAX_LINKS`]; position n of two nodes makes link n.
-    pub(crate) addresses: Vec<IpAddr>,
+    /// At least one, at most [`MAX_LINKS`].
+    pub(crate) links: Vec<NodeLink>,
+    /// For frames to this node.
+    pub(crate) policy: Option<Policy>,
+    /// For frames to this node.
+    pub(crate) protect: Option<Protect>,
 }
 
 /// `[[networks]]`: one virtual network.
@@ -181,6 +211,16 @@ pub(crate) struct NetworkConfig {
     pub(crate) stp: bool,
     /// Entries that never age; may name this node itself, for stations behind its own tap.
     pub(crate) static_fdb: Vec<StaticEntry>,
+    /// The MSS of TCP connections is lowered to what the path takes.
+    pub(crate) mss_clamp: bool,
+    /// Senders of packets that the path does not take are told by ICMP.
+    pub(crate) too_big: bool,
+    /// Loops through bridges behind the taps are looked for.
+    pub(crate) loop_probe: bool,
+    /// For frames of this network.
+    pub(crate) policy: Option<Policy>,
+    /// For frames of this network.
+    pub(crate) dscp: Option<Dscp>,
 }
 
 /// The tap's MTU.
@@ -235,10 +275,10 @@ impl Config {
         let Some(parts) = parts else { return Err(faults.into_faults(&files)) };
         let own = resolve_node(node, &parts.nodes)
             .map_err(|fault| fault.map(|text| faults.add(At::CLUSTER_FILE, text)));
-        let validate::Parts { cluster, daemon, nodes, networks } = parts;
+        let validate::Parts { cluster, detector, daemon, nodes, links, networks } = parts;
         match (own, cluster) {
             (Ok(own), Some(cluster)) if faults.is_empty() => {
-                Ok(Self { own, cluster, daemon, nodes, networks })
+                Ok(Self { own, cluster, detector, daemon, nodes, links, networks })
             }
             _ => Err(faults.into_faults(&files)),
         }
@@ -289,6 +329,23 @@ impl Config {
     /// The networks that this node is a member of.
     pub(crate) fn own_networks(&self) -> impl Iterator<Item = &NetworkConfig> {
         self.networks.iter().filter(|network| network.members.contains(&self.own))
+    }
+
+    /// Which links carry the frames of a network to a peer, or of networks without a policy.
+    pub(crate) fn policy(&self, network: Option<&NetworkConfig>, peer: &NodeConfig) -> Policy {
+        let own = network.and_then(|network| network.policy);
+        own.or(peer.policy).unwrap_or(self.cluster.policy)
+    }
+
+    /// What is kept to be sent again to a peer.
+    pub(crate) fn protect(&self, peer: &NodeConfig) -> Protect {
+        peer.protect.unwrap_or(self.cluster.protect)
+    }
+
+    /// The code point of datagrams with frames of a network.
+    #[allow(dead_code, reason = "datagrams are not marked yet")]
+    pub(crate) fn dscp<'c>(&'c self, network: &'c NetworkConfig) -> &'c Dscp {
+        network.dscp.as_ref().unwrap_or(&self.cluster.dscp)
     }
 
     /// What a reload to `new` changes for this node.
@@ -392,5 +449,7 @@ fn parse(
     Some(validate::validate(raw, files, faults))
 }
 
+#[cfg(test)]
+mod testing;
 #[cfg(test)]
 mod tests;

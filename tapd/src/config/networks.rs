@@ -10,7 +10,8 @@ use ipnet::IpNet;
 use super::checks::{Unique, check_name, or};
 use super::derive::derived_address;
 use super::fault::{Collector, Located};
-use super::reader::{Field, RawEntry, RawNetwork};
+use super::fields::Field;
+use super::reader::{RawEntry, RawNetwork};
 use super::{MIN_IPV6_TAP_MTU, MacPolicy, NetworkConfig, NodeConfig, StaticEntry, TapMtu};
 
 /// The nodes by everything they can be called.
@@ -77,6 +78,11 @@ pub(super) fn validate(
             static_fdb: static_entries(network.fdb, &known, &members, faults),
             members: members.into_iter().collect(),
             stp: or(network.stp, true),
+            mss_clamp: or(network.mss_clamp, true),
+            too_big: or(network.too_big, true),
+            loop_probe: or(network.loop_probe, true),
+            policy: network.policy.map(|policy| policy.value),
+            dscp: network.dscp.map(|dscp| dscp.value),
         });
     }
     check_overlaps(&placed, faults);
@@ -148,7 +154,7 @@ fn check_subnet(
         );
     }
     for node in nodes {
-        for address in node.value.addresses.iter().filter(|address| net.contains(*address)) {
+        for address in node.value.addresses().filter(|address| net.contains(address)) {
             faults.add(
                 subnet.at,
                 format!(

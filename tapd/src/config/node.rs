@@ -49,8 +49,7 @@ pub(super) fn resolve(
             )
         }),
         NodeSelector::ByAddress => {
-            let own: Vec<_> =
-                nodes.iter().filter(|node| node.addresses.iter().any(|a| is_own(*a))).collect();
+            let own: Vec<_> = nodes.iter().filter(|node| node.addresses().any(is_own)).collect();
             match own.as_slice() {
                 [node] => Ok(node.id),
                 [] => Err("this machine owns none of the addresses in [[nodes]]; \
@@ -82,14 +81,11 @@ fn list<'n>(nodes: impl Iterator<Item = &'n NodeConfig>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::testing;
 
     fn nodes() -> Vec<NodeConfig> {
-        [(1, "alpha", "192.0.2.1"), (2, "beta", "192.0.2.2")]
-            .map(|(id, name, address)| NodeConfig {
-                id: NodeId::new(id).unwrap(),
-                name: name.to_owned(),
-                addresses: vec![address.parse().unwrap()],
-            })
+        [(1, "alpha"), (2, "beta")]
+            .map(|(id, name)| NodeConfig { name: name.to_owned(), ..testing::node(id) })
             .to_vec()
     }
 
@@ -101,7 +97,7 @@ mod tests {
         assert_eq!(named("alpha").unwrap().get(), 1);
         assert!(named("gamma").unwrap_err().contains("known are 1 (alpha), 2 (beta)"));
         assert_eq!(NodeSelector::from(Some(String::new())), NodeSelector::ByAddress);
-        let second = |address: IpAddr| address == nodes()[1].addresses[0];
+        let second = |address: IpAddr| nodes()[1].addresses().any(|own| own == address);
         assert_eq!(resolve(&NodeSelector::ByAddress, &nodes(), &second).unwrap().get(), 2);
     }
 

@@ -3,65 +3,31 @@
 //! What depends on two values is left to [`super::validate`].
 
 use std::net::IpAddr;
-use std::ops::RangeInclusive;
-use std::str::FromStr;
 
 use encap::id::{NodeId, Vni};
 use encap::wire::ethernet::MacAddr;
 use ipnet::IpNet;
 
 use super::fault::{At, Collector, Located};
+use super::fields::{Field, Fields, parse_with, text_of};
+use super::links::Family;
+use super::ranges::AddressRange;
+use super::sections::{CLUSTER, DAEMON, DETECTOR, FDB, LINK, NETWORK, NODE, NODE_LINK, TOP};
+use super::traffic::{DSCP_MAX, Dscp, Policy, Protect};
 use super::tree::{Item, Table, Value};
-use super::{Cipher, MAX_TAP_MTU, MIN_TAP_MTU, MacPolicy, TapMtu};
+use super::{Cipher, MAX_TAP_MTU, MIN_TAP_MTU, MIN_UNDERLAY_MTU, MacPolicy, Profile, TapMtu};
 
-/// A table of the configuration and the keys it may have.
-#[derive(Debug)]
-pub(super) struct Section {
-    pub(super) title: &'static str,
-    pub(super) keys: &'static [&'static str],
-}
-
-pub(super) const TOP: Section =
-    Section { title: "the file", keys: &["cluster", "daemon", "nodes", "networks"] };
-pub(super) const CLUSTER: Section = Section {
-    title: "[cluster]",
-    keys: &["key_file", "next_key_file", "ciphers", "insecure", "port"],
-};
-pub(super) const DAEMON: Section = Section {
-    title: "[daemon]",
-    keys: &[
-        "workers",
-        "dedicated",
-        "control_socket",
-        "log",
-        "rehandshake_minutes",
-        "fdb_ageing_s",
-        "fdb_max_entries",
-        "bum_frames_per_s",
-        "rotate_packets",
-    ],
-};
-pub(super) const NODE: Section = Section { title: "[[nodes]]", keys: &["id", "name", "addresses"] };
-pub(super) const NETWORK: Section = Section {
-    title: "[[networks]]",
-    keys: &["vni", "name", "tap", "tap_mtu", "subnets", "mac", "existing", "members", "stp", "fdb"],
-};
-pub(super) const FDB: Section = Section { title: "an fdb entry", keys: &["mac", "node"] };
-
-/// Every section, for "did you mean" and for the test of the documentation.
-pub(super) const SECTIONS: [&Section; 6] = [&TOP, &CLUSTER, &DAEMON, &NODE, &NETWORK, &FDB];
-
-/// Edits between a mistyped key and the one that is meant, at most.
-const MAX_TYPOS: usize = 2;
-
-pub(super) type Field<T> = Option<Located<T>>;
+/// What stands for an address that is not known beforehand.
+const DYNAMIC: &str = "dynamic";
 
 /// The files' values, each by itself plausible.
 #[derive(Debug, Default)]
 pub(super) struct Raw {
     pub(super) cluster: Option<RawCluster>,
+    pub(super) detector: RawDetector,
     pub(super) daemon: RawDaemon,
     pub(super) nodes: Vec<RawNode>,
+    pub(super) links: Vec<RawLink>,
     pub(super) networks: Vec<RawNetwork>,
 }
 
@@ -72,6 +38,32 @@ pub(super) struct RawCluster {
     pub(super) ciphers: Field<Vec<Located<Cipher>>>,
     pub(super) insecure: Field<bool>,
     pub(super) port: Field<u16>,
+    pub(super) policy: Field<Policy>,
+    pub(super) protect: Field<Protect>,
+    pub(super) profile: Field<Profile>,
+    pub(super) mesh: Field<bool>,
+    pub(super) dscp: Field<Dscp>,
+    pub(super) ecn: Field<bool>,
+}
+
+/// Times are in the unit of their key's name.
+#[derive(Debug, Default)]
+pub(super) struct RawDetector {
+    pub(super) fast_us: Field<u32>,
+    pub(super) normal_ms: Field<u32>,
+    pub(super) idle_ms: Field<u32>,
+    pub(super) sole_ms: Field<u32>,
+    pub(super) min_missed: Field<u8>,
+    pub(super) max_missed: Field<u8>,
+    pub(super) min_grace_us: Field<u32>,
+    pub(super) down_after_ms: Field<u32>,
+    pub(super) clear_rounds: Field<u8>,
+    pub(super) up_rounds: Field<u8>,
+    pub(super) max_up_loss_percent: Field<u8>,
+    pub(super) hold_s: Field<u32>,
+    pub(super) max_hold_s: Field<u32>,
+    pub(super) peer_timeout_ms: Field<u32>,
+    pub(super) heartbeats_per_s: Field<u32>,
 }
 
 #[derive(Debug, Default)]
@@ -92,7 +84,37 @@ pub(super) struct RawNode {
     pub(super) at: At,
     pub(super) id: Field<NodeId>,
     pub(super) name: Field<String>,
-    pub(super) addresses: Field<Vec<Located<IpAddr>>>,
+    pub(super) addresses: Field<Vec<Located<Address>>>,
+    pub(super) links: Field<Vec<Located<RawNodeLink>>>,
+    pub(super) policy: Field<Policy>,
+    pub(super) protect: Field<Protect>,
+}
+
+/// An address as it is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Address {
+    Static(IpAddr),
+    Dynamic,
+}
+
+/// One of a node's `links`.
+#[derive(Debug)]
+pub(super) struct RawNodeLink {
+    pub(super) name: Field<String>,
+    pub(super) address: Field<Address>,
+    pub(super) family: Field<Family>,
+    pub(super) interface: Field<String>,
+}
+
+/// `[[links]]`.
+#[derive(Debug)]
+pub(super) struct RawLink {
+    pub(super) name: Field<String>,
+    pub(super) priority: Field<u8>,
+    pub(super) weight: Field<u16>,
+    pub(super) mtu: Field<u16>,
+    pub(super) allow: Vec<Located<AddressRange>>,
+    pub(super) deny: Vec<Located<AddressRange>>,
 }
 
 #[derive(Debug)]
@@ -107,6 +129,11 @@ pub(super) struct RawNetwork {
     pub(super) members: Field<Vec<Located<String>>>,
     pub(super) stp: Field<bool>,
     pub(super) fdb: Vec<Located<RawEntry>>,
+    pub(super) mss_clamp: Field<bool>,
+    pub(super) too_big: Field<bool>,
+    pub(super) loop_probe: Field<bool>,
+    pub(super) policy: Field<Policy>,
+    pub(super) dscp: Field<Dscp>,
 }
 
 /// A static entry; the node is still text, an id or a name.
@@ -129,13 +156,17 @@ pub(super) fn read(tree: &Table, faults: &mut Collector) -> Raw {
         top.faults.add(At::CLUSTER_FILE, advice);
     }
     let cluster = top.table("cluster");
+    let detector = top.table("detector");
     let daemon = top.table("daemon");
     let nodes = top.tables("nodes");
+    let links = top.tables("links");
     let networks = top.tables("networks");
     Raw {
         cluster: cluster.map(|found| read_cluster(found.at, found.value, faults)),
+        detector: detector.map(|found| read_detector(found.value, faults)).unwrap_or_default(),
         daemon: daemon.map(|found| read_daemon(found.value, faults)).unwrap_or_default(),
         nodes: nodes.into_iter().map(|found| read_node(found.at, found.value, faults)).collect(),
+        links: links.into_iter().map(|found| read_link(found.at, found.value, faults)).collect(),
         networks: networks
             .into_iter()
             .map(|found| read_network(found.at, found.value, faults))
@@ -169,7 +200,90 @@ fn read_cluster(at: At, table: &Table, faults: &mut Collector) -> RawCluster {
         ),
         insecure: fields.boolean("insecure"),
         port: fields.integer("port", 1..=65_535),
+        policy: fields.parsed("policy", Policy::parse),
+        protect: fields.parsed("protect", Protect::parse),
+        profile: fields.parsed("profile", Profile::parse),
+        mesh: fields.boolean("mesh"),
+        dscp: read_dscp(&mut fields),
+        ecn: fields.boolean("ecn"),
     }
+}
+
+fn read_detector(table: &Table, faults: &mut Collector) -> RawDetector {
+    let mut fields = Fields::open(table, &DETECTOR, faults);
+    RawDetector {
+        fast_us: fields.integer("fast_us", 100..=10_000_000),
+        normal_ms: fields.integer("normal_ms", 1..=60_000),
+        idle_ms: fields.integer("idle_ms", 1..=60_000),
+        sole_ms: fields.integer("sole_ms", 1..=60_000),
+        min_missed: fields.integer("min_missed", 2..=32),
+        max_missed: fields.integer("max_missed", 2..=32),
+        min_grace_us: fields.integer("min_grace_us", 10..=10_000_000),
+        down_after_ms: fields.integer("down_after_ms", 1..=60_000),
+        clear_rounds: fields.integer("clear_rounds", 1..=64),
+        up_rounds: fields.integer("up_rounds", 1..=64),
+        max_up_loss_percent: fields.integer("max_up_loss_percent", 0..=100),
+        hold_s: fields.integer("hold_s", 0..=3600),
+        max_hold_s: fields.integer("max_hold_s", 0..=3600),
+        peer_timeout_ms: fields.integer("peer_timeout_ms", 100..=600_000),
+        heartbeats_per_s: fields.integer("heartbeats_per_s", 100..=1_000_000),
+    }
+}
+
+/// A code point, `"inherit"`, or a table from inner to outer code points.
+fn read_dscp(fields: &mut Fields<'_, '_>) -> Field<Dscp> {
+    let item = fields.get("dscp")?;
+    let value = match &item.value {
+        Value::Integer(number) => u8::try_from(*number).ok().filter(is_dscp).map(Dscp::Fixed),
+        Value::Text(text) if text == "inherit" => Some(Dscp::Inherit),
+        Value::Table(table) => return read_dscp_map(item.at, table, fields.faults),
+        _ => None,
+    };
+    if value.is_none() {
+        fields.faults.add(
+            item.at,
+            format!(
+                "dscp must be 0 to {DSCP_MAX}, \"inherit\", or a table such as \
+                {{ \"46\" = 40, default = 0 }}"
+            ),
+        );
+    }
+    Some(Located { at: item.at, value: value? })
+}
+
+fn is_dscp(number: &u8) -> bool {
+    *number <= DSCP_MAX
+}
+
+fn read_dscp_map(at: At, table: &Table, faults: &mut Collector) -> Field<Dscp> {
+    let (mut pairs, mut default) = (Vec::with_capacity(table.entries.len()), 0);
+    for entry in &table.entries {
+        let key = entry.key.as_str();
+        let inner = key.parse().ok().filter(is_dscp).filter(|number| number.to_string() == key);
+        if inner.is_none() && key != "default" {
+            faults.add(
+                entry.key_at,
+                format!(
+                    "dscp maps from \"0\" to \"{DSCP_MAX}\" and from default, not from \"{key}\""
+                ),
+            );
+            continue;
+        }
+        let outer = match &entry.item.value {
+            Value::Integer(number) => u8::try_from(*number).ok().filter(is_dscp),
+            _ => None,
+        };
+        let Some(outer) = outer else {
+            faults.add(entry.item.at, format!("dscp maps to a number from 0 to {DSCP_MAX}"));
+            continue;
+        };
+        match inner {
+            Some(inner) => pairs.push((inner, outer)),
+            None => default = outer,
+        }
+    }
+    pairs.sort_unstable();
+    Some(Located { at, value: Dscp::Map(pairs, default) })
 }
 
 fn read_daemon(table: &Table, faults: &mut Collector) -> RawDaemon {
@@ -190,18 +304,91 @@ fn read_daemon(table: &Table, faults: &mut Collector) -> RawDaemon {
 fn read_node(at: At, table: &Table, faults: &mut Collector) -> RawNode {
     let mut fields = Fields::open(table, &NODE, faults);
     fields.require(at, "id", "give it a number from 1 to 65535 that no other node has");
-    fields.require(at, "addresses", "write addresses = [\"192.0.2.1\"], with one for each link");
+    match (fields.get("addresses"), fields.get("links")) {
+        (None, None) => fields.faults.add(
+            at,
+            format!(
+                "{} has no addresses; write addresses = [\"192.0.2.1\"], with one for each link",
+                NODE.title
+            ),
+        ),
+        (Some(addresses), Some(links)) => fields.faults.add(
+            links.at,
+            format!(
+                "{} has both links and addresses ({}); keep one of the two",
+                NODE.title,
+                addresses.at.seen_from(links.at)
+            ),
+        ),
+        _ => {}
+    }
     let id = fields.integer("id", 1..=65_535);
     RawNode {
         at,
         id: id.and_then(|id| Some(Located { at: id.at, value: NodeId::new(id.value)? })),
         name: fields.text("name"),
-        addresses: fields.filled_list(
-            "addresses",
-            "a list such as [\"192.0.2.1\"]",
-            parse_with("an IP address such as \"192.0.2.1\" or \"2001:db8::1\""),
-        ),
+        addresses: fields.filled_list("addresses", "a list such as [\"192.0.2.1\"]", read_address),
+        links: fields.filled_list("links", NODE_LINK_EXAMPLE, |item, faults| match &item.value {
+            Value::Table(table) => Some(read_node_link(item.at, table, faults)),
+            other => {
+                let kind = other.kind();
+                faults.add(item.at, format!("a link is {kind}; write {NODE_LINK_EXAMPLE}"));
+                None
+            }
+        }),
+        policy: fields.parsed("policy", Policy::parse),
+        protect: fields.parsed("protect", Protect::parse),
     }
+}
+
+/// How a node's `links` look.
+const NODE_LINK_EXAMPLE: &str = "a list such as [{ name = \"lan\", address = \"192.0.2.1\" }]";
+
+fn read_node_link(at: At, table: &Table, faults: &mut Collector) -> RawNodeLink {
+    let mut fields = Fields::open(table, &NODE_LINK, faults);
+    fields.require(at, "name", "write what the other nodes call it too, as name = \"lan\"");
+    fields.require(at, "address", "write address = \"192.0.2.1\", or address = \"dynamic\"");
+    let address = fields
+        .get("address")
+        .and_then(|item| Some(Located { at: item.at, value: read_address(item, fields.faults)? }));
+    RawNodeLink {
+        name: fields.text("name"),
+        address,
+        family: fields.parsed("family", Family::parse),
+        interface: fields.text("interface"),
+    }
+}
+
+fn read_address(item: &Item, faults: &mut Collector) -> Option<Address> {
+    let what = "an IP address such as \"192.0.2.1\" or \"2001:db8::1\", or \"dynamic\"";
+    if matches!(&item.value, Value::Text(text) if text == DYNAMIC) {
+        return Some(Address::Dynamic);
+    }
+    parse_with(what)(item, faults).map(Address::Static)
+}
+
+fn read_link(at: At, table: &Table, faults: &mut Collector) -> RawLink {
+    let mut fields = Fields::open(table, &LINK, faults);
+    fields.require(at, "name", "write the name of the link that it is about, as name = \"lan\"");
+    RawLink {
+        name: fields.text("name"),
+        priority: fields.integer("priority", 0..=255),
+        weight: fields.integer("weight", 1..=1000),
+        mtu: fields.integer("mtu", MIN_UNDERLAY_MTU.into()..=65_535),
+        allow: read_ranges(&mut fields, "allow"),
+        deny: read_ranges(&mut fields, "deny"),
+    }
+}
+
+fn read_ranges(fields: &mut Fields<'_, '_>, key: &'static str) -> Vec<Located<AddressRange>> {
+    let expected = "a list such as [\"203.0.113.0/24\"]";
+    let list = fields.list(key, expected, |item, faults| {
+        let text = text_of(item, "a range of addresses", faults)?;
+        AddressRange::parse(&text.value)
+            .map_err(|fault| faults.add(item.at, format!("\"{}\" {fault}", text.value)))
+            .ok()
+    });
+    list.map_or_else(Vec::new, |list| list.value)
 }
 
 fn read_network(at: At, table: &Table, faults: &mut Collector) -> RawNetwork {
@@ -212,7 +399,7 @@ fn read_network(at: At, table: &Table, faults: &mut Collector) -> RawNetwork {
         vni: vni.and_then(|vni| Some(Located { at: vni.at, value: Vni::new(vni.value)? })),
         name: fields.text("name"),
         tap: fields.text("tap"),
-        tap_mtu: fields.tap_mtu(),
+        tap_mtu: read_tap_mtu(&mut fields),
         subnets: fields
             .list(
                 "subnets",
@@ -220,7 +407,11 @@ fn read_network(at: At, table: &Table, faults: &mut Collector) -> RawNetwork {
                 parse_with("a subnet such as \"10.100.0.0/24\" or \"fd00:100::/64\""),
             )
             .map_or_else(Vec::new, |list| list.value),
-        mac: fields.text("mac").and_then(|mac| fields.mac_policy(&mac)),
+        mac: fields.parsed("mac", |mac| match mac {
+            "derived" => Ok(MacPolicy::Derived),
+            "random" => Ok(MacPolicy::Random),
+            _ => Err("is neither \"derived\" nor \"random\"".to_owned()),
+        }),
         existing: fields.boolean("existing"),
         members: fields.filled_list("members", "a list such as [1, \"beta\"]", node_reference),
         stp: fields.boolean("stp"),
@@ -244,7 +435,31 @@ fn read_network(at: At, table: &Table, faults: &mut Collector) -> RawNetwork {
                 },
             )
             .map_or_else(Vec::new, |list| list.value),
+        mss_clamp: fields.boolean("mss_clamp"),
+        too_big: fields.boolean("too_big"),
+        loop_probe: fields.boolean("loop_probe"),
+        policy: fields.parsed("policy", Policy::parse),
+        dscp: read_dscp(&mut fields),
     }
+}
+
+fn read_tap_mtu(fields: &mut Fields<'_, '_>) -> Field<TapMtu> {
+    let item = fields.get("tap_mtu")?;
+    let range = i64::from(MIN_TAP_MTU)..=i64::from(MAX_TAP_MTU);
+    let value = match &item.value {
+        Value::Text(text) if text == "auto" => Some(TapMtu::Auto),
+        Value::Integer(number) if range.contains(number) => {
+            u16::try_from(*number).ok().map(TapMtu::Fixed)
+        }
+        _ => None,
+    };
+    if value.is_none() {
+        fields.faults.add(
+            item.at,
+            format!("tap_mtu must be \"auto\" or {MIN_TAP_MTU} to {MAX_TAP_MTU} bytes"),
+        );
+    }
+    Some(Located { at: item.at, value: value? })
 }
 
 fn read_entry(at: At, table: &Table, faults: &mut Collector) -> RawEntry {
@@ -277,217 +492,4 @@ fn node_reference(item: &Item, faults: &mut Collector) -> Option<String> {
             None
         }
     }
-}
-
-fn text_of(item: &Item, what: &str, faults: &mut Collector) -> Field<String> {
-    match &item.value {
-        Value::Text(text) => Some(Located { at: item.at, value: text.clone() }),
-        other => {
-            faults.add(item.at, format!("{what} must be a string in quotes, not {}", other.kind()));
-            None
-        }
-    }
-}
-
-/// An element of a list that is written as a string and parsed.
-fn parse_with<T: FromStr>(what: &'static str) -> impl Fn(&Item, &mut Collector) -> Option<T> {
-    move |item, faults| {
-        let text = text_of(item, what, faults)?;
-        let parsed = text.value.parse().ok();
-        if parsed.is_none() {
-            faults.add(item.at, format!("\"{}\" is not {what}", text.value));
-        }
-        parsed
-    }
-}
-
-/// A table being read: knows its section's keys.
-struct Fields<'t, 'f> {
-    table: &'t Table,
-    section: &'static Section,
-    faults: &'f mut Collector,
-}
-
-impl<'t, 'f> Fields<'t, 'f> {
-    fn open(table: &'t Table, section: &'static Section, faults: &'f mut Collector) -> Self {
-        for entry in &table.entries {
-            if !section.keys.contains(&entry.key.as_str()) {
-                faults.add(entry.key_at, unknown_key(&entry.key, section));
-            }
-        }
-        Self { table, section, faults }
-    }
-
-    fn get(&self, key: &str) -> Option<&'t Item> {
-        debug_assert!(self.section.keys.contains(&key), "{key} is not in the section's list");
-        self.table.get(key)
-    }
-
-    /// Notes a key that has no default and is not there.
-    fn require(&mut self, at: At, key: &str, advice: &str) {
-        if self.get(key).is_none() {
-            self.faults.add(at, format!("{} has no {key}; {advice}", self.section.title));
-        }
-    }
-
-    fn wrong(&mut self, item: &Item, key: &str, expected: &str) {
-        let kind = item.value.kind();
-        self.faults.add(item.at, format!("{key} must be {expected}, not {kind}"));
-    }
-
-    fn text(&mut self, key: &str) -> Field<String> {
-        let item = self.get(key)?;
-        match &item.value {
-            Value::Text(text) => Some(Located { at: item.at, value: text.clone() }),
-            _ => {
-                self.wrong(item, key, "a string in quotes");
-                None
-            }
-        }
-    }
-
-    fn boolean(&mut self, key: &str) -> Field<bool> {
-        let item = self.get(key)?;
-        match item.value {
-            Value::Boolean(value) => Some(Located { at: item.at, value }),
-            _ => {
-                self.wrong(item, key, "true or false, without quotes");
-                None
-            }
-        }
-    }
-
-    fn integer<T: TryFrom<i64>>(&mut self, key: &str, range: RangeInclusive<i64>) -> Field<T> {
-        let item = self.get(key)?;
-        let (least, most) = (range.start(), range.end());
-        let Value::Integer(number) = item.value else {
-            self.wrong(item, key, &format!("a whole number from {least} to {most}"));
-            return None;
-        };
-        let value = range.contains(&number).then(|| T::try_from(number).ok()).flatten();
-        if value.is_none() {
-            self.faults.add(
-                item.at,
-                format!("{key} = {number} is out of range; choose {least} to {most}"),
-            );
-        }
-        Some(Located { at: item.at, value: value? })
-    }
-
-    fn tap_mtu(&mut self) -> Field<TapMtu> {
-        let item = self.get("tap_mtu")?;
-        let range = i64::from(MIN_TAP_MTU)..=i64::from(MAX_TAP_MTU);
-        let value = match &item.value {
-            Value::Text(text) if text == "auto" => Some(TapMtu::Auto),
-            Value::Integer(number) if range.contains(number) => {
-                u16::try_from(*number).ok().map(TapMtu::Fixed)
-            }
-            _ => None,
-        };
-        if value.is_none() {
-            self.faults.add(
-                item.at,
-                format!("tap_mtu must be \"auto\" or {MIN_TAP_MTU} to {MAX_TAP_MTU} bytes"),
-            );
-        }
-        Some(Located { at: item.at, value: value? })
-    }
-
-    fn mac_policy(&mut self, mac: &Located<String>) -> Field<MacPolicy> {
-        let value = match mac.value.as_str() {
-            "derived" => MacPolicy::Derived,
-            "random" => MacPolicy::Random,
-            other => {
-                self.faults.add(
-                    mac.at,
-                    format!("mac = \"{other}\" is neither \"derived\" nor \"random\""),
-                );
-                return None;
-            }
-        };
-        Some(Located { at: mac.at, value })
-    }
-
-    /// A list whose elements `read` accepts; those that it does not are faults already.
-    fn list<T>(
-        &mut self,
-        key: &str,
-        expected: &str,
-        read: impl Fn(&Item, &mut Collector) -> Option<T>,
-    ) -> Field<Vec<Located<T>>> {
-        let item = self.get(key)?;
-        let Value::Array(elements) = &item.value else {
-            self.wrong(item, key, expected);
-            return None;
-        };
-        let mut value = Vec::with_capacity(elements.len());
-        for element in elements {
-            if let Some(read) = read(element, self.faults) {
-                value.push(Located { at: element.at, value: read });
-            }
-        }
-        Some(Located { at: item.at, value })
-    }
-
-    /// A [`Self::list`] that must not be empty.
-    fn filled_list<T>(
-        &mut self,
-        key: &str,
-        expected: &str,
-        read: impl Fn(&Item, &mut Collector) -> Option<T>,
-    ) -> Field<Vec<Located<T>>> {
-        let item = self.get(key)?;
-        if matches!(&item.value, Value::Array(elements) if elements.is_empty()) {
-            self.faults.add(item.at, format!("{key} is empty; write {expected}"));
-        }
-        self.list(key, expected, read)
-    }
-
-    fn table(&mut self, key: &str) -> Field<&'t Table> {
-        let item = self.get(key)?;
-        match &item.value {
-            Value::Table(table) => Some(Located { at: item.at, value: table }),
-            _ => {
-                self.wrong(item, key, &format!("a section that starts with [{key}]"));
-                None
-            }
-        }
-    }
-
-    fn tables(&mut self, key: &str) -> Vec<Located<&'t Table>> {
-        let expected = format!("sections that start with [[{key}]], in two brackets");
-        let Some(item) = self.get(key) else { return Vec::new() };
-        let Value::Array(elements) = &item.value else {
-            self.wrong(item, key, &expected);
-            return Vec::new();
-        };
-        let mut tables = Vec::with_capacity(elements.len());
-        for element in elements {
-            match &element.value {
-                Value::Table(table) => tables.push(Located { at: element.at, value: table }),
-                _ => self.wrong(element, key, &expected),
-            }
-        }
-        tables
-    }
-}
-
-/// What to say about a key that is not one.
-fn unknown_key(key: &str, section: &Section) -> String {
-    let title = section.title;
-    let fault = format!("unknown key \"{key}\" in {title}");
-    let close = section
-        .keys
-        .iter()
-        .map(|known| (strsim::osa_distance(known, key), known))
-        .filter(|(distance, known)| *distance <= MAX_TYPOS.min(known.len() / 2))
-        .min();
-    if let Some((_, known)) = close {
-        return format!("{fault}; did you mean \"{known}\"?");
-    }
-    let elsewhere = SECTIONS.iter().find(|other| other.keys.contains(&key));
-    if let Some(other) = elsewhere {
-        return format!("{fault}; it belongs into {}", other.title);
-    }
-    format!("{fault}; known are {}", section.keys.join(", "))
 }

@@ -1,3 +1,5 @@
+mod links;
+
 use super::*;
 use proptest::prelude::*;
 use std::os::unix::fs::PermissionsExt;
@@ -68,6 +70,10 @@ fn one_fault(text: &str, expected: &str) {
 fn example_has_the_documented_defaults() {
     let config = loaded("");
     assert_eq!(config.own.get(), 1);
+    let ClusterConfig { policy, protect, mesh, dscp, ecn, .. } = &config.cluster;
+    assert_eq!((*policy, *protect, dscp), (Policy::Passive, Protect::Control, &Dscp::Fixed(0)));
+    assert!(!mesh && *ecn && config.links.is_empty());
+    assert_eq!((config.detector.profile, config.detector.heartbeats_per_s), (Profile::Fast, 5000));
     let ClusterConfig { next_key, ciphers, insecure, port, .. } = &config.cluster;
     assert!(next_key.is_none() && !insecure);
     assert_eq!((ciphers.as_slice(), *port), ([Cipher::Aes256Gcm].as_slice(), 26026));
@@ -83,6 +89,8 @@ fn example_has_the_documented_defaults() {
     assert_eq!((network.name.as_str(), network.tap.as_str()), ("vni100", "tap100"));
     assert_eq!((network.tap_mtu, network.mac), (TapMtu::Auto, MacPolicy::Derived));
     assert!(network.stp && !network.existing && network.static_fdb.is_empty());
+    assert!(network.mss_clamp && network.too_big && network.loop_probe);
+    assert!(network.policy.is_none() && network.dscp.is_none());
     assert_eq!(network.members.len(), 2);
     assert_eq!(config.own_node().unwrap().name, "alpha");
     assert_eq!(config.peers().map(|peer| peer.name.as_str()).collect::<Vec<_>>(), ["beta"]);
@@ -357,7 +365,7 @@ fn secrets_are_not_printed() {
 
 #[test]
 fn documentation_names_every_key() {
-    for section in reader::SECTIONS {
+    for section in sections::SECTIONS {
         for key in section.keys {
             let shown = if section.title == "the file" {
                 format!("{key}]")
@@ -381,14 +389,22 @@ fn documentation_names_every_default() {
         DEFAULT_FDB_MAX_ENTRIES.to_string(),
         DEFAULT_BUM_FRAMES_PER_S.to_string(),
         DEFAULT_ROTATE_PACKETS.to_string(),
+        detector::DEFAULT_HEARTBEATS_PER_S.to_string(),
+        format!("\"{}\"", Policy::default()),
+        format!("\"{}\"", Protect::default()),
+        format!("\"{}\"", Profile::default()),
+        Dscp::default().to_string(),
     ] {
         assert!(DOCUMENTATION.contains(&format!("| `{default}` |")), "{default}");
     }
 }
 
 /// A configuration with every key, for mutation.
-const SEED: &str = "[cluster]\nkey_file='/dev/null/x'\nciphers=['none']\nport=1\n[daemon]\nlog='info'\nworkers=1\n\
-    [[nodes]]\nid=1\nname='a'\naddresses=['192.0.2.1','fd00::1']\n[[nodes]]\nid=2\naddresses=['192.0.2.2']\n\
+const SEED: &str = "[cluster]\nkey_file='/dev/null/x'\nciphers=['none']\nport=1\nmesh=true\n\
+    policy='active:2'\ndscp={'46'=40,default=0}\n[detector]\nfast_us=1000\nhold_s=5\n[daemon]\nlog='info'\nworkers=1\n\
+    [[nodes]]\nid=1\nname='a'\naddresses=['192.0.2.1','fd00::1']\n[[nodes]]\nid=2\nprotect='all'\n\
+    links=[{name='l',address='dynamic',family='ipv4',interface='e'}]\n\
+    [[links]]\nname='0-l'\nmtu=1400\nallow=['192.0.2.0/24','fd00::1-fd00::9']\n\
     [[networks]]\nvni=1\ntap='t'\ntap_mtu='auto'\nsubnets=['10.0.0.0/24','fd00::/64']\nmembers=[1,'a']\n\
     mac='derived'\nfdb=[{mac='02:00:00:00:00:05',node=2}]\n";
 

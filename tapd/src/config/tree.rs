@@ -126,20 +126,27 @@ fn integer(number: &DeInteger<'_>) -> Value {
         .map_or(Value::Other("a number that is far too large"), Value::Integer)
 }
 
-/// Lays `over` on `base`, key by key; `[[nodes]]` pair by `id` and `[[networks]]` by `vni`.
+/// Lays `over` on `base`, key by key; `[[nodes]]` pair by `id`, `[[networks]]` by `vni` and
+/// `[[links]]` by `name`.
 pub(super) fn merge(base: &mut Table, over: Table) {
+    lay_over(base, over, true);
+}
+
+fn lay_over(base: &mut Table, over: Table, top: bool) {
     for entry in over.entries {
         let Some(existing) = base.entries.iter_mut().find(|other| other.key == entry.key) else {
             base.entries.push(entry);
             continue;
         };
+        // Only at the top: a node has `links` too, and that list is replaced as a whole.
         let id_key = match entry.key.as_str() {
-            "nodes" => Some("id"),
-            "networks" => Some("vni"),
+            "nodes" if top => Some("id"),
+            "networks" if top => Some("vni"),
+            "links" if top => Some("name"),
             _ => None,
         };
         match (&mut existing.item.value, entry.item.value, id_key) {
-            (Value::Table(base), Value::Table(over), _) => merge(base, over),
+            (Value::Table(base), Value::Table(over), _) => lay_over(base, over, false),
             (Value::Array(base), Value::Array(over), Some(id_key)) => {
                 merge_by_id(base, over, id_key);
             }
@@ -151,10 +158,18 @@ pub(super) fn merge(base: &mut Table, over: Table) {
     }
 }
 
+/// What tables of a list pair by.
+#[derive(PartialEq, Eq)]
+enum Id {
+    Number(i64),
+    Name(String),
+}
+
 fn merge_by_id(base: &mut Vec<Item>, over: Vec<Item>, id_key: &str) {
     let id = |item: &Item| match &item.value {
-        Value::Table(table) => match table.get(id_key)?.value {
-            Value::Integer(id) => Some(id),
+        Value::Table(table) => match (&table.get(id_key)?.value, id_key) {
+            (Value::Text(name), "name") => Some(Id::Name(name.clone())),
+            (Value::Integer(number), "id" | "vni") => Some(Id::Number(*number)),
             _ => None,
         },
         _ => None,
@@ -164,7 +179,7 @@ fn merge_by_id(base: &mut Vec<Item>, over: Vec<Item>, id_key: &str) {
     let mut open: Vec<_> = base.iter().map(id).collect();
     for item in over {
         let position = id(&item)
-            .and_then(|wanted| open.iter().position(|candidate| *candidate == Some(wanted)));
+            .and_then(|wanted| open.iter().position(|open| open.as_ref() == Some(&wanted)));
         let Some(position) = position else {
             base.push(item);
             continue;
@@ -172,7 +187,7 @@ fn merge_by_id(base: &mut Vec<Item>, over: Vec<Item>, id_key: &str) {
         if let (Some(slot), Some(target)) = (open.get_mut(position), base.get_mut(position)) {
             *slot = None;
             if let (Value::Table(base), Value::Table(over)) = (&mut target.value, item.value) {
-                merge(base, over);
+                lay_over(base, over, false);
             }
         }
     }
@@ -205,6 +220,27 @@ mod tests {
         let text = faults.into_faults(&["x.toml".into()]).to_string();
         assert!(text.contains("x.toml:1: not TOML"), "{text}");
         assert!(text.contains("x.toml:3: not TOML"), "{text}");
+    }
+
+    #[test]
+    fn options_of_links_pair_by_name_and_links_of_a_node_are_replaced() {
+        let mut base = table(
+            "[[links]]\nname = 'lan'\nmtu = 1500\nweight = 1\n[[nodes]]\nid = 1\n\
+                links = [{ name = 'lan' }, { name = 'wan' }]\n",
+            0,
+        );
+        let over = "[[links]]\nname = 'lan'\nweight = 2\n[[links]]\nname = 'wan'\n[[nodes]]\n\
+            id = 1\nlinks = [{ name = 'wan' }]\n";
+        merge(&mut base, table(over, 1));
+        let Value::Array(links) = &base.get("links").unwrap().value else { panic!() };
+        assert_eq!(links.len(), 2);
+        let Value::Table(lan) = &links[0].value else { panic!() };
+        assert!(matches!(lan.get("weight").unwrap().value, Value::Integer(2)));
+        assert!(matches!(lan.get("mtu").unwrap().value, Value::Integer(1500)));
+        let Value::Array(nodes) = &base.get("nodes").unwrap().value else { panic!() };
+        let Value::Table(node) = &nodes[0].value else { panic!() };
+        let Value::Array(links) = &node.get("links").unwrap().value else { panic!() };
+        assert_eq!(links.len(), 1);
     }
 
     #[test]

@@ -1,20 +1,23 @@
 //! What two or more values must agree on; the result is what a [`super::Config`] is made of.
 //!
-//! Next: [`super::networks`] for `[[networks]]`.
+//! Next: [`super::nodes`] for `[[nodes]]` and `[[links]]`.
 
-use std::collections::HashMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::checks::{Unique, check_name, or};
+use super::checks::{Unique, or};
+use super::detector::{self, DetectorConfig};
 use super::fault::{Collector, Located};
-use super::reader::{Field, Raw, RawCluster, RawDaemon, RawNode};
+use super::fields::Field;
+use super::links::LinkOptions;
+use super::reader::{Raw, RawCluster, RawDaemon};
+use super::traffic::{Dscp, Policy, Protect};
 use super::{
     Cipher, ClusterConfig, ClusterKey, DEFAULT_BUM_FRAMES_PER_S, DEFAULT_CONTROL_SOCKET,
     DEFAULT_FDB_AGEING_S, DEFAULT_FDB_MAX_ENTRIES, DEFAULT_LOG, DEFAULT_PORT,
-    DEFAULT_REHANDSHAKE_MINUTES, DEFAULT_ROTATE_PACKETS, DEFAULT_WORKERS, DaemonConfig, MAX_LINKS,
-    MAX_SOCKET_PATH_LEN, NetworkConfig, NodeConfig, PORT_COUNT, VXLAN_PORTS, networks,
+    DEFAULT_REHANDSHAKE_MINUTES, DEFAULT_ROTATE_PACKETS, DEFAULT_WORKERS, DaemonConfig,
+    MAX_SOCKET_PATH_LEN, NetworkConfig, NodeConfig, PORT_COUNT, VXLAN_PORTS, networks, nodes,
 };
 use crate::logging;
 
@@ -23,8 +26,10 @@ use crate::logging;
 pub(super) struct Parts {
     /// Absent where it is at fault.
     pub(super) cluster: Option<ClusterConfig>,
+    pub(super) detector: DetectorConfig,
     pub(super) daemon: DaemonConfig,
     pub(super) nodes: Vec<NodeConfig>,
+    pub(super) links: BTreeMap<String, LinkOptions>,
     pub(super) networks: Vec<NetworkConfig>,
 }
 
@@ -32,13 +37,19 @@ pub(super) struct Parts {
 ///
 /// Parts are also returned beside faults, as far as they go, so that later checks find theirs.
 pub(super) fn validate(raw: Raw, files: &[PathBuf], faults: &mut Collector) -> Parts {
+    // These two matter elsewhere too, also where [cluster] is at fault.
+    let cluster = raw.cluster.as_ref();
+    let mesh = cluster.and_then(|raw| raw.mesh.as_ref()).is_some_and(|mesh| mesh.value);
+    let profile = cluster.and_then(|raw| raw.profile.as_ref()).map(|profile| profile.value);
     let cluster = raw.cluster.and_then(|raw| validate_cluster(raw, files, faults));
+    let detector = detector::validate(profile.unwrap_or_default(), raw.detector, faults);
     let daemon = validate_daemon(raw.daemon, faults);
-    let nodes = validate_nodes(raw.nodes, faults);
+    let nodes = nodes::validate(raw.nodes, mesh, faults);
+    let links = nodes::validate_links(raw.links, &nodes, mesh, faults);
     let networks = networks::validate(raw.networks, &nodes, faults);
     let mut nodes: Vec<_> = nodes.into_iter().map(|located| located.value).collect();
     nodes.sort_by_key(|node| node.id);
-    Parts { cluster, daemon, nodes, networks }
+    Parts { cluster, detector, daemon, nodes, links, networks }
 }
 
 fn validate_cluster(
@@ -58,7 +69,18 @@ fn validate_cluster(
     if let Some(port) = &raw.port {
         validate_port(port, faults);
     }
-    Some(ClusterConfig { key: key?, next_key, ciphers, insecure, port: or(raw.port, DEFAULT_PORT) })
+    Some(ClusterConfig {
+        key: key?,
+        next_key,
+        ciphers,
+        insecure,
+        port: or(raw.port, DEFAULT_PORT),
+        policy: or(raw.policy, Policy::default()),
+        protect: or(raw.protect, Protect::default()),
+        mesh: or(raw.mesh, false),
+        dscp: or(raw.dscp, Dscp::default()),
+        ecn: or(raw.ecn, true),
+    })
 }
 
 fn validate_ciphers(
@@ -149,99 +171,4 @@ pub(crate) fn check_socket_path(path: &Path) -> Result<(), String> {
         ));
     }
     Ok(())
-}
-
-fn validate_nodes(raw: Vec<RawNode>, faults: &mut Collector) -> Vec<Located<NodeConfig>> {
-    let mut ids = Unique::new("node id");
-    let mut names = Unique::new("node name");
-    let mut addresses = Unique::new("address");
-    let mut families = Families::default();
-    let mut nodes = Vec::with_capacity(raw.len());
-    for node in raw {
-        let list = node_addresses(node.addresses, faults);
-        for address in &list {
-            addresses.check(address.value, address.at, faults);
-        }
-        families.check(&list, faults);
-        let Some(id) = node.id else { continue };
-        ids.check(id.value, id.at, faults);
-        let name =
-            node.name.unwrap_or_else(|| Located { at: id.at, value: format!("node{}", id.value) });
-        check_name("node", &name, faults);
-        names.check(name.value.clone(), name.at, faults);
-        let addresses = list.into_iter().map(|address| address.value).collect();
-        nodes.push(Located {
-            at: node.at,
-            value: NodeConfig { id: id.value, name: name.value, addresses },
-        });
-    }
-    nodes
-}
-
-fn node_addresses(
-    field: Field<Vec<Located<IpAddr>>>,
-    faults: &mut Collector,
-) -> Vec<Located<IpAddr>> {
-    let Some(list) = field else { return Vec::new() };
-    if list.value.len() > MAX_LINKS {
-        let count = list.value.len();
-        faults.add(
-            list.at,
-            format!("{count} addresses are more links than there can be; keep at most {MAX_LINKS}"),
-        );
-    }
-    for address in &list.value {
-        if let Some(fault) = address_fault(address.value) {
-            faults.add(address.at, format!("address {} {fault}", address.value));
-        }
-    }
-    list.value
-}
-
-fn address_fault(address: IpAddr) -> Option<&'static str> {
-    if address.is_unspecified() {
-        return Some("stands for every address; write the one that other nodes send to");
-    }
-    if address.is_multicast() || address == IpAddr::V4(Ipv4Addr::BROADCAST) {
-        return Some("is a group's; write the node's own unicast address");
-    }
-    match address {
-        IpAddr::V6(v6) if v6.is_unicast_link_local() => Some(
-            "is link-local and means something else on each interface; use a global or unique \
-                local one",
-        ),
-        IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some() => {
-            Some("is an IPv4 address in disguise; write it in its IPv4 form")
-        }
-        _ => None,
-    }
-}
-
-/// The address family of each link position: it must be the same on all nodes.
-#[derive(Default)]
-struct Families(HashMap<usize, Located<IpAddr>>);
-
-impl Families {
-    fn check(&mut self, addresses: &[Located<IpAddr>], faults: &mut Collector) {
-        for (position, address) in addresses.iter().enumerate().take(MAX_LINKS) {
-            // Said already; its family is no news.
-            if address_fault(address.value).is_some() {
-                continue;
-            }
-            let first = self.0.entry(position).or_insert_with(|| address.clone());
-            if first.value.is_ipv4() != address.value.is_ipv4() {
-                faults.add(
-                    address.at,
-                    format!(
-                        "{} and {} ({}) both are address {} of their node, but of different \
-                            families; such a link cannot work, so use one family",
-                        address.value,
-                        first.value,
-                        first.at.seen_from(address.at),
-                        position + 1
-                    ),
-                );
-            }
-        }
-    }
 }

@@ -28,8 +28,9 @@ impl Notices {
 
     /// Forgets the errors of addresses that are not in the configuration any more.
     pub(super) fn retain(&mut self, config: &Config) {
-        self.errors
-            .retain(|remote, _| config.peers().any(|peer| peer.addresses.contains(&remote.ip())));
+        self.errors.retain(|remote, _| {
+            config.peers().any(|peer| peer.addresses().any(|a| a == remote.ip()))
+        });
     }
 
     fn admit(
@@ -42,7 +43,7 @@ impl Notices {
     }
 
     pub(super) fn uplink_error(&mut self, now: Instant, config: &Config, error: &UplinkError) {
-        let peer = config.peers().find(|peer| peer.addresses.contains(&error.remote.ip()));
+        let peer = config.peers().find(|peer| peer.addresses().any(|a| a == error.remote.ip()));
         // Only configured addresses are sent to, so the map stays small; strangers, to whom a
         // cookie may have gone, are not kept.
         let Some(peer) = peer else { return };
@@ -132,5 +133,5 @@ impl Notices {
 }
 
 fn peer_at(config: &Config, from: SocketAddr) -> Option<NodeId> {
-    config.peers().find(|peer| peer.addresses.contains(&from.ip())).map(|peer| peer.id)
+    config.peers().find(|peer| peer.addresses().any(|a| a == from.ip())).map(|peer| peer.id)
 }

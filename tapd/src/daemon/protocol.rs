@@ -49,7 +49,7 @@ pub(super) fn vtep_config(
         suites: config.cluster.ciphers.iter().map(|cipher| suite(*cipher)).collect(),
         peers: config
             .peers()
-            .map(|peer| peer_config(peer, config.cluster.port, uplinks))
+            .map(|peer| peer_config(config, peer, uplinks))
             .collect::<anyhow::Result<_>>()?,
         networks: list
             .into_iter()
@@ -83,20 +83,24 @@ const fn suite(cipher: Cipher) -> Suite {
     }
 }
 
-/// Position n of two nodes' addresses makes link n.
-fn peer_config(peer: &NodeConfig, port: u16, uplinks: &Uplinks) -> anyhow::Result<PeerConfig> {
-    let links: Vec<_> = peer
-        .addresses
+fn peer_config(
+    config: &Config,
+    peer: &NodeConfig,
+    uplinks: &Uplinks,
+) -> anyhow::Result<PeerConfig> {
+    let links: Vec<_> = config
+        .pairs(peer)
         .iter()
-        .zip(uplinks.iter())
-        .zip(0..)
-        .map(|((address, uplink), number)| LinkAddress {
-            uplink: UplinkId(number),
-            remote: SocketAddr::new(*address, port),
-            max_udp_payload: uplink.max_udp_payload() as usize,
+        .filter_map(|pair| {
+            let id = UplinkId(u8::try_from(pair.local).ok()?);
+            Some(LinkAddress {
+                uplink: id,
+                remote: SocketAddr::new(pair.remote.fixed()?, config.cluster.port),
+                max_udp_payload: uplinks.get(id)?.max_udp_payload() as usize,
+            })
         })
         .collect();
-    anyhow::ensure!(!links.is_empty(), "node {} has no address", peer.name);
+    anyhow::ensure!(!links.is_empty(), "there is no link to node {}", peer.name);
     Ok(PeerConfig { node: peer.id, links })
 }
 

@@ -68,9 +68,13 @@ impl Uplinks {
         let sealed = config.cluster.ciphers.iter().any(|cipher| *cipher != Cipher::None);
         let overhead = if sealed { SEALED_OVERHEAD } else { CLEAR_OVERHEAD };
         let mut list = Vec::new();
-        for (number, address) in own.addresses.iter().enumerate() {
+        for (number, link) in own.links.iter().enumerate() {
+            let address = link.address.fixed().ok_or_else(|| {
+                let name = &link.name;
+                Failure::cannot_start(anyhow!("this node's link {name} has no fixed address"))
+            })?;
             let id = UplinkId(u8::try_from(number).unwrap_or(u8::MAX));
-            list.push(Uplink::open(id, *address, config)?);
+            list.push(Uplink::open(id, address, config)?);
         }
         Ok(Self { list, overhead: u32::try_from(overhead).unwrap_or(0) })
     }
