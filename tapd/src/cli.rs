@@ -8,7 +8,7 @@ use clap_complete::Shell;
 use encap::id::Vni;
 use encap::wire::ethernet::MacAddr;
 
-use crate::config::{DEFAULT_CONTROL_SOCKET, check_socket_path};
+use crate::config::{DEFAULT_CONTROL_SOCKET, MIN_UNDERLAY_MTU, check_socket_path};
 use crate::control::Topic;
 use crate::exit::exit_code_help;
 use crate::logging;
@@ -26,6 +26,8 @@ Examples:
   tapd run --config /etc/tapd/cluster.toml          run the daemon; the node is found by its address
   tapd run --config cluster.toml --node alpha       run it as the node \"alpha\"
   tapd show peers                                   who is connected
+  tapd show links                                   which paths lead there, and how good they are
+  tapd watch                                        what happens, as it happens
   tapd capture --vni 100 --write - | tcpdump -r -   look at the frames of a network";
 
 const RUN_EXAMPLES: &str = "\
@@ -45,6 +47,14 @@ Ctrl-C; when the daemon ends it earlier, the exit code is 1.
 Examples:
   tapd capture --vni 100 --write blue.pcapng
   tapd capture --write - | wireshark -k -i -";
+
+const WATCH_HELP: &str = "\
+Times are UTC. It ends after --count events, or with Ctrl-C; when the daemon ends it earlier, the \
+exit code is 1.
+
+Examples:
+  tapd watch                          12:34:56.789 beta lan  suspect  6 rounds behind link wan
+  tapd watch --json | jq -c 'select(.event == \"fail_over\")'";
 
 /// Virtual Ethernet networks over encrypted UDP
 #[derive(Debug, Parser)]
@@ -86,6 +96,9 @@ pub(crate) enum Command {
         /// As JSON, for programs
         #[arg(long)]
         json: bool,
+        /// More of it, where there is more: all that is known of each link
+        #[arg(long, short)]
+        verbose: bool,
         /// Where the daemon listens.
         #[command(flatten)]
         socket: SocketArgs,
@@ -102,6 +115,22 @@ pub(crate) enum Command {
     /// Act on a peer
     #[command(subcommand)]
     Peer(PeerCommand),
+    /// Act on a link to a peer
+    #[command(subcommand)]
+    Link(LinkCommand),
+    /// Tell what happens, as it happens: links, failovers, path MTUs, peers
+    #[command(after_help = WATCH_HELP)]
+    Watch {
+        /// As JSON, one line for each event
+        #[arg(long)]
+        json: bool,
+        /// End after so many events
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+        count: Option<u64>,
+        /// Where the daemon listens.
+        #[command(flatten)]
+        socket: SocketArgs,
+    },
     /// Record overlay frames as pcapng
     #[command(after_long_help = CAPTURE_EXAMPLES)]
     Capture {
@@ -242,6 +271,59 @@ pub(crate) enum PeerCommand {
     },
 }
 
+/// `tapd link`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum LinkCommand {
+    /// Take a link out of use with nothing lost; without another link it goes on all the same
+    #[command(after_help = "Example: tapd link drain beta lan\n\
+        It lasts until tapd link undrain, or until the daemon ends.")]
+    Drain(LinkArgs),
+    /// Use a drained link again
+    Undrain(LinkArgs),
+    /// Fix the path MTU of a link until the daemon ends, or have it discovered again
+    #[command(
+        after_help = "Examples:\n  tapd link mtu beta wan 1400\n  tapd link mtu beta wan auto"
+    )]
+    Mtu {
+        /// Which link.
+        #[command(flatten)]
+        link: LinkArgs,
+        /// Bytes of IP that the path takes, 1280 to 65535, or auto
+        #[arg(value_name = "SIZE|auto", value_parser = parse_mtu)]
+        size: LinkMtu,
+    },
+}
+
+/// A link to a peer.
+#[derive(Debug, Args)]
+pub(crate) struct LinkArgs {
+    /// The peer: id or name
+    pub(crate) peer: String,
+    /// The link: name, or index as in tapd show links
+    pub(crate) link: String,
+    /// Where the daemon listens.
+    #[command(flatten)]
+    pub(crate) socket: SocketArgs,
+}
+
+/// What `tapd link mtu` sets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum LinkMtu {
+    /// Discovered.
+    Auto,
+    /// Bytes of IP.
+    Fixed(u16),
+}
+
+fn parse_mtu(text: &str) -> Result<LinkMtu, String> {
+    if text == "auto" {
+        return Ok(LinkMtu::Auto);
+    }
+    let size = text.parse().ok().filter(|size| *size >= MIN_UNDERLAY_MTU);
+    size.map(LinkMtu::Fixed)
+        .ok_or_else(|| format!("write auto, or {MIN_UNDERLAY_MTU} to {} bytes", u16::MAX))
+}
+
 fn parse_vni(text: &str) -> Result<Vni, String> {
     text.parse()
         .ok()
@@ -276,6 +358,26 @@ mod tests {
         assert!(parse(&["--all"]));
         assert!(!parse(&[]));
         assert!(!parse(&["beta", "--all"]));
+    }
+
+    #[test]
+    fn links_are_named_by_peer_and_link() {
+        let parse = |line: &str| Cli::try_parse_from(line.split(' '));
+        assert!(parse("tapd link drain beta lan").is_ok());
+        assert!(parse("tapd link undrain 2 0 --control-socket /tmp/x.sock").is_ok());
+        assert!(parse("tapd link drain beta").is_err());
+        for (text, expected) in [("auto", LinkMtu::Auto), ("1280", LinkMtu::Fixed(1280))] {
+            let parsed = parse(&format!("tapd link mtu beta lan {text}")).unwrap();
+            let Command::Link(LinkCommand::Mtu { size, .. }) = parsed.command else { panic!() };
+            assert_eq!(size, expected);
+        }
+        for text in ["1279", "65536", "large"] {
+            let fault = parse(&format!("tapd link mtu beta lan {text}")).unwrap_err().to_string();
+            assert!(fault.contains("1280 to 65535"), "{fault}");
+        }
+        assert!(parse("tapd watch --json --count 3").is_ok());
+        assert!(parse("tapd watch --count 0").is_err());
+        assert!(parse("tapd show links -v").is_ok());
     }
 
     #[test]

@@ -8,6 +8,7 @@ mod daemon;
 mod control;
 mod show;
 mod capture;
+mod watch;
 mod keygen;
 mod exit;
 
@@ -18,7 +19,9 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::Parser;
 
-use cli::{CheckArgs, Cli, Command, FdbCommand, PeerCommand, RunArgs};
+use cli::{
+    CheckArgs, Cli, Command, FdbCommand, LinkArgs, LinkCommand, LinkMtu, PeerCommand, RunArgs,
+};
 use config::{Config, Faults, NodeSelector, Source};
 use control::{Client, ReloadReply, Request};
 use exit::{Exit, Failure};
@@ -39,12 +42,16 @@ fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Run(args) => run(args),
         Command::Check(args) => check(args),
         Command::Keygen { file } => keygen::run(file.as_deref()),
-        Command::Show { topic, json, socket } => show::run(&socket.path, topic, json),
+        Command::Show { topic, json, verbose, socket } => {
+            show::run(&socket.path, topic, json, verbose)
+        }
         Command::Fdb(command) => fdb(command),
         Command::Reload { socket } => reload(&socket.path),
         Command::Peer(PeerCommand::Rehandshake { node, all: _, socket }) => {
             Client::connect(&socket.path)?.request::<()>(Request::Rehandshake { node })
         }
+        Command::Link(command) => link(command),
+        Command::Watch { json, count, socket } => watch::run(&socket.path, json, count),
         Command::Capture { vni, write, count, socket } => {
             capture::run(&socket.path, Request::Capture { vni, count }, count, &write)
         }
@@ -98,6 +105,25 @@ fn fdb(command: FdbCommand) -> Result<(), Failure> {
         FdbCommand::Add { mac, vni, node, socket } => (socket, Request::FdbAdd { vni, mac, node }),
         FdbCommand::Del { mac, vni, socket } => (socket, Request::FdbDel { vni, mac }),
         FdbCommand::Flush { vni, socket } => (socket, Request::FdbFlush { vni }),
+    };
+    Client::connect(&socket.path)?.request::<()>(request)
+}
+
+fn link(command: LinkCommand) -> Result<(), Failure> {
+    let (socket, request) = match command {
+        LinkCommand::Drain(LinkArgs { peer, link, socket }) => {
+            (socket, Request::LinkDrain { node: peer, link })
+        }
+        LinkCommand::Undrain(LinkArgs { peer, link, socket }) => {
+            (socket, Request::LinkUndrain { node: peer, link })
+        }
+        LinkCommand::Mtu { link: LinkArgs { peer, link, socket }, size } => {
+            let size = match size {
+                LinkMtu::Auto => None,
+                LinkMtu::Fixed(size) => Some(size),
+            };
+            (socket, Request::LinkMtu { node: peer, link, size })
+        }
     };
     Client::connect(&socket.path)?.request::<()>(request)
 }

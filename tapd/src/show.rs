@@ -1,36 +1,38 @@
 //! `tapd show`: a daemon's state as tables for people, or as JSON.
 
+mod links;
+
 use std::fmt::Write as _;
 use std::path::Path;
 
 use anyhow::Context;
 
 use crate::control::{
-    Client, CountersReply, FdbReply, LinkReply, NetworkReply, PeerReply, ReloadReply, Request,
-    StatusReply, Topic,
+    Client, CountersReply, FdbReply, NetworkReply, PeerReply, ReloadReply, Request, StatusReply,
+    Topic,
 };
 use crate::exit::Failure;
 
 /// Asks the daemon and prints.
-pub(crate) fn run(socket: &Path, topic: Topic, json: bool) -> Result<(), Failure> {
+pub(crate) fn run(socket: &Path, topic: Topic, json: bool, verbose: bool) -> Result<(), Failure> {
     let data: serde_json::Value = Client::connect(socket)?.request(Request::Show { topic })?;
     let text = if json {
         let mut text = serde_json::to_string_pretty(&data).context("cannot write JSON")?;
         text.push('\n');
         text
     } else {
-        text(topic, data).context(
+        text(topic, data, verbose).context(
             "the daemon's reply is not understood; client and daemon may differ in version",
         )?
     };
     crate::print(text.as_bytes())
 }
 
-fn text(topic: Topic, data: serde_json::Value) -> serde_json::Result<String> {
+fn text(topic: Topic, data: serde_json::Value, verbose: bool) -> serde_json::Result<String> {
     Ok(match topic {
         Topic::Status => status_text(&serde_json::from_value(data)?),
         Topic::Peers => peers_text(&serde_json::from_value::<Vec<_>>(data)?),
-        Topic::Links => links_text(&serde_json::from_value::<Vec<_>>(data)?),
+        Topic::Links => links::text(&serde_json::from_value::<Vec<_>>(data)?, verbose),
         Topic::Networks => networks_text(&serde_json::from_value::<Vec<_>>(data)?),
         Topic::Fdb => fdb_text(&serde_json::from_value::<Vec<_>>(data)?),
         Topic::Counters => counters_text(&serde_json::from_value(data)?),
@@ -66,6 +68,9 @@ fn peers_text(peers: &[PeerReply]) -> String {
         "NODE",
         "NAME",
         "STATE",
+        "LINKS",
+        "POLICY",
+        "PROTECT",
         "CIPHER",
         "KEY",
         "ADDRESS",
@@ -86,6 +91,9 @@ fn peers_text(peers: &[PeerReply]) -> String {
             peer.node.to_string(),
             peer.name.clone(),
             peer.state.clone(),
+            format!("{}/{}", peer.links_up, peer.links),
+            peer.policy.clone(),
+            peer.protect.clone(),
             peer.cipher.clone().unwrap_or_else(dash),
             peer.key_id.clone().unwrap_or_else(dash),
             peer.address.clone(),
@@ -102,36 +110,6 @@ fn peers_text(peers: &[PeerReply]) -> String {
         ]);
     }
     table.text("no peers: the configuration has no other node")
-}
-
-fn links_text(links: &[LinkReply]) -> String {
-    let mut table = Table::new(&[
-        "NODE",
-        "PEER",
-        "LINK",
-        "LOCAL",
-        "REMOTE",
-        "STATE",
-        "UPLINK MTU",
-        "MAX UDP PAYLOAD",
-        "ERRORS",
-    ]);
-    for link in links {
-        let errors = link.errors.iter().filter(|(_, count)| **count > 0);
-        let errors: Vec<_> = errors.map(|(kind, count)| format!("{kind} {count}")).collect();
-        table.row([
-            link.node.to_string(),
-            link.peer.clone(),
-            link.index.to_string(),
-            link.local.clone(),
-            link.remote.clone(),
-            link.state.clone(),
-            link.uplink_mtu.map_or_else(dash, |mtu| mtu.to_string()),
-            link.max_udp_payload.to_string(),
-            if errors.is_empty() { "none".to_owned() } else { errors.join(", ") },
-        ]);
-    }
-    table.text("no links: the configuration has no other node")
 }
 
 fn networks_text(networks: &[NetworkReply]) -> String {
@@ -273,11 +251,7 @@ impl Table {
         self.rows.push(cells.into());
     }
 
-    /// The table, or `empty` where it has no row below the header.
-    fn text(&self, empty: &str) -> String {
-        if self.rows.len() == 1 {
-            return format!("{empty}\n");
-        }
+    fn widths(&self) -> Vec<usize> {
         let mut widths = Vec::new();
         for row in &self.rows {
             widths.resize(widths.len().max(row.len()), 0);
@@ -285,6 +259,26 @@ impl Table {
                 *width = (*width).max(cell.chars().count());
             }
         }
+        widths
+    }
+
+    /// Takes from one column what the lines have above `most` characters.
+    fn shrink(&mut self, column: usize, most: usize) {
+        let widths = self.widths();
+        let whole = widths.iter().sum::<usize>() + 2 * widths.len().saturating_sub(1);
+        let Some(width) = widths.get(column).filter(|_| whole > most) else { return };
+        let left = width.saturating_sub(whole - most);
+        for cell in self.rows.iter_mut().filter_map(|row| row.get_mut(column)) {
+            *cell = links::elided(cell, left);
+        }
+    }
+
+    /// The table, or `empty` where it has no row below the header.
+    fn text(&self, empty: &str) -> String {
+        if self.rows.len() == 1 {
+            return format!("{empty}\n");
+        }
+        let widths = self.widths();
         let mut text = String::new();
         for row in &self.rows {
             let mut line = String::new();
@@ -301,6 +295,7 @@ impl Table {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::control::LinkReply;
     use std::collections::BTreeMap;
 
     fn json(value: &impl serde::Serialize) -> serde_json::Value {
@@ -334,12 +329,13 @@ mod tests {
             tap_mtu: vec![arithmetic.into()],
             ..Default::default()
         };
+        let text = |topic, data| text(topic, data, false);
         let shown = text(Topic::Status, json(&status)).unwrap();
         assert!(shown.contains("26026 to 26041") && shown.contains(arithmetic), "{shown}");
         let peer = PeerReply { name: "beta".into(), state: "up".into(), ..Default::default() };
         assert!(text(Topic::Peers, json(&vec![peer])).unwrap().contains("beta  up"));
         let errors = BTreeMap::from([("unreachable".into(), 3), ("none".into(), 0)]);
-        let link = LinkReply { errors, ..Default::default() };
+        let link = LinkReply { peer: "beta".into(), errors, ..Default::default() };
         let shown = text(Topic::Links, json(&vec![link])).unwrap();
         assert!(shown.contains("unreachable 3\n"), "{shown}");
         let network = NetworkReply { tap_mtu_arithmetic: arithmetic.into(), ..Default::default() };

@@ -50,9 +50,20 @@ fn help_teaches() {
     for part in ["Examples:", "tapd keygen", "Exit codes:", "3  the configuration has faults"] {
         assert!(stdout(&help).contains(part), "{part}\n{}", stdout(&help));
     }
-    for command in
-        ["run", "check", "keygen", "show", "fdb", "reload", "peer", "capture", "completions", "man"]
-    {
+    for command in [
+        "run",
+        "check",
+        "keygen",
+        "show",
+        "fdb",
+        "reload",
+        "peer",
+        "link",
+        "watch",
+        "capture",
+        "completions",
+        "man",
+    ] {
         assert!(stdout(&help).contains(&format!("  {command} ")), "{command}");
         expect(&tapd(directory.path(), &[command, "--help"]), 0);
     }
@@ -67,8 +78,14 @@ fn help_teaches() {
 #[test]
 fn wrong_usage_is_2() {
     let directory = tempfile::tempdir().unwrap();
-    for arguments in [&[][..], &["dance"], &["run"], &["peer", "rehandshake"], &["fdb", "add", "x"]]
-    {
+    for arguments in [
+        &[][..],
+        &["dance"],
+        &["run"],
+        &["peer", "rehandshake"],
+        &["fdb", "add", "x"],
+        &["link", "mtu", "beta", "lan", "12"],
+    ] {
         expect(&tapd(directory.path(), arguments), 2);
     }
 }
@@ -171,6 +188,9 @@ fn commands_without_a_daemon_are_5() {
         &["reload"],
         &["peer", "rehandshake", "--all"],
         &["fdb", "flush"],
+        &["link", "drain", "beta", "lan"],
+        &["link", "mtu", "beta", "0", "auto"],
+        &["watch"],
         &["capture", "--write", "x.pcapng"],
     ] {
         let socket = ["--control-socket", "none.sock"];
@@ -226,6 +246,42 @@ fn capture_that_the_daemon_ends_is_1() {
         expect(&output, 1);
         let said = stderr(&output);
         assert!(said.contains("the daemon ended the capture") && said.contains(part), "{said}");
+    }
+}
+
+#[test]
+fn watch_that_the_daemon_ends_is_1() {
+    let directory = tempfile::tempdir().unwrap();
+    let event = "{\"time_ms\":45296789,\"event\":\"link_suspect\",\"node\":2,\"peer\":\"beta\",\
+        \"link\":\"lan\",\"cause\":\"6 rounds behind link wan\"}\n";
+    let reply = format!("{{\"version\":1,\"ok\":true}}\n{event}{event}");
+    let watch = |more: &[&str]| {
+        let arguments = [&["watch"], more].concat();
+        answered(directory.path(), &arguments, reply.as_bytes())
+    };
+    let line = "12:34:56.789 beta lan  suspect  6 rounds behind link wan\n";
+    let output = watch(&["--count", "2"]);
+    expect(&output, 0);
+    assert_eq!(stdout(&output), line.repeat(2));
+    assert_eq!(stdout(&watch(&["--count", "1", "--json"])), event);
+    for (more, part) in [(&["--count", "3"][..], "after 2 of 3 events"), (&[], "after 2 events")] {
+        let output = watch(more);
+        expect(&output, 1);
+        assert_eq!(stdout(&output), line.repeat(2));
+        assert!(stderr(&output).contains(part), "{}", stderr(&output));
+    }
+}
+
+#[test]
+fn link_commands_ask_for_what_was_said() {
+    let directory = tempfile::tempdir().unwrap();
+    let refused = b"{\"version\":1,\"ok\":false,\"error\":\"no link \\\"lan\\\"\"}\n";
+    let output = answered(directory.path(), &["link", "drain", "beta", "lan"], refused);
+    expect(&output, 6);
+    assert!(stderr(&output).contains("the daemon refused: no link \"lan\""), "{}", stderr(&output));
+    let accepted = b"{\"version\":1,\"ok\":true}\n";
+    for arguments in [&["link", "undrain", "2", "0"][..], &["link", "mtu", "beta", "lan", "1400"]] {
+        expect(&answered(directory.path(), arguments, accepted), 0);
     }
 }
 

@@ -56,11 +56,11 @@ impl Client {
             .map_err(Failure::from)
     }
 
-    /// Asks for a capture; what can be read from the result is the pcapng stream.
+    /// Asks for a capture or for events; what can be read from the result is the stream.
     ///
     /// # Errors
     /// As [`Self::request`].
-    pub(crate) fn stream(mut self, request: Request) -> Result<impl io::Read, Failure> {
+    pub(crate) fn stream(mut self, request: Request) -> Result<impl BufRead, Failure> {
         self.ask(request)?;
         self.stream.get_ref().set_read_timeout(None).map_err(unreachable_daemon)?;
         Ok(self.stream)

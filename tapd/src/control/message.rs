@@ -7,6 +7,7 @@ use encap::wire::ethernet::MacAddr;
 use serde::{Deserialize, Serialize};
 
 use super::CONTROL_VERSION;
+use crate::config::MIN_UNDERLAY_MTU;
 
 /// The line that asks.
 #[derive(Debug, Serialize, Deserialize)]
@@ -65,6 +66,32 @@ pub(crate) enum Request {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         node: Option<String>,
     },
+    /// A link carries no frames any more, for as long as another one can. No data.
+    LinkDrain {
+        /// Id or name of the peer.
+        node: String,
+        /// Name of the link, or its index.
+        link: String,
+    },
+    /// A drained link carries frames again. No data.
+    LinkUndrain {
+        /// Id or name of the peer.
+        node: String,
+        /// Name of the link, or its index.
+        link: String,
+    },
+    /// The path MTU of a link is fixed until the daemon ends, or discovered again. No data.
+    LinkMtu {
+        /// Id or name of the peer.
+        node: String,
+        /// Name of the link, or its index.
+        link: String,
+        /// Bytes of IP, [`MIN_UNDERLAY_MTU`] or more; discovered without it.
+        #[serde(with = "underlay_mtu", default, skip_serializing_if = "Option::is_none")]
+        size: Option<u16>,
+    },
+    /// What happens from now on, as a stream of [`super::Event`], one JSON line each.
+    Watch {},
     /// Overlay frames as a stream of pcapng.
     Capture {
         /// Only this network's.
@@ -149,6 +176,7 @@ pub(crate) struct StatusReply {
 
 /// One element of the answer to [`Topic::Peers`].
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub(crate) struct PeerReply {
     /// Node id.
     pub(crate) node: u16,
@@ -185,29 +213,111 @@ pub(crate) struct PeerReply {
     pub(crate) tx_bytes: u64,
     /// Why the peer is down.
     pub(crate) down_reason: Option<String>,
+    /// Which links carry the frames to it, unless a network has a policy of its own.
+    pub(crate) policy: String,
+    /// What is kept to be sent again when a link fails.
+    pub(crate) protect: String,
+    /// Links that are up.
+    pub(crate) links_up: usize,
+    /// Links in all.
+    pub(crate) links: usize,
+    /// Largest UDP payload in bytes that every link takes which may carry a frame.
+    pub(crate) max_udp_payload: u32,
 }
 
 /// One element of the answer to [`Topic::Links`].
+///
+/// What was not measured yet is absent.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub(crate) struct LinkReply {
     /// Id of the peer.
     pub(crate) node: u16,
     /// Name of the peer.
     pub(crate) peer: String,
-    /// Position, from 0.
+    /// Position among the peer's links, from 0; both ends have the same.
     pub(crate) index: u8,
+    /// Name in the configuration.
+    pub(crate) name: String,
     /// Local address and port.
     pub(crate) local: String,
     /// Remote address and port.
     pub(crate) remote: String,
-    /// State, such as `up` or `down`.
+    /// `up`, `suspect` or `down`.
     pub(crate) state: String,
-    /// MTU of the uplink, in bytes, where it is known.
+    /// Taken out of use by `tapd link drain`.
+    pub(crate) drained: bool,
+    /// Carries frames now.
+    pub(crate) sending: bool,
+    /// Why it is in this state.
+    pub(crate) reason: Option<String>,
+    /// Links of a higher one are preferred.
+    pub(crate) priority: u8,
+    /// Share of the flows or frames.
+    pub(crate) weight: u16,
+    /// MTU of the uplink in bytes of IP, where it is known.
     pub(crate) uplink_mtu: Option<u32>,
+    /// MTU of the path to the peer in bytes of IP, as far as it is known.
+    pub(crate) path_mtu: Option<u32>,
     /// Largest UDP payload that is sent, in bytes.
     pub(crate) max_udp_payload: u32,
+    /// How the path MTU is known, such as `probed`.
+    pub(crate) path_mtu_how: Option<String>,
+    /// Seconds since the path MTU changed.
+    pub(crate) path_mtu_age_s: Option<u64>,
+    /// A larger path MTU is being looked for.
+    pub(crate) searching: bool,
+    /// Between the heartbeats of this node, in microseconds.
+    pub(crate) interval_us: Option<u64>,
+    /// Smallest round-trip time of late, in microseconds.
+    pub(crate) rtt_min_us: Option<u64>,
+    /// Smoothed round-trip time, in microseconds.
+    pub(crate) rtt_us: Option<u64>,
+    /// Round-trip time in microseconds that half of the heartbeats stay below.
+    pub(crate) rtt_p50_us: Option<u64>,
+    /// The same for 99 in 100.
+    pub(crate) rtt_p99_us: Option<u64>,
+    /// The same for 999 in 1000.
+    pub(crate) rtt_p999_us: Option<u64>,
+    /// Smoothed variation of the time from the peer to here, in microseconds (RFC 3550).
+    pub(crate) jitter_us: Option<u64>,
+    /// How much longer than the quickest link of the peer it takes from there to here, in
+    /// microseconds.
+    pub(crate) skew_us: Option<i64>,
+    /// Heartbeats lost on the way here, in millionths.
+    pub(crate) loss_rx_ppm: Option<u32>,
+    /// Heartbeats lost on the way to the peer, in millionths.
+    pub(crate) loss_tx_ppm: Option<u32>,
+    /// Datagrams received.
+    pub(crate) rx_datagrams: u64,
+    /// Datagrams sent.
+    pub(crate) tx_datagrams: u64,
+    /// Bytes of UDP payload received.
+    pub(crate) rx_bytes: u64,
+    /// Bytes of UDP payload sent.
+    pub(crate) tx_bytes: u64,
+    /// Datagrams received that another link had brought before.
+    pub(crate) copies: u64,
+    /// Datagrams sent here again as another link failed.
+    pub(crate) resent: u64,
+    /// Changes of the state, newest first, at most 16.
+    pub(crate) transitions: Vec<TransitionReply>,
     /// Errors by kind.
     pub(crate) errors: BTreeMap<String, u64>,
+}
+
+/// A change of a link's state.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct TransitionReply {
+    /// Milliseconds since it happened.
+    pub(crate) ago_ms: u64,
+    /// State before, as in [`LinkReply::state`].
+    pub(crate) from: String,
+    /// State after.
+    pub(crate) to: String,
+    /// Why, in a few words.
+    pub(crate) cause: String,
 }
 
 /// A member of a network.
@@ -340,6 +450,26 @@ mod optional_vni {
     }
 }
 
+/// The MTU of a path that may be absent.
+mod underlay_mtu {
+    use super::MIN_UNDERLAY_MTU;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
+
+    #[allow(clippy::ref_option, reason = "the signature is serde's")]
+    pub(super) fn serialize<S: Serializer>(size: &Option<u16>, to: S) -> Result<S::Ok, S::Error> {
+        size.serialize(to)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u16>, D::Error> {
+        match Option::<u16>::deserialize(from)? {
+            Some(size) if size < MIN_UNDERLAY_MTU => {
+                Err(D::Error::custom(format!("size {size} is below {MIN_UNDERLAY_MTU}")))
+            }
+            size => Ok(size),
+        }
+    }
+}
+
 /// A MAC address as text.
 mod mac {
     use super::MacAddr;
@@ -378,7 +508,19 @@ mod tests {
         round_trip(r#"{"version":1,"command":"fdb_flush","vni":0}"#);
         assert_eq!(round_trip(r#"{"version":1,"command":"reload"}"#), Request::Reload);
         round_trip(r#"{"version":1,"command":"rehandshake","node":"2"}"#);
+        round_trip(r#"{"version":1,"command":"link_drain","node":"beta","link":"lan"}"#);
+        round_trip(r#"{"version":1,"command":"link_undrain","node":"beta","link":"0"}"#);
+        round_trip(r#"{"version":1,"command":"link_mtu","node":"2","link":"lan"}"#);
+        round_trip(r#"{"version":1,"command":"link_mtu","node":"2","link":"lan","size":1280}"#);
+        assert_eq!(round_trip(r#"{"version":1,"command":"watch"}"#), Request::Watch {});
         round_trip(r#"{"version":1,"command":"capture","vni":16777215,"count":10}"#);
+    }
+
+    #[test]
+    fn replies_of_an_older_daemon_are_understood() {
+        let link: LinkReply = serde_json::from_str(r#"{"node":2,"peer":"beta"}"#).unwrap();
+        assert_eq!(link, LinkReply { node: 2, peer: "beta".into(), ..Default::default() });
+        assert!(serde_json::from_str::<PeerReply>("{}").is_ok());
     }
 
     #[test]
@@ -390,9 +532,12 @@ mod tests {
 
     #[test]
     fn values_out_of_range_are_refused() {
-        let parse = |text| serde_json::from_str::<Request>(text).unwrap_err().to_string();
+        let parse = |text: &str| serde_json::from_str::<Request>(text).unwrap_err().to_string();
         assert!(parse(r#"{"command":"fdb_flush","vni":16777216}"#).contains("above 16777215"));
         assert!(parse(r#"{"command":"fdb_del","vni":1,"mac":"02:00"}"#).contains("not a MAC"));
+        let mtu = |size| parse(&format!(r#"{{"command":"link_mtu","node":"2","link":"0"{size}}}"#));
+        assert!(mtu(r#","size":1279"#).contains("below 1280"));
+        assert!(mtu(r#","size":65536"#).contains("65536"));
         assert!(parse(r#"{"command":"dance"}"#).contains("dance"));
     }
 }

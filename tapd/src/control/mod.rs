@@ -2,16 +2,19 @@
 //!
 //! `{"version":1,"command":"show","topic":"status"}` is answered by `{"version":1,"ok":true,
 //! "data":{...}}` or `{"version":1,"ok":false,"error":"..."}`. Behind the line that accepts
-//! `capture` follow the raw bytes of a pcapng file until either side hangs up.
+//! `capture` follow the raw bytes of a pcapng file, behind the one that accepts `watch` a JSON line
+//! for each event, until either side hangs up.
 
 mod message;
 mod server;
+mod events;
 mod client;
 
 pub(crate) use client::Client;
+pub(crate) use events::{Event, Events};
 pub(crate) use message::{
     CountersReply, FdbReply, LinkReply, MemberReply, NetworkReply, PeerReply, ReloadReply, Request,
-    StatusReply, Topic, WorkerCounters,
+    StatusReply, Topic, TransitionReply, WorkerCounters,
 };
 pub(crate) use server::{Incoming, ReplySender, Server, hung_up};
 

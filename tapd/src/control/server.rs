@@ -25,7 +25,7 @@ use super::{CONTROL_VERSION, MAX_REQUEST_LEN};
 
 /// Permission bits of the socket: its owner only.
 const SOCKET_MODE: u32 = 0o600;
-/// Most connections at once, captures included.
+/// Most connections at once, captures and watches included.
 const MAX_CONNECTIONS: usize = 16;
 /// Connections that wait at most to be accepted.
 const BACKLOG: i32 = 128;

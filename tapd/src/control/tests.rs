@@ -4,8 +4,8 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread;
 
 /// A server whose control loop is `answer`, on a thread that ends with the server.
@@ -97,6 +97,25 @@ fn capture_is_raw_bytes_after_the_line() {
     let request = Request::Capture { vni: None, count: None };
     daemon.client().stream(request).unwrap().read_to_end(&mut bytes).unwrap();
     assert_eq!(bytes, [0x0a, 0x0d, 0x0d, 0x0a, 0, 1, 2]);
+}
+
+#[test]
+fn events_reach_every_watcher_until_the_daemon_ends() {
+    let events = Arc::new(Mutex::new(Events::default()));
+    let hub = Arc::clone(&events);
+    let daemon = Daemon::start(move |incoming| hub.lock().unwrap().watch(incoming.reply));
+    let mut streams = [0; 2].map(|_| daemon.client().stream(Request::Watch {}).unwrap());
+    let told = Event::new("peer_up", "aes-256-gcm").of_peer(2, "beta");
+    events.lock().unwrap().publish(&told);
+    for stream in &mut streams {
+        let mut line = String::new();
+        stream.read_line(&mut line).unwrap();
+        assert_eq!(serde_json::from_str::<Event>(&line).unwrap(), told);
+    }
+    *events.lock().unwrap() = Events::default();
+    for stream in &mut streams {
+        assert_eq!(stream.read_line(&mut String::new()).unwrap(), 0);
+    }
 }
 
 #[test]

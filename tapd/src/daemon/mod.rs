@@ -30,7 +30,7 @@ use fastpath::{affinity, process};
 use log::{info, warn};
 
 use crate::config::{Config, Source};
-use crate::control::{Incoming, Server};
+use crate::control::{Events, Incoming, Server};
 use crate::exit::Failure;
 use crate::privileges;
 use networks::Networks;
@@ -64,6 +64,7 @@ struct Daemon {
     networks: Networks,
     workers: Vec<RunningWorker>,
     notices: Notices,
+    events: Events,
     capture: Capture,
     /// Bytes that a worker's buffer holds, fixed at the start.
     max_packet_len: usize,
@@ -155,6 +156,7 @@ pub(crate) fn run(config: Config, source: Source) -> Result<(), Failure> {
         networks,
         workers,
         notices: Notices::default(),
+        events: Events::default(),
         capture,
         max_packet_len,
         started,
@@ -294,6 +296,9 @@ impl Daemon {
         while let Some(event) = self.vtep.poll_event() {
             self.networks.take_event(&event);
             self.notices.event(Instant::now(), &self.config, &event);
+            if let Some(told) = notices::told(&self.config, &event) {
+                self.events.publish(&told);
+            }
         }
     }
 

@@ -11,6 +11,7 @@ use fastpath::uplink::{UplinkError, UplinkErrorKind};
 use log::{debug, error, info, warn};
 
 use crate::config::Config;
+use crate::control;
 use crate::logging::{LimitKey, RateLimit, Suppressed};
 
 /// Rations lines and keeps the errors of each link.
@@ -69,10 +70,7 @@ impl Notices {
     }
 
     pub(super) fn event(&mut self, now: Instant, config: &Config, event: &Event) {
-        let name = |node: NodeId| {
-            let known = config.nodes.iter().find(|known| known.id == node);
-            known.map_or_else(|| format!("node {node}"), |known| known.name.clone())
-        };
+        let name = |node: NodeId| name(config, node);
         match event {
             Event::PeerUp { node, cipher } => info!("peer {} is up ({cipher})", name(*node)),
             Event::PeerDown { node, reason } => {
@@ -130,6 +128,22 @@ impl Notices {
             Event::MaxFrameLen { .. } => {}
         }
     }
+}
+
+fn name(config: &Config, node: NodeId) -> String {
+    let known = config.nodes.iter().find(|known| known.id == node);
+    known.map_or_else(|| format!("node {node}"), |known| known.name.clone())
+}
+
+/// What those who watch are told of an event.
+pub(super) fn told(config: &Config, event: &Event) -> Option<control::Event> {
+    let (node, told) = match event {
+        Event::PeerUp { node, cipher } => (node, control::Event::new("peer_up", *cipher)),
+        Event::PeerDown { node, reason } => (node, control::Event::new("peer_down", reason.text())),
+        Event::Rekeyed { node } => (node, control::Event::new("rekeyed", "new keys")),
+        _ => return None,
+    };
+    Some(told.of_peer(node.get(), name(config, *node)))
 }
 
 fn peer_at(config: &Config, from: SocketAddr) -> Option<NodeId> {

@@ -49,6 +49,10 @@ impl Daemon {
                 });
                 finish(reply, outcome);
             }
+            Request::Watch {} => self.events.watch(reply),
+            Request::LinkDrain { .. } | Request::LinkUndrain { .. } | Request::LinkMtu { .. } => {
+                reply.refuse("this daemon cannot change its links");
+            }
             Request::Capture { vni, count } => self.capture(reply, vni, count),
         }
     }
@@ -121,6 +125,7 @@ impl Daemon {
     fn peer(&self, status: &PeerStatus) -> PeerReply {
         let [rx_frames, rx_bytes, tx_frames, tx_bytes] = sums(&status.traffic);
         let state = if status.up { "up" } else { "down" };
+        let peer = self.config.nodes.iter().find(|peer| peer.id == status.node);
         PeerReply {
             node: status.node.get(),
             name: self.name(status.node),
@@ -139,6 +144,11 @@ impl Daemon {
             rx_bytes,
             tx_bytes,
             down_reason: status.down_reason.map(|reason| reason.text().to_owned()),
+            policy: peer.map(|p| self.config.policy(None, p).to_string()).unwrap_or_default(),
+            protect: peer.map(|p| self.config.protect(p).to_string()).unwrap_or_default(),
+            links_up: usize::from(status.up),
+            links: status.links.len(),
+            ..Default::default()
         }
     }
 
@@ -160,9 +170,11 @@ impl Daemon {
                     local: uplink.map_or_else(String::new, |uplink| uplink.local.to_string()),
                     remote: link.remote.to_string(),
                     state: state.to_owned(),
+                    sending: index == 0 && status.up,
                     uplink_mtu: uplink.map(|uplink| uplink.ip_mtu),
                     max_udp_payload: u32::try_from(link.max_udp_payload).unwrap_or(u32::MAX),
                     errors: self.notices.errors(link.remote),
+                    ..Default::default()
                 });
             }
         }
