@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStderr, Command, ExitStatus, Output, Stdio};
+use std::process::{Child, ChildStderr, ChildStdout, Command, ExitStatus, Output, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, ensure};
@@ -94,6 +94,11 @@ impl Running {
         self.child.stderr.take()
     }
 
+    /// Takes the pipe of its standard output, if it was started with one.
+    pub fn take_stdout(&mut self) -> Option<ChildStdout> {
+        self.child.stdout.take()
+    }
+
     /// Waits until it ends by itself.
     ///
     /// # Errors
@@ -107,6 +112,18 @@ impl Running {
     pub fn kill(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+
+    /// Waits as long as it takes, without a pause between two looks, until it ends by itself, and
+    /// gives what it wrote to its standard error, if that is a pipe: for short programs whose end
+    /// is an instant to be measured.
+    ///
+    /// # Errors
+    /// It cannot be waited for.
+    pub fn complete(mut self) -> Result<Output> {
+        let stderr = drain(self.child.stderr.take().as_mut());
+        let status = self.child.wait().with_context(|| format!("waiting for {}", self.name))?;
+        Ok(Output { status, stdout: Vec::new(), stderr })
     }
 
     /// Waits until it ends by itself and gives what it wrote to the pipes it was started with;

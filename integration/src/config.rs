@@ -22,6 +22,8 @@ pub struct NodeEntry {
     pub name: String,
     /// Underlay addresses, one per link.
     pub addresses: Vec<IpAddr>,
+    /// More lines of TOML for this node. A node without `addresses` has its `links` here.
+    pub extra: String,
 }
 
 /// One `[[networks]]` entry.
@@ -71,12 +73,16 @@ pub struct ClusterConfig {
     pub workers: u8,
     /// Log filter.
     pub log: String,
+    /// More lines of TOML for `[cluster]`.
+    pub cluster_extra: String,
     /// More lines of TOML for `[daemon]`.
     pub daemon_extra: String,
     /// The nodes.
     pub nodes: Vec<NodeEntry>,
     /// The networks.
     pub networks: Vec<NetworkEntry>,
+    /// More sections of TOML, `[[links]]` and `[detector]` say.
+    pub sections: String,
 }
 
 /// Names of the first nodes; node n of a test cluster is called `NODE_NAMES[n - 1]`.
@@ -95,16 +101,19 @@ impl ClusterConfig {
             next_key: false,
             workers: 1,
             log: "info".to_owned(),
+            cluster_extra: String::new(),
             daemon_extra: String::new(),
             nodes: nodes.collect(),
             networks: vec![NetworkEntry::new(100)],
+            sections: String::new(),
         }
     }
 
     /// The entry of the node with this number.
     #[must_use]
     pub fn node(family: Family, id: u8, name: &str) -> NodeEntry {
-        NodeEntry { id: id.into(), name: name.to_owned(), addresses: vec![family.address(id)] }
+        let addresses = vec![family.address(id)];
+        NodeEntry { id: id.into(), name: name.to_owned(), addresses, extra: String::new() }
     }
 
     /// The same cluster with frames in clear.
@@ -126,21 +135,22 @@ impl ClusterConfig {
     #[must_use]
     pub fn to_toml(&self) -> String {
         let mut text = String::new();
-        let Self { port, ciphers, insecure, workers, log, daemon_extra, .. } = self;
+        let Self { port, ciphers, insecure, workers, log, cluster_extra, daemon_extra, .. } = self;
         let next = if self.next_key { "next_key_file = \"next.key\"\n" } else { "" };
         // Writing to a String cannot fail.
         let _ = write!(
             text,
             "[cluster]\nkey_file = \"cluster.key\"\n{next}ciphers = {ciphers:?}\n\
-             insecure = {insecure}\nport = {port}\n\n\
+             insecure = {insecure}\nport = {port}\n{cluster_extra}\n\
              [daemon]\nworkers = {workers}\nlog = {log:?}\n{daemon_extra}\n"
         );
-        for NodeEntry { id, name, addresses } in &self.nodes {
+        for NodeEntry { id, name, addresses, extra } in &self.nodes {
             let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
-            let _ = write!(
-                text,
-                "[[nodes]]\nid = {id}\nname = {name:?}\naddresses = {addresses:?}\n\n"
-            );
+            let _ = writeln!(text, "[[nodes]]\nid = {id}\nname = {name:?}");
+            if !addresses.is_empty() {
+                let _ = writeln!(text, "addresses = {addresses:?}");
+            }
+            let _ = writeln!(text, "{extra}");
         }
         for NetworkEntry { vni, tap, subnets, extra } in &self.networks {
             let _ = write!(
@@ -148,6 +158,7 @@ impl ClusterConfig {
                 "[[networks]]\nvni = {vni}\ntap = {tap:?}\nsubnets = {subnets:?}\n{extra}\n"
             );
         }
+        text.push_str(&self.sections);
         text
     }
 }
@@ -250,6 +261,20 @@ impl Drop for ClusterDir {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn more_lines_stand_in_their_sections() {
+        let mut config = ClusterConfig::new(Family::V4, 1);
+        config.cluster_extra = "policy = \"active\"\n".to_owned();
+        config.nodes[0].addresses.clear();
+        config.nodes[0].extra = "links = []\n".to_owned();
+        config.sections = "[detector]\nhold_s = 1\n".to_owned();
+        let text = config.to_toml();
+        let place = |part: &str| text.find(part).unwrap_or_else(|| panic!("no {part}:\n{text}"));
+        assert!(place("[cluster]") < place("policy") && place("policy") < place("[daemon]"));
+        assert!(place("[[nodes]]") < place("links") && place("links") < place("[[networks]]"));
+        assert!(place("[detector]") > place("[[networks]]") && !text.contains("addresses"));
+    }
 
     #[test]
     fn the_file_names_what_was_asked() {

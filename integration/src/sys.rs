@@ -183,6 +183,105 @@ pub fn recv_batch(
     Ok(got)
 }
 
+/// Waits until at least one of `fds` is readable or `timeout` (to the nanosecond) has passed, and
+/// says which are.
+///
+/// # Errors
+/// Whatever `ppoll` says, except an interruption by a signal, which reads as "none".
+pub fn readable_any<const N: usize>(
+    fds: [BorrowedFd<'_>; N],
+    timeout: Duration,
+) -> io::Result<[bool; N]> {
+    let mut entries =
+        fds.map(|fd| libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 });
+    let timeout = libc::timespec {
+        tv_sec: libc::time_t::try_from(timeout.as_secs()).unwrap_or(libc::time_t::MAX),
+        tv_nsec: timeout.subsec_nanos().into(),
+    };
+    // SAFETY: N initialised entries and a timespec that outlive the call, and the count says N; no
+    // signal mask is given.
+    let result = check(unsafe {
+        libc::ppoll(entries.as_mut_ptr(), N as libc::nfds_t, &raw const timeout, ptr::null())
+    });
+    match result {
+        Ok(_) => Ok(entries.map(|entry| entry.revents != 0)),
+        Err(e) if e.kind() == io::ErrorKind::Interrupted => Ok([false; N]),
+        Err(e) => Err(e),
+    }
+}
+
+/// Lets the kernel note when each datagram of a socket arrived, for [`recv_stamped`].
+///
+/// # Errors
+/// The socket knows no such option.
+pub fn stamp_arrivals(socket: BorrowedFd<'_>) -> io::Result<()> {
+    set_int(socket, libc::SOL_SOCKET, libc::SO_TIMESTAMPNS, 1)
+}
+
+/// Receives one datagram into `buffer` without waiting: its length and the kernel's note of its
+/// arrival as time since 1970, if there is one.
+///
+/// # Errors
+/// `WouldBlock` when there is none, or whatever the socket has to say.
+pub fn recv_stamped(
+    socket: BorrowedFd<'_>,
+    buffer: &mut [u8],
+) -> io::Result<(usize, Option<Duration>)> {
+    let mut iovec = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+    // Aligned as a control message header is; one timestamp needs 32 bytes.
+    let mut control = [0_u64; 16];
+    // SAFETY: msghdr is integers and nullable pointers, for which all zeroes is a valid value.
+    let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
+    header.msg_iov = &raw mut iovec;
+    header.msg_iovlen = 1;
+    header.msg_control = control.as_mut_ptr().cast();
+    header.msg_controllen = size_of_val(&control);
+    // SAFETY: the header points at one iovec over a buffer borrowed mutably for the call and at a
+    // control buffer of this frame; both lengths are theirs.
+    let got = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut header, libc::MSG_DONTWAIT) };
+    let Ok(length) = usize::try_from(got) else { return Err(io::Error::last_os_error()) };
+    // SAFETY: the kernel filled the header in, so its control fields describe whole messages
+    // inside `control`, which still lives; both macros only step within those bounds.
+    let mut at = unsafe { libc::CMSG_FIRSTHDR(&raw const header) };
+    let mut stamp = None;
+    while !at.is_null() {
+        // SAFETY: `at` is not null, so it points at a whole, aligned message header in `control`.
+        let message = unsafe { &*at };
+        if message.cmsg_level == libc::SOL_SOCKET && message.cmsg_type == libc::SCM_TIMESTAMPNS {
+            // SAFETY: a message of this type carries one timespec; it may be unaligned.
+            let time: libc::timespec = unsafe { ptr::read_unaligned(libc::CMSG_DATA(at).cast()) };
+            let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
+            stamp = Some(Duration::new(seconds, u32::try_from(time.tv_nsec).unwrap_or(0)));
+        }
+        // SAFETY: as for CMSG_FIRSTHDR, and `at` came from it.
+        at = unsafe { libc::CMSG_NXTHDR(&raw const header, at) };
+    }
+    Ok((length, stamp))
+}
+
+/// Binds a packet socket that was opened with protocol 0 to one interface of its namespace. From
+/// then on it sees every frame that arrives there and none that leaves.
+///
+/// # Errors
+/// It is no packet socket, or there is no such interface.
+pub fn bind_packet(socket: BorrowedFd<'_>, interface_index: i32) -> io::Result<()> {
+    set_int(socket, libc::SOL_PACKET, libc::PACKET_IGNORE_OUTGOING, 1)?;
+    // SAFETY: sockaddr_ll is plain integers, for which all zeroes is a valid value.
+    let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+    address.sll_family = libc::AF_PACKET as libc::sa_family_t;
+    address.sll_protocol = (libc::ETH_P_ALL as u16).to_be();
+    address.sll_ifindex = interface_index;
+    // SAFETY: pointer and length describe `address`, which outlives the call.
+    check(unsafe {
+        libc::bind(
+            socket.as_raw_fd(),
+            (&raw const address).cast(),
+            size_of_val(&address) as libc::socklen_t,
+        )
+    })
+    .map(|_| ())
+}
+
 fn check(result: libc::c_int) -> io::Result<libc::c_int> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }

@@ -6,6 +6,7 @@
 //! `integration/run test` does): they share the machine's cores.
 
 mod harness;
+mod lanes;
 mod flow;
 mod frames;
 mod mesh;
