@@ -7,7 +7,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
-use etherparse::{NetSlice, SlicedPacket, TransportSlice};
+use etherparse::{NetSlice, SlicedPacket, TcpOptionElement, TransportSlice};
 use pcap_file::pcap::PcapReader;
 use tempfile::TempDir;
 
@@ -162,6 +162,42 @@ pub fn datagrams(packets: &[Vec<u8>]) -> Vec<CapturedDatagram> {
     packets.iter().filter_map(|packet| CapturedDatagram::parse(packet)).collect()
 }
 
+/// Whether an Ethernet packet holds a piece of a fragmented IP packet, of either version.
+#[must_use]
+pub fn is_ip_fragment(packet: &[u8]) -> bool {
+    // Of IPv4 the flag "more fragments" and the offset, without "don't fragment" and the reserved
+    // bit; of IPv6 a fragment header right behind the fixed one.
+    match packet.get(12..14) {
+        Some([0x08, 0x00]) => {
+            packet.get(20..22).is_some_and(|field| field != [0x40, 0] && field != [0, 0])
+        }
+        Some([0x86, 0xdd]) => packet.get(20) == Some(&44),
+        _ => false,
+    }
+}
+
+/// The TOS or traffic class byte of the IP packet in an untagged Ethernet packet.
+#[must_use]
+pub fn tos(packet: &[u8]) -> Option<u8> {
+    match (packet.get(12..14)?, packet.get(14)?, packet.get(15)?) {
+        ([0x08, 0x00], _, tos) => Some(*tos),
+        ([0x86, 0xdd], first, second) => Some(first << 4 | second >> 4),
+        _ => None,
+    }
+}
+
+/// The largest segment that a TCP SYN in an Ethernet packet announces.
+#[must_use]
+pub fn syn_mss(packet: &[u8]) -> Option<u16> {
+    let sliced = SlicedPacket::from_ethernet(packet).ok()?;
+    let Some(TransportSlice::Tcp(tcp)) = sliced.transport else { return None };
+    tcp.syn().then_some(())?;
+    tcp.options_iterator().flatten().find_map(|option| match option {
+        TcpOptionElement::MaximumSegmentSize(bytes) => Some(bytes),
+        _ => None,
+    })
+}
+
 /// Whether the UDP or TCP checksum in an Ethernet frame is right; none if it carries neither.
 #[must_use]
 pub fn transport_checksum_is_right(frame: &[u8]) -> Option<bool> {
@@ -212,6 +248,30 @@ mod tests {
         assert_eq!((datagram.source_port, datagram.destination_port), (26027, 26026));
         assert_eq!(datagram.payload, [0x41, 2, 3]);
         assert!(datagram.is_sealed_data());
+    }
+
+    #[test]
+    fn reads_fragments_marks_and_segment_sizes() {
+        let mut frame = udp_frame();
+        assert!(!is_ip_fragment(&frame));
+        assert_eq!(tos(&frame), Some(0));
+        frame[15] = 0xb8;
+        frame[20] = 0x20;
+        assert!(is_ip_fragment(&frame));
+        assert_eq!((tos(&frame), syn_mss(&frame)), (Some(0xb8), None));
+
+        let builder = PacketBuilder::ethernet2([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2])
+            .ipv6([1; 16], [2; 16], 64)
+            .tcp(1, 2, 3, 4)
+            .syn()
+            .options(&[TcpOptionElement::MaximumSegmentSize(1292)])
+            .unwrap();
+        let mut frame = Vec::new();
+        builder.write(&mut frame, &[]).unwrap();
+        frame[14] = 0x6b;
+        frame[15] = 0x80;
+        assert_eq!((tos(&frame), syn_mss(&frame)), (Some(0xb8), Some(1292)));
+        assert!(!is_ip_fragment(&frame) && !is_ip_fragment(&frame[..13]));
     }
 
     #[test]

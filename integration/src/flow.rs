@@ -79,7 +79,7 @@ pub struct Outcome {
     pub damaged: u64,
     /// Longest time without an arrival of something new, in milliseconds.
     pub raw_gap_ms: f64,
-    /// The same when the sender's own stalls within each gap are taken off.
+    /// The same when the sender's own stalls at the beginning and end of each gap are taken off.
     pub gap_ms: f64,
     /// Longest stall of the sender, in milliseconds; 0 if there was none.
     pub stall_ms: f64,
@@ -216,29 +216,40 @@ impl Departures {
         low
     }
 
-    /// How much of `[from, until)` the sender slept beyond its `interval`, and its longest such
-    /// sleep there.
-    fn stalled(&self, from: u64, until: u64, interval: u64) -> (u64, u64) {
+    /// The stalls of the sender in `[from, until)`: from when the next one was due by its
+    /// `interval` until it left.
+    fn stalls(&self, from: u64, until: u64, interval: u64) -> Vec<(u64, u64)> {
         let count = self.count();
         let mut number = self.first_since(from);
-        let mut last = if number == 0 { None } else { Some(self.at(number - 1)) };
-        let (mut sum, mut longest) = (0, 0);
-        while number <= count {
-            let at = if number == count { until } else { self.at(number) };
+        let mut last = number.checked_sub(1).map(|before| self.at(before));
+        let mut stalls = Vec::new();
+        loop {
+            let at = if number < count { self.at(number) } else { until };
             if let Some(last) = last
                 && at.saturating_sub(last) >= STALL * interval
             {
-                let stall = at.min(until).saturating_sub((last + interval).max(from));
-                sum += stall;
-                longest = longest.max(stall);
+                let (begin, end) = ((last + interval).max(from), at.min(until));
+                if begin < end {
+                    stalls.push((begin, end));
+                }
             }
-            if at >= until {
-                break;
+            if at >= until || number >= count {
+                return stalls;
             }
             last = Some(at);
             number += 1;
         }
-        (sum, longest)
+    }
+
+    /// How much of a gap between two arrivals is the sender's: its stalls at the beginning and at
+    /// the end. What it sent between two others did not arrive either, so those excuse nothing.
+    fn excused(&self, from: u64, until: u64, interval: u64) -> u64 {
+        let slack = STALL * interval;
+        let stalls = self.stalls(from, until, interval).into_iter();
+        stalls
+            .filter(|(begin, end)| *begin <= from + slack || *end + slack >= until)
+            .map(|(begin, end)| end - begin)
+            .sum()
     }
 }
 
@@ -337,7 +348,7 @@ impl Flow {
             damaged: 0,
             raw_gap_ms: 0.0,
             gap_ms: 0.0,
-            stall_ms: ms(self.departures.stalled(from, until.min(now), self.interval).1),
+            stall_ms: self.longest_stall(from, until.min(now)),
         };
         for arrival in arrivals.within(from, until) {
             match arrival.how {
@@ -348,9 +359,9 @@ impl Flow {
             }
         }
         for (begin, end) in arrivals.gaps(from, until, now) {
-            let (stalled, _) = self.departures.stalled(begin, end, self.interval);
+            let excused = self.departures.excused(begin, end, self.interval);
             outcome.raw_gap_ms = outcome.raw_gap_ms.max(ms(end - begin));
-            outcome.gap_ms = outcome.gap_ms.max(ms((end - begin).saturating_sub(stalled)));
+            outcome.gap_ms = outcome.gap_ms.max(ms((end - begin).saturating_sub(excused)));
         }
         outcome
     }
@@ -375,6 +386,11 @@ impl Flow {
         (outcome.raw_gap_ms, outcome.gap_ms) = (whole.raw_gap_ms, whole.gap_ms);
         outcome.stall_ms = whole.stall_ms;
         Ok(outcome)
+    }
+
+    fn longest_stall(&self, from: u64, until: u64) -> f64 {
+        let stalls = self.departures.stalls(from, until, self.interval);
+        ms(stalls.into_iter().map(|(begin, end)| end - begin).max().unwrap_or(0))
     }
 
     fn arrivals(&self) -> MutexGuard<'_, Arrivals> {
@@ -572,12 +588,26 @@ mod tests {
     #[test]
     fn stalls_of_the_sender_are_measured_within_the_window() {
         let sender = departures(&[0, 10, 20, 100, 110]);
-        assert_eq!(sender.stalled(0, 120, 10), (70, 70));
-        assert_eq!(sender.stalled(50, 120, 10), (50, 50));
-        assert_eq!(sender.stalled(50, 60, 10), (10, 10));
-        assert_eq!(sender.stalled(100, 120, 10), (0, 0));
+        assert_eq!(sender.stalls(0, 120, 10), [(30, 100)]);
+        assert_eq!(sender.stalls(50, 120, 10), [(50, 100)]);
+        assert_eq!(sender.stalls(50, 60, 10), [(50, 60)]);
+        assert_eq!(sender.stalls(100, 120, 10), []);
         // The sender that never came back.
-        assert_eq!(sender.stalled(110, 200, 10), (80, 80));
+        assert_eq!(sender.stalls(110, 200, 10), [(120, 200)]);
+    }
+
+    #[test]
+    fn only_stalls_at_the_ends_of_a_gap_excuse_it() {
+        let sender = departures(&[20, 100, 110, 120, 130, 140, 150, 220]);
+        // It had nothing to receive before 100.
+        assert_eq!(sender.excused(22, 102, 10), 70);
+        // Lost from 22 on, and back as soon as the second stall was over.
+        assert_eq!(sender.excused(22, 222, 10), 70 + 60);
+        // Sent all the time.
+        assert_eq!(sender.excused(100, 145, 10), 0);
+        // In the middle of a gap a stall is no excuse.
+        let sender = departures(&[0, 10, 20, 30, 100, 110, 120, 130]);
+        assert_eq!(sender.excused(0, 135, 10), 0);
     }
 
     #[test]

@@ -7,6 +7,7 @@
 
 mod harness;
 mod lanes;
+mod document;
 mod flow;
 mod frames;
 mod mesh;
@@ -19,3 +20,10 @@ mod daemon;
 mod client;
 mod reload;
 mod limits;
+mod links;
+mod policies;
+mod mtu;
+mod marks;
+mod roaming;
+mod bridge_loop;
+mod overload;
