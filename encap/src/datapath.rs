@@ -2,7 +2,9 @@
 //! [`crate::rx`].
 
 use std::collections::{HashMap, VecDeque};
+use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
@@ -10,14 +12,20 @@ use arc_swap::ArcSwap;
 use crate::crypto::seal::{SealError, TxLane};
 use crate::crypto::session::Session;
 use crate::forward::fdb::Place;
+use crate::forward::loop_probe::LoopProbe;
 use crate::forward::policer::Policer;
+use crate::forward::too_big::TooBigLimiter;
 use crate::id::PeerIndex;
 use crate::id::Vni;
+use crate::link::id::LinkIndex;
+use crate::link::resend::ResendRing;
+use crate::reassembly::{FragmentDrop, Reassembler};
 use crate::stats::{Counters, DropReason};
 use crate::tables::{Clock, PeerEntry, Tables};
-use crate::wire::buf::{Frame, PacketBuf};
+use crate::wire::buf::{BufPool, Burst, Frame, PacketBuf};
 use crate::wire::ethernet::MacAddr;
-use crate::wire::header::{Handle, Lane, Slot};
+use crate::wire::header::{Handle, InnerHeader, Lane, Slot};
+use crate::wire::heartbeat::Heartbeat;
 
 /// A frame that came out of a datagram, and the network it is for.
 #[derive(Debug)]
@@ -38,25 +46,62 @@ pub enum ControlInput {
         /// By which local attachment it came.
         uplink: crate::wire::buf::UplinkId,
         /// From where.
-        from: std::net::SocketAddr,
+        from: SocketAddr,
         /// All of it.
         datagram: Vec<u8>,
     },
     /// A handshake message that is not for us to read; a few a second are reported.
     Foreign {
         /// From where.
-        from: std::net::SocketAddr,
+        from: SocketAddr,
         /// Its version and the highest that its sender speaks; none when only its key is unknown.
         version: Option<(u8, u8)>,
     },
+    /// A heartbeat. Goes through a queue of its own, in which the newest displace the oldest.
+    Pulse(Box<Pulse>),
     /// An authentic control message.
     Message {
         /// The session that it came in.
         slot: Slot,
         /// Serial number of that session, as slots are used again.
         session: u64,
+        /// By which link it came.
+        link: LinkIndex,
+        /// From where.
+        from: SocketAddr,
         /// The payload behind the inner header.
         payload: Vec<u8>,
+    },
+    /// An authentic path-MTU probe.
+    Probe {
+        /// The session that it came in.
+        slot: Slot,
+        /// Serial number of that session.
+        session: u64,
+        /// The probe's number.
+        id: u32,
+        /// Bytes of UDP payload.
+        size: usize,
+    },
+    /// Something authentic came by a dynamic link from another address than before.
+    Elsewhere {
+        /// The session that it came in.
+        slot: Slot,
+        /// Serial number of that session.
+        session: u64,
+        /// The link.
+        link: LinkIndex,
+        /// The address.
+        from: SocketAddr,
+    },
+    /// Frames go to or come from a peer whose heartbeats rest.
+    Awake(PeerIndex),
+    /// A loop probe came out of a network, or out of its tap.
+    LoopProbe {
+        /// The network.
+        vni: Vni,
+        /// What it says.
+        probe: LoopProbe,
     },
     /// The first datagram of a session was opened.
     SessionProven {
@@ -74,6 +119,21 @@ pub enum ControlInput {
         /// The epoch.
         epoch: u32,
     },
+}
+
+/// A heartbeat and how it came.
+#[derive(Debug, Clone)]
+pub struct Pulse {
+    /// The session that it came in.
+    pub slot: Slot,
+    /// Serial number of that session.
+    pub session: u64,
+    /// By which link.
+    pub link: LinkIndex,
+    /// When.
+    pub at: Instant,
+    /// What it says.
+    pub heartbeat: Heartbeat,
 }
 
 /// The last FDB answer: most frames go where the one before went.
@@ -112,10 +172,17 @@ pub(crate) const MAX_WAITING: usize = 128;
 /// How long a frame waits, in ms: longer than a handshake, shorter than its sender's patience.
 pub(crate) const WAITING_MS: u64 = 500;
 
+/// Datagrams a second that a worker tries from addresses where a dynamic link was not heard before.
+const STRANGERS_PER_SECOND: u32 = 10_000;
+/// Notices of such addresses a second.
+const MOVES_PER_SECOND: u32 = 100;
+
 /// One worker's half of the packet path. Made by [`crate::vtep::Vtep::datapath`].
 ///
-/// After [`Self::encapsulate`] send what is in `out`; after [`Self::decapsulate`] write the frames
-/// in `out` and hand the control inputs to the control thread, in this order.
+/// First [`Self::resend`], then [`Self::encapsulate`]; send what is in `out`. After
+/// [`Self::decapsulate`] write the frames in `out`, hand the control inputs to the control thread,
+/// in this order, and say [`Self::end_pass`]. After either take [`Self::take_returns`] and
+/// [`Self::take_news`].
 #[derive(Debug)]
 pub struct Datapath {
     pub(crate) tables: Arc<ArcSwap<Tables>>,
@@ -139,6 +206,26 @@ pub struct Datapath {
     pub(crate) destination: FdbCache,
     pub(crate) source: FdbCache,
     pub(crate) local_source: FdbCache,
+    /// What was sealed lately, by peer index.
+    pub(crate) rings: Vec<Option<ResendRing>>,
+    /// By peer index: the failures that were made good.
+    pub(crate) failures: Vec<u64>,
+    /// The tables that the rings were last held against.
+    pub(crate) resend_generation: u64,
+    /// Position in the round-robin.
+    pub(crate) turn: u32,
+    pub(crate) reassembler: Reassembler,
+    pub(crate) fragment_id: u16,
+    pub(crate) too_big: TooBigLimiter,
+    /// Frames to go back into the tap.
+    pub(crate) returns: Burst<Delivery>,
+    pub(crate) news: Burst<ControlInput>,
+    /// Rations the decryption of what comes from unexpected addresses.
+    pub(crate) unknown_sources: Policer,
+    /// Rations notices of such addresses.
+    pub(crate) moves: Policer,
+    /// Passes over all sockets that are complete.
+    passes: Arc<AtomicU64>,
 }
 
 impl Datapath {
@@ -163,11 +250,73 @@ impl Datapath {
             destination: FdbCache::EMPTY,
             source: FdbCache::EMPTY,
             local_source: FdbCache::EMPTY,
+            rings: Vec::new(),
+            failures: Vec::new(),
+            resend_generation: 0,
+            turn: 0,
+            reassembler: Reassembler::new(),
+            fragment_id: 0,
+            too_big: TooBigLimiter::new(),
+            returns: Burst::new(),
+            news: Burst::new(),
+            unknown_sources: Policer::new(clock.0, STRANGERS_PER_SECOND, STRANGERS_PER_SECOND / 10),
+            moves: Policer::new(clock.0, MOVES_PER_SECOND, MOVES_PER_SECOND / 10),
+            passes: Arc::default(),
         }
     }
 
-    /// Wipes sending contexts of sessions and epochs that are over. To be called about once a
-    /// second.
+    /// Number of complete passes, for the control half.
+    pub(crate) fn passes(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.passes)
+    }
+
+    /// All sockets were read, and what they gave was taken apart: what has not been seen now had not
+    /// come when the pass before began.
+    pub fn end_pass(&self) {
+        self.passes.store(self.passes.load(Ordering::Relaxed).wrapping_add(1), Ordering::Release);
+    }
+
+    /// Frames that go back into the tap that something came from: ICMP messages.
+    pub fn take_returns(&mut self) -> impl Iterator<Item = Delivery> {
+        self.returns.drain(..)
+    }
+
+    /// What the control thread is to hear of.
+    pub fn take_news(&mut self) -> impl Iterator<Item = ControlInput> {
+        self.news.drain(..)
+    }
+
+    /// Frames go to or come from this peer: its heartbeats must not rest.
+    pub(crate) fn keep_awake(&mut self, peer: &PeerEntry) {
+        if peer.resting.load(Ordering::Relaxed) && peer.resting.swap(false, Ordering::Relaxed) {
+            self.news.push(ControlInput::Awake(peer.index));
+        }
+    }
+
+    /// Forgets what is over: sending contexts of sessions and epochs, incomplete frames, what was
+    /// kept to be sent again. To be called about once a second.
+    pub fn tidy(&mut self, now: Instant, pool: &mut BufPool) {
+        self.forget_old_lanes();
+        self.reassembler.expire(self.clock.ms(now), pool);
+        self.count_fragments();
+        for ring in self.rings.iter_mut().flatten() {
+            ring.expire(now);
+        }
+    }
+
+    pub(crate) fn count_fragments(&mut self) {
+        for (reason, count) in self.reassembler.take_dropped() {
+            let reason = match reason {
+                FragmentDrop::Invalid => DropReason::FragmentInvalid,
+                FragmentDrop::Duplicate => DropReason::FragmentDuplicate,
+                FragmentDrop::NoMemory | FragmentDrop::TooMany => DropReason::FragmentDisplaced,
+                FragmentDrop::Expired => DropReason::FragmentExpired,
+            };
+            self.counters.count_drops(reason, count);
+        }
+    }
+
+    /// Wipes sending contexts of sessions and epochs that are over.
     pub fn forget_old_lanes(&mut self) {
         let tables = arc_swap::Guard::into_inner(self.tables.load());
         for (place, index) in self.lanes.iter_mut().zip(0..) {
@@ -219,21 +368,34 @@ impl Datapath {
         policer.take(now)
     }
 
-    /// Seals `buf` for `peer` in this worker's lane, beginning an epoch where one is due.
+    /// Seals `buf` for `peer` in this worker's lane, beginning an epoch where one is due; gives the
+    /// epoch. The fragments of one frame stay in one epoch: only for the first one another begins.
     pub(crate) fn seal(
         &mut self,
         peer: &PeerEntry,
         session: &Session,
-        inner: crate::wire::header::InnerHeader,
+        inner: InnerHeader,
         buf: &mut PacketBuf,
-    ) -> Result<(), DropReason> {
+        first: bool,
+    ) -> Result<u32, DropReason> {
         let index = peer.index.0 as usize;
         if self.lanes.len() <= index {
             self.lanes.resize_with(index + 1, || None);
         }
+        let serial = session.facts().serial;
+        let oldest =
+            self.rings.get(index).and_then(Option::as_ref).and_then(ResendRing::oldest_epoch);
         let place = self.lanes.get_mut(index).ok_or(DropReason::PeerNoSession)?;
-        let lane = current_lane(place, session, self.lane).map_err(drop_reason)?;
-        lane.seal(inner, buf).map_err(drop_reason)
+        if first || place.as_ref().is_none_or(|lane| lane.session() != serial) {
+            // What is kept of an earlier epoch could not be opened in the epoch after next.
+            let held = oldest
+                .zip(place.as_ref())
+                .is_some_and(|((session, epoch), lane)| session == serial && epoch < lane.epoch());
+            current_lane(place, session, self.lane, !held).map_err(drop_reason)?;
+        }
+        let lane = place.as_mut().ok_or(DropReason::KeyExhausted)?;
+        lane.seal(inner, buf).map_err(drop_reason)?;
+        Ok(lane.epoch())
     }
 }
 
@@ -249,9 +411,11 @@ pub(crate) fn current_lane<'a>(
     place: &'a mut Option<TxLane>,
     session: &Session,
     lane: Lane,
+    may_rotate: bool,
 ) -> Result<&'a mut TxLane, SealError> {
     let serial = session.facts().serial;
     if let Some(current) = place
+        && may_rotate
         && current.session() == serial
         && current.wants_rotation()
     {

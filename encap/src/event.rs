@@ -1,8 +1,13 @@
 //! What the daemon is told. Events are rare; packets never make one each.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use crate::id::{NodeId, Vni};
+use crate::link::choice::{MoveCause, Moved};
+use crate::link::id::LinkIndex;
+use crate::link::liveness::Transition;
+use crate::link::pmtu::How;
 use crate::wire::ethernet::MacAddr;
 
 /// Why a peer is down.
@@ -40,6 +45,33 @@ impl DownReason {
     }
 }
 
+impl How {
+    /// In a few words.
+    #[must_use]
+    pub const fn text(self) -> &'static str {
+        match self {
+            Self::Base => "nothing larger confirmed",
+            Self::Probed => "probed",
+            Self::Interface => "all that the interface takes",
+            Self::Manual => "set by hand",
+            Self::BlackHole => "larger ones vanish",
+        }
+    }
+}
+
+impl MoveCause {
+    /// In a few words.
+    #[must_use]
+    pub const fn text(self) -> &'static str {
+        match self {
+            Self::FailOver => "the link failed",
+            Self::FailBack => "the link was good for long enough",
+            Self::Preferred => "the link was better for long enough",
+            Self::Drain => "the link was taken out of service",
+        }
+    }
+}
+
 /// A change that someone who runs the node wants to know of.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
@@ -56,6 +88,56 @@ pub enum Event {
         node: NodeId,
         /// Why.
         reason: DownReason,
+    },
+    /// A link to a peer changed its state.
+    Link {
+        /// The peer.
+        node: NodeId,
+        /// Which link.
+        link: LinkIndex,
+        /// What it was, what it is now, and why.
+        transition: Transition,
+    },
+    /// Frames to a peer go by another link now.
+    Moved {
+        /// The peer.
+        node: NodeId,
+        /// From where to where, and why.
+        moved: Moved,
+    },
+    /// The largest datagram that a link takes changed.
+    PathMtu {
+        /// The peer.
+        node: NodeId,
+        /// Which link.
+        link: LinkIndex,
+        /// Bytes of IP packet before.
+        from: usize,
+        /// Bytes of IP packet now.
+        to: usize,
+        /// How that was found.
+        how: How,
+    },
+    /// The other end of a dynamic link is at another address now.
+    Roamed {
+        /// The peer.
+        node: NodeId,
+        /// Which link.
+        link: LinkIndex,
+        /// The address, proven by a challenge.
+        to: SocketAddr,
+    },
+    /// A frame that left by this node's tap came back: the network loops. It is closed here.
+    LoopFound {
+        /// The network.
+        vni: Vni,
+        /// For how long.
+        blocked: Duration,
+    },
+    /// The network is open again after a loop.
+    LoopOver {
+        /// The network.
+        vni: Vni,
     },
     /// A new handshake replaced the keys of a running session.
     Rekeyed {

@@ -25,6 +25,7 @@ pub mod rx;
 pub mod reassembly;
 pub mod datapath;
 pub mod vtep;
+mod paths;
 mod peer;
 pub mod tables;
 pub mod wire;

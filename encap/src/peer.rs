@@ -10,8 +10,9 @@ use crate::event::DownReason;
 use crate::handshake::psk::Initiator;
 use crate::id::PeerIndex;
 use crate::id::{NodeId, Vni};
+use crate::link::id::LinkIndex;
+use crate::paths::Paths;
 use crate::stats::Traffic;
-use crate::tables::canonical;
 use crate::timer::TimerTable;
 use crate::vtep::config::PeerConfig;
 use crate::wire::control::{Binding, Bindings};
@@ -122,15 +123,6 @@ pub(crate) struct LocalBindings {
     pub(crate) backoff: u32,
 }
 
-/// Round-trip state of heartbeats.
-#[derive(Debug, Default)]
-pub(crate) struct Heartbeats {
-    pub(crate) round: u32,
-    /// The peer's clock in its last heartbeat, and when it came.
-    pub(crate) heard: Option<(u32, Instant)>,
-    pub(crate) rtt: Option<Duration>,
-}
-
 /// Another node.
 #[derive(Debug)]
 pub(crate) struct Peer {
@@ -150,7 +142,7 @@ pub(crate) struct Peer {
     pub(crate) local_bindings: LocalBindings,
     pub(crate) up: bool,
     pub(crate) down_reason: Option<DownReason>,
-    pub(crate) heartbeats: Heartbeats,
+    pub(crate) paths: Paths,
     pub(crate) control_lane: Option<TxLane>,
     /// Epoch below which receiving contexts are wiped when the timer fires.
     pub(crate) wipe_before: u32,
@@ -159,8 +151,9 @@ pub(crate) struct Peer {
 }
 
 impl Peer {
-    pub(crate) fn new(config: PeerConfig, index: PeerIndex, workers: usize) -> Self {
+    pub(crate) fn new(now: Instant, config: PeerConfig, index: PeerIndex, workers: usize) -> Self {
         Self {
+            paths: Paths::new(now, &config, workers),
             config,
             index,
             timers: TimerTable::default(),
@@ -175,7 +168,6 @@ impl Peer {
             local_bindings: LocalBindings::default(),
             up: false,
             down_reason: Some(DownReason::NoAnswer),
-            heartbeats: Heartbeats::default(),
             control_lane: None,
             wipe_before: 0,
             handshakes: 0,
@@ -193,14 +185,16 @@ impl Peer {
         self.current.is_none() && under_way && self.attempts <= HOPEFUL_ATTEMPTS
     }
 
-    /// Whether datagrams may come from this address.
-    pub(crate) fn is_source(&self, from: std::net::SocketAddr) -> bool {
-        self.config.links.iter().any(|link| canonical(link.remote) == canonical(from))
-    }
-
-    /// All addresses that datagrams may come from.
-    pub(crate) fn sources(&self) -> impl Iterator<Item = std::net::IpAddr> {
-        self.config.links.iter().map(|link| canonical(link.remote))
+    /// Links that an initiation goes by: all while there is no session, for none is known to work;
+    /// then one, and another with each repetition.
+    pub(crate) fn initiation_links(&self) -> Vec<LinkIndex> {
+        let all = self.paths.addresses();
+        let best = &self.paths.order.best;
+        if !self.up || best.is_empty() {
+            return all;
+        }
+        let turn = self.attempts as usize % best.len();
+        best.get(turn).copied().into_iter().collect()
     }
 
     /// When anything authentic came last, in ms of the node's clock.

@@ -10,24 +10,48 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::crypto::aead::Suite;
-use crate::crypto::session::{LaneGuard, Opened, Session};
-use crate::datapath::{ControlInput, Datapath, Delivery, FdbCache};
+use crate::crypto::session::{self, LaneGuard, Session};
+use crate::datapath::{ControlInput, Datapath, Delivery, FdbCache, Pulse};
 use crate::forward::fdb::{Learn, Place};
-use crate::forward::filter;
+use crate::forward::{filter, mss};
 use crate::id::Vni;
+use crate::link::id::LinkIndex;
+use crate::reassembly::{FragmentDrop, Key};
 use crate::stats::DropReason;
-use crate::tables::{NetworkEntry, PeerEntry, Tables, canonical};
+use crate::tables::{Arrival, NetworkEntry, PeerEntry, Tables};
 use crate::wire::buf::{BufPool, Burst, Checksum, Datagram, Frame, PacketBuf};
 use crate::wire::checksum;
+use crate::wire::control::Message;
 use crate::wire::ethernet::EthernetView;
+use crate::wire::fragment::FragmentHeader;
 use crate::wire::header::{
-    CLEAR_HEADER_LEN, DataHeader, EXPLICIT_VNI_LEN, Format, Handle, INNER_HEADER_LEN, InnerHeader,
-    Kind, Lane, Slot,
+    CLEAR_HEADER_LEN, CLEAR_OVERHEAD, DataHeader, EXPLICIT_VNI_LEN, Format, Handle,
+    INNER_HEADER_LEN, InnerHeader, Kind, Lane, SEALED_OVERHEAD, Slot,
 };
+use crate::wire::inner_ip::{EcnOutcome, InnerIp, decap_ecn, set_ecn};
 use crate::wire::long::{LongError, LongHeader};
+use crate::wire::probe;
 
-/// Where an authentic datagram came from.
-type Origin<'t> = (&'t Arc<Session>, &'t Arc<PeerEntry>);
+/// The ECN bits, and their value for congestion experienced (RFC 3168 section 5).
+const ECN_CE: u8 = 3;
+
+/// What is known of an authentic datagram.
+struct Origin<'t> {
+    session: &'t Session,
+    peer: &'t PeerEntry,
+    link: LinkIndex,
+    from: SocketAddr,
+    /// Bytes of UDP payload.
+    size: usize,
+    /// The outer TOS or traffic class.
+    mark: u8,
+    lane: Lane,
+    epoch: u32,
+    sequence: u32,
+}
+
+/// A frame for a tap.
+type Opened = (Handle, Vni, Checksum);
 
 /// A session's lane that stays locked over a run of datagrams in it.
 struct Held<'a> {
@@ -50,16 +74,14 @@ impl Datapath {
         control: &mut Burst<ControlInput>,
     ) {
         let tables = arc_swap::Guard::into_inner(self.tables.load());
-        let now_ms = self.clock.ms(now);
         let mut held = None;
         for mut datagram in datagrams.drain(..) {
             self.counters.datagrams_in.add(1);
             self.counters.datagram_bytes_in.add(datagram.buf.len() as u64);
             let outcome = self.classify(now, &tables, &datagram, control).and_then(|header| {
                 let Some(header) = header else { return Ok(None) };
-                let (session, peer) =
-                    self.open(&tables, &mut held, &header, &mut datagram, now_ms, control)?;
-                self.dispatch(&tables, session, peer, &mut datagram.buf, now_ms, control)
+                let origin = self.open(now, &tables, &mut held, &header, &mut datagram, control)?;
+                self.dispatch(now, &tables, &origin, &mut datagram.buf, pool, control)
             });
             match outcome {
                 Ok(Some((handle, vni, checksum))) => {
@@ -139,12 +161,12 @@ impl Datapath {
 
     /// Finds the session, checks where the datagram came from, then replay, AEAD, commit.
     fn open<'t>(
-        &self,
+        &mut self,
+        now: Instant,
         tables: &'t Tables,
         held: &mut Option<Held<'t>>,
         header: &DataHeader,
         datagram: &mut Datagram,
-        now_ms: u64,
         control: &mut Burst<ControlInput>,
     ) -> Result<Origin<'t>, DropReason> {
         let same = held.as_ref().is_some_and(|h| h.slot == header.slot && h.lane == header.lane);
@@ -156,55 +178,195 @@ impl Datapath {
         let Some(Held { session, peer, guard, .. }) = held.as_mut() else {
             return Err(DropReason::SlotUnknown);
         };
+        let (session, peer): (&'t Session, &'t PeerEntry) = (session, peer);
         let clear_session = session.facts().suite == Suite::Clear;
         if clear_session != (header.format == Format::Clear) {
             return Err(DropReason::FormatMismatch);
         }
-        if !peer.sources.contains(&canonical(datagram.remote)) {
-            return Err(DropReason::SourceUnknown);
+        let arrival =
+            peer.arrival(datagram.uplink, datagram.remote).ok_or(DropReason::SourceUnknown)?;
+        let (link, moved) = match arrival {
+            Arrival::Known(link) => (link, false),
+            // Nothing vouches for where a clear datagram comes from.
+            Arrival::Elsewhere(link) if !clear_session && self.unknown_sources.take(now) => {
+                (link, true)
+            }
+            Arrival::Elsewhere(_) => return Err(DropReason::SourceUnknown),
+        };
+        let (size, from, mark) = (datagram.buf.len(), datagram.remote, datagram.mark);
+        let meter = peer.meter(self.worker, link);
+        let opened = session.open(guard, header, &mut datagram.buf, self.clock.ms(now));
+        if opened == Err(DropReason::ReplayDuplicate)
+            && let Some(meter) = meter
+        {
+            meter.copies.add(1);
         }
-        let opened = session.open(guard, header, &mut datagram.buf, now_ms)?;
-        report(session, opened, control);
-        Ok((session, peer))
+        let opened = opened?;
+        if let Some(meter) = meter {
+            meter.received(self.clock.us(now), size);
+        }
+        report(session, &opened, control);
+        if moved && self.moves.take(now) {
+            let (slot, session) = (session.facts().local_slot, session.facts().serial);
+            control.push(ControlInput::Elsewhere { slot, session, link, from });
+        }
+        let (lane, epoch, sequence) = (header.lane, opened.epoch, header.sequence);
+        Ok(Origin { session, peer, link, from, size, mark, lane, epoch, sequence })
     }
 
     /// Reads the inner header and takes the payload where its kind says.
     fn dispatch(
         &mut self,
+        now: Instant,
         tables: &Tables,
-        session: &Session,
-        peer: &PeerEntry,
+        origin: &Origin<'_>,
         buf: &mut PacketBuf,
-        now_ms: u64,
+        pool: &mut BufPool,
         control: &mut Burst<ControlInput>,
-    ) -> Result<Option<(Handle, Vni, Checksum)>, DropReason> {
-        let inner = *buf.data().first_chunk().ok_or(DropReason::DatagramTruncated)?;
-        let inner = InnerHeader::read(inner).map_err(|_| DropReason::KindUnknown)?;
-        buf.trim_front(INNER_HEADER_LEN);
-        let handle = match inner.kind {
+    ) -> Result<Option<Opened>, DropReason> {
+        let inner = read_inner(buf)?;
+        let facts = origin.session.facts();
+        let (slot, session) = (facts.local_slot, facts.serial);
+        match inner.kind {
             Kind::Control => {
+                control.push(control_input(now, origin, buf.data())?);
                 self.counters.control_in.add(1);
-                let facts = session.facts();
-                let (slot, session) = (facts.local_slot, facts.serial);
-                control.push(ControlInput::Message { slot, session, payload: buf.data().to_vec() });
-                return Ok(None);
+                Ok(None)
             }
+            Kind::Probe => {
+                let id = probe::read(buf.data()).map_err(|_| DropReason::ControlInvalid)?;
+                self.counters.probes_in.add(1);
+                control.push(ControlInput::Probe { slot, session, id, size: origin.size });
+                Ok(None)
+            }
+            Kind::Fragment => {
+                let Some(congested) = self.reassemble(now, tables, origin, buf, pool)? else {
+                    return Ok(None);
+                };
+                let inner = read_inner(buf)?;
+                // One fragment that met congestion stands for the frame (RFC 3168 section 5.3).
+                let mark = if congested { origin.mark | ECN_CE } else { origin.mark };
+                self.frame(now, tables, origin, mark, inner, buf).map(Some)
+            }
+            _ => self.frame(now, tables, origin, origin.mark, inner, buf).map(Some),
+        }
+    }
+
+    /// Puts a fragment where it belongs; when that completes its frame, `buf` becomes the whole, and
+    /// the result says whether one of its fragments met congestion.
+    fn reassemble(
+        &mut self,
+        now: Instant,
+        tables: &Tables,
+        origin: &Origin<'_>,
+        buf: &mut PacketBuf,
+        pool: &mut BufPool,
+    ) -> Result<Option<bool>, DropReason> {
+        self.counters.fragments_in.add(1);
+        let (header, piece) =
+            buf.data().split_first_chunk().ok_or(DropReason::DatagramTruncated)?;
+        let header = FragmentHeader::read(*header).map_err(|_| DropReason::FragmentInvalid)?;
+        let key = Key {
+            session: origin.session.facts().serial,
+            peer: origin.peer.index.0,
+            lane: origin.lane.0,
+            epoch: origin.epoch,
+        };
+        self.reassembler.set_timeout(tables.reassembly_ms);
+        let congested = origin.mark & ECN_CE == ECN_CE;
+        let now_ms = self.clock.ms(now);
+        let outcome =
+            self.reassembler.insert(now_ms, key, origin.sequence, header, congested, piece, pool);
+        self.count_fragments();
+        match outcome {
+            Ok(Some(whole)) => {
+                self.counters.frames_reassembled.add(1);
+                let piece = std::mem::replace(buf, whole.buf);
+                pool.free(piece);
+                Ok(Some(whole.ecn_ce))
+            }
+            Ok(None) => Ok(None),
+            Err(FragmentDrop::Duplicate) => Err(DropReason::FragmentDuplicate),
+            Err(FragmentDrop::Invalid) => Err(DropReason::FragmentInvalid),
+            Err(_) => Err(DropReason::FragmentDisplaced),
+        }
+    }
+
+    /// Takes an Ethernet frame on.
+    fn frame(
+        &mut self,
+        now: Instant,
+        tables: &Tables,
+        origin: &Origin<'_>,
+        mark: u8,
+        inner: InnerHeader,
+        buf: &mut PacketBuf,
+    ) -> Result<Opened, DropReason> {
+        let handle = match inner.kind {
             Kind::Frame | Kind::FramePartialChecksum => inner.handle,
             Kind::FrameWithVni => explicit_vni(tables, buf)?,
+            _ => return Err(DropReason::FragmentInvalid),
         };
         let network = tables.network(handle).ok_or(DropReason::HandleUnknown)?;
         let checksum = if inner.kind == Kind::FramePartialChecksum {
             // Nothing in clear mode vouches for it, and what does not parse cannot be completed.
             let partial = checksum::derive_partial(buf.data());
-            if session.facts().suite == Suite::Clear {
+            if origin.session.facts().suite == Suite::Clear {
                 return Err(DropReason::InnerBadChecksum);
             }
             partial.ok_or(DropReason::InnerBadChecksum)?
         } else {
             Checksum::Complete
         };
-        self.accept(network, handle, peer, buf, now_ms)?;
-        Ok(Some((handle, network.vni, checksum)))
+        self.keep_awake(origin.peer);
+        self.notice_probe(now, network, buf.data());
+        self.accept(network, handle, origin.peer, buf, self.clock.ms(now))?;
+        self.adapt(network, origin, mark, checksum, buf)?;
+        self.counters.frames_out.add(1);
+        self.counters.frame_bytes_out.add(buf.len() as u64);
+        for traffic in [&origin.peer.traffic, &network.traffic] {
+            if let Some(mine) = traffic.get(self.worker) {
+                mine.received(buf.len());
+            }
+        }
+        Ok((handle, network.vni, checksum))
+    }
+
+    /// Marks a packet that met congestion, and lowers the segment size that a connection begins
+    /// with: the other end's datagrams come back by this path.
+    fn adapt(
+        &mut self,
+        network: &NetworkEntry,
+        origin: &Origin<'_>,
+        mark: u8,
+        checksum: Checksum,
+        buf: &mut PacketBuf,
+    ) -> Result<(), DropReason> {
+        let outer_ecn = mark & ECN_CE;
+        let congested = origin.peer.ecn && outer_ecn != 0;
+        if !congested && !network.mss_clamp {
+            return Ok(());
+        }
+        let Some(ip) = InnerIp::find(buf.data()) else { return Ok(()) };
+        if congested {
+            match decap_ecn(ip.tos & 3, outer_ecn) {
+                EcnOutcome::Keep => {}
+                EcnOutcome::Set(ecn) => {
+                    set_ecn(buf.data_mut(), &ip, ecn);
+                    self.counters.ecn_marked.add(1);
+                }
+                EcnOutcome::Drop => return Err(DropReason::InnerEcnInvalid),
+            }
+        }
+        if network.mss_clamp {
+            let clear = origin.session.facts().suite == Suite::Clear;
+            let overhead = if clear { CLEAR_OVERHEAD } else { SEALED_OVERHEAD };
+            let max_l3 = origin.peer.max_udp_payload.saturating_sub(overhead + ip.l3_offset);
+            if mss::clamp(buf.data_mut(), checksum, max_l3) {
+                self.counters.mss_clamped.add(1);
+            }
+        }
+        Ok(())
     }
 
     /// Checks an authentic frame and learns its source (rule F1).
@@ -223,6 +385,9 @@ impl Datapath {
         }
         if !filter::passes(&view, network.stp) {
             return Err(DropReason::InnerFrameLinkLocal);
+        }
+        if network.looped {
+            return Err(DropReason::NetworkLooped);
         }
         let place = Place::Peer(peer.index);
         let generation = network.fdb.generation();
@@ -246,13 +411,6 @@ impl Datapath {
                 };
             }
         }
-        self.counters.frames_out.add(1);
-        self.counters.frame_bytes_out.add(buf.len() as u64);
-        for traffic in [&peer.traffic, &network.traffic] {
-            if let Some(mine) = traffic.get(self.worker) {
-                mine.received(buf.len());
-            }
-        }
         Ok(())
     }
 }
@@ -264,7 +422,34 @@ fn hold<'t>(tables: &'t Tables, header: &DataHeader) -> Result<Held<'t>, DropRea
     Ok(Held { slot: header.slot, lane: header.lane, session, peer, guard })
 }
 
-fn report(session: &Session, opened: Opened, control: &mut Burst<ControlInput>) {
+fn read_inner(buf: &mut PacketBuf) -> Result<InnerHeader, DropReason> {
+    let inner = *buf.data().first_chunk().ok_or(DropReason::DatagramTruncated)?;
+    let inner = InnerHeader::read(inner).map_err(|_| DropReason::KindUnknown)?;
+    buf.trim_front(INNER_HEADER_LEN);
+    Ok(inner)
+}
+
+/// A control payload for the control thread; heartbeats, of which there are many, are read here.
+fn control_input(
+    at: Instant,
+    origin: &Origin<'_>,
+    payload: &[u8],
+) -> Result<ControlInput, DropReason> {
+    let facts = origin.session.facts();
+    let (slot, session, link) = (facts.local_slot, facts.serial, origin.link);
+    let heartbeat = Message::read_heartbeat(payload).map_err(|_| DropReason::ControlInvalid)?;
+    Ok(match heartbeat {
+        Some(heartbeat) => {
+            ControlInput::Pulse(Box::new(Pulse { slot, session, link, at, heartbeat }))
+        }
+        None => {
+            let (from, payload) = (origin.from, payload.to_vec());
+            ControlInput::Message { slot, session, link, from, payload }
+        }
+    })
+}
+
+fn report(session: &Session, opened: &session::Opened, control: &mut Burst<ControlInput>) {
     let (slot, serial) = (session.facts().local_slot, session.facts().serial);
     if opened.first {
         control.push(ControlInput::SessionProven { slot, session: serial });

@@ -55,7 +55,7 @@ drop_reasons! {
     FrameBadSource = "frame_bad_source",
     /// Frame to a link-constrained group address (pause, LACP, LLDP, or STP where it is off).
     FrameLinkLocal = "frame_link_local",
-    /// Frame that does not fit into a datagram of the path to its peer.
+    /// Frame that does not fit into the fragments that one frame may have.
     FrameTooLarge = "frame_too_large",
     /// Frame to an address that is known to be on this side.
     FrameLocalDestination = "frame_local_destination",
@@ -67,6 +67,10 @@ drop_reasons! {
     FrameNoMember = "frame_no_member",
     /// Frame for a peer without an established session.
     PeerNoSession = "peer_no_session",
+    /// Frame for a peer none of whose addresses is known (yet).
+    PeerNoPath = "peer_no_path",
+    /// Frame of a network whose tap is part of a loop, which was broken here.
+    NetworkLooped = "network_looped",
     /// Frame that the key in force may not seal any more; a new epoch or handshake is due.
     KeyExhausted = "key_exhausted",
     /// Frame of a network that this node does not have (any more).
@@ -93,6 +97,16 @@ drop_reasons! {
     OpenFailed = "open_failed",
     /// Authentic datagram of a kind that this version does not know.
     KindUnknown = "kind_unknown",
+    /// Authentic fragment that contradicts its frame, or a frame in it that cannot be in fragments.
+    FragmentInvalid = "fragment_invalid",
+    /// Fragment that came already.
+    FragmentDuplicate = "fragment_duplicate",
+    /// Incomplete frame that gave way to a newer one: too many at once, or too much memory.
+    FragmentDisplaced = "fragment_displaced",
+    /// Incomplete frame whose missing fragments did not come in time.
+    FragmentExpired = "fragment_expired",
+    /// Authentic frame from a path that was congested, of a packet that may not be marked (RFC 6040).
+    InnerEcnInvalid = "inner_ecn_invalid",
     /// Authentic frame with a handle that names no network here.
     HandleUnknown = "handle_unknown",
     /// Authentic frame from a node that is not a member of the network.
@@ -165,6 +179,26 @@ pub struct Counters {
     pub floods: Counter,
     /// Authentic control messages handed to the control thread.
     pub control_in: Counter,
+    /// Authentic path-MTU probes.
+    pub probes_in: Counter,
+    /// Frames sent in fragments.
+    pub frames_fragmented: Counter,
+    /// Fragments made.
+    pub fragments_out: Counter,
+    /// Authentic fragments received.
+    pub fragments_in: Counter,
+    /// Frames put together from fragments.
+    pub frames_reassembled: Counter,
+    /// Datagrams sent again on another link.
+    pub resent: Counter,
+    /// Datagrams that fell out of a resend ring before their time, it being full.
+    pub resend_overruns: Counter,
+    /// Connections whose maximum segment size was lowered.
+    pub mss_clamped: Counter,
+    /// ICMP messages to senders of packets larger than the path.
+    pub too_big_sent: Counter,
+    /// Frames that were marked as having met congestion (RFC 6040).
+    pub ecn_marked: Counter,
     /// Learning refused: table full, address frozen or static.
     pub learn_refused: Counter,
 }
@@ -183,6 +217,16 @@ impl Default for Counters {
             datagram_bytes_out: Counter::default(),
             floods: Counter::default(),
             control_in: Counter::default(),
+            probes_in: Counter::default(),
+            frames_fragmented: Counter::default(),
+            fragments_out: Counter::default(),
+            fragments_in: Counter::default(),
+            frames_reassembled: Counter::default(),
+            resent: Counter::default(),
+            resend_overruns: Counter::default(),
+            mss_clamped: Counter::default(),
+            too_big_sent: Counter::default(),
+            ecn_marked: Counter::default(),
             learn_refused: Counter::default(),
         }
     }
@@ -193,6 +237,13 @@ impl Counters {
     pub fn count_drop(&self, reason: DropReason) {
         if let Some(counter) = self.drops.get(reason as usize) {
             counter.add(1);
+        }
+    }
+
+    /// Counts several packets as dropped.
+    pub fn count_drops(&self, reason: DropReason, count: u64) {
+        if let Some(counter) = self.drops.get(reason as usize) {
+            counter.add(count);
         }
     }
 
@@ -215,6 +266,16 @@ impl Counters {
             ("datagram_bytes_out", "bytes of UDP payload made", &self.datagram_bytes_out),
             ("floods", "frames sent to every member", &self.floods),
             ("control_in", "authentic control messages received", &self.control_in),
+            ("probes_in", "authentic path-MTU probes received", &self.probes_in),
+            ("frames_fragmented", "frames sent in fragments", &self.frames_fragmented),
+            ("fragments_out", "fragments made", &self.fragments_out),
+            ("fragments_in", "authentic fragments received", &self.fragments_in),
+            ("frames_reassembled", "frames put together", &self.frames_reassembled),
+            ("resent", "datagrams sent again on another link", &self.resent),
+            ("resend_overruns", "datagrams that a full resend ring lost", &self.resend_overruns),
+            ("mss_clamped", "connections whose segment size was lowered", &self.mss_clamped),
+            ("too_big_sent", "ICMP messages about too large packets", &self.too_big_sent),
+            ("ecn_marked", "frames marked as having met congestion", &self.ecn_marked),
             ("learn_refused", "source addresses not learnt", &self.learn_refused),
         ]
         .into_iter()
@@ -245,6 +306,45 @@ impl Traffic {
     pub(crate) fn received(&self, bytes: usize) {
         self.rx_frames.add(1);
         self.rx_bytes.add(bytes as u64);
+    }
+}
+
+/// One link to a peer as one thread saw it.
+#[derive(Debug, Default)]
+#[repr(align(64))]
+pub struct LinkMeter {
+    /// When anything authentic came last, in microseconds of [`crate::tables::Clock`]; 0 for never.
+    pub heard_us: AtomicU64,
+    /// Authentic datagrams received.
+    pub rx_datagrams: Counter,
+    /// Bytes of their UDP payload.
+    pub rx_bytes: Counter,
+    /// Datagrams sent.
+    pub tx_datagrams: Counter,
+    /// Bytes of their UDP payload.
+    pub tx_bytes: Counter,
+    /// Datagrams sent that were larger than what every path takes.
+    pub tx_large: Counter,
+    /// Datagrams received whose number had come before: copies on another link, or replays. Not
+    /// authenticated: a hint.
+    pub copies: Counter,
+    /// Datagrams sent again here when another link failed.
+    pub resent: Counter,
+}
+
+impl LinkMeter {
+    pub(crate) fn received(&self, now_us: u64, bytes: usize) {
+        self.heard_us.store(now_us.max(1), Ordering::Relaxed);
+        self.rx_datagrams.add(1);
+        self.rx_bytes.add(bytes as u64);
+    }
+
+    pub(crate) fn sent(&self, bytes: usize, large: bool) {
+        self.tx_datagrams.add(1);
+        self.tx_bytes.add(bytes as u64);
+        if large {
+            self.tx_large.add(1);
+        }
     }
 }
 

@@ -5,13 +5,19 @@
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::Instant;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
 
 use crate::crypto::key::ClusterKey;
 use crate::crypto::session::Session;
+use crate::forward::address_filter::AddressFilter;
 use crate::forward::fdb::Fdb;
+use crate::forward::marks::Dscp;
+use crate::forward::policy::{Policy, Ways};
+use crate::forward::protect::Protect;
 use crate::id::{NodeId, PeerIndex, Vni};
-use crate::stats::Traffic;
+use crate::link::id::{LinkIndex, LinkSet, MAX_LINKS};
+use crate::stats::{LinkMeter, Traffic};
 use crate::wire::buf::UplinkId;
 use crate::wire::header::{Handle, Slot};
 
@@ -25,17 +31,42 @@ impl Clock {
     pub fn ms(&self, now: Instant) -> u64 {
         u64::try_from(now.saturating_duration_since(self.0).as_millis()).unwrap_or(u64::MAX)
     }
+
+    /// Microseconds from the start to `now`.
+    #[must_use]
+    pub fn us(&self, now: Instant) -> u64 {
+        u64::try_from(now.saturating_duration_since(self.0).as_micros()).unwrap_or(u64::MAX)
+    }
+
+    /// The moment that is so many microseconds after the start.
+    #[must_use]
+    pub fn at_us(&self, us: u64) -> Instant {
+        self.0 + Duration::from_micros(us)
+    }
 }
 
-/// Where datagrams for a peer go.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct LinkAddress {
+/// A link as the workers see it.
+#[derive(Debug, Clone)]
+pub struct LinkEntry {
     /// By which local attachment.
     pub uplink: UplinkId,
-    /// To which address.
-    pub remote: SocketAddr,
+    /// To which address; none while a dynamic link has not been heard.
+    pub remote: Option<SocketAddr>,
+    /// For a dynamic link: from where it may be heard.
+    pub roams: Option<AddressFilter>,
     /// Largest UDP payload in bytes that the path takes.
     pub max_udp_payload: usize,
+    /// Largest UDP payload in bytes that any path takes: what is larger tests this one.
+    pub base_udp_payload: usize,
+}
+
+/// How a datagram's origin fits the links of a peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Arrival {
+    /// It is the other end of this link.
+    Known(LinkIndex),
+    /// It may be the other end of this dynamic link, at another address than before.
+    Elsewhere(LinkIndex),
 }
 
 /// The address without an IPv4-mapped form, which a dual-stack socket may give.
@@ -54,10 +85,32 @@ pub struct PeerEntry {
     pub session: Option<Arc<Session>>,
     /// Whether a first session is probably a moment away: frames wait for it then.
     pub connecting: bool,
-    /// The link to send by.
-    pub link: LinkAddress,
-    /// All addresses that its datagrams may come from.
-    pub sources: Vec<IpAddr>,
+    /// All its links, by index.
+    pub links: Vec<LinkEntry>,
+    /// Which of them carry frames at the moment.
+    pub ways: Ways,
+    /// How frames are spread over them where the network does not say.
+    pub policy: Policy,
+    /// Largest UDP payload in bytes that every link takes which may have to carry it.
+    pub max_udp_payload: usize,
+    /// Whether a datagram must fit all links: it may have to be sent again by another one.
+    pub fits_all: bool,
+    /// Which sealed datagrams are kept to be sent again.
+    pub protect: Protect,
+    /// For how long.
+    pub window: Duration,
+    /// Grows whenever links stop carrying frames: what left by those is sent again.
+    pub failures: u64,
+    /// Links that carry no frames at the moment.
+    pub dead: LinkSet,
+    /// Set by the control thread when it lets the heartbeats rest for want of traffic.
+    pub resting: Arc<AtomicBool>,
+    /// Where the outer DSCP comes from where the network does not say.
+    pub dscp: Dscp,
+    /// Whether ECN marks are carried over.
+    pub ecn: bool,
+    /// For each thread, then for each link: see [`Self::meter`].
+    pub meters: Arc<[LinkMeter]>,
     /// One set of traffic counters per worker, and one for the control thread.
     pub traffic: Arc<[Traffic]>,
 }
@@ -76,16 +129,65 @@ pub struct Member {
 pub struct NetworkEntry {
     /// Its identifier.
     pub vni: Vni,
+    /// Our handle of it.
+    pub handle: Handle,
     /// Who has which MAC address.
     pub fdb: Arc<Fdb>,
     /// Whether STP frames pass.
     pub stp: bool,
     /// Broadcast, unknown and multicast frames per second and worker; 0 for no limit.
     pub bum_rate: u32,
+    /// How frames are spread over links, if not as the peer has it.
+    pub policy: Option<Policy>,
+    /// Where the outer DSCP comes from, if not as the peer has it.
+    pub dscp: Option<Dscp>,
+    /// Whether TCP's segment size is lowered to what the path takes.
+    pub mss_clamp: bool,
+    /// Whether senders of too large packets are told by ICMP.
+    pub too_big: bool,
+    /// A loop was found: nothing passes.
+    pub looped: bool,
     /// By peer index: none for a node that may not take part.
     pub members: Vec<Option<Member>>,
     /// One set of traffic counters per worker.
     pub traffic: Arc<[Traffic]>,
+}
+
+impl PeerEntry {
+    /// What one thread saw of one link; the control thread comes after the workers.
+    #[must_use]
+    pub fn meter(&self, worker: usize, link: LinkIndex) -> Option<&LinkMeter> {
+        self.meters.get(worker * MAX_LINKS + link.at())
+    }
+
+    /// Which link a datagram came by. Never told by the datagram: an address cannot be borrowed.
+    pub(crate) fn arrival(&self, uplink: UplinkId, from: SocketAddr) -> Option<Arrival> {
+        let ip = canonical(from);
+        let mut elsewhere = None;
+        for (index, link) in LinkIndex::all(MAX_LINKS).zip(&self.links) {
+            if link.uplink != uplink {
+                continue;
+            }
+            match (&link.roams, link.remote) {
+                (None, Some(remote)) if canonical(remote) == ip => {
+                    return Some(Arrival::Known(index));
+                }
+                (Some(_), Some(remote)) if same(remote, from) => {
+                    return Some(Arrival::Known(index));
+                }
+                (Some(filter), _) if elsewhere.is_none() && filter.admits(ip) => {
+                    elsewhere = Some(Arrival::Elsewhere(index));
+                }
+                _ => {}
+            }
+        }
+        elsewhere
+    }
+}
+
+/// Whether two addresses are the same, ports included.
+pub(crate) fn same(one: SocketAddr, other: SocketAddr) -> bool {
+    canonical(one) == canonical(other) && one.port() == other.port()
 }
 
 impl NetworkEntry {
@@ -97,7 +199,7 @@ impl NetworkEntry {
 }
 
 /// All of it.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Tables {
     /// Differs from that of all other tables.
     pub generation: u64,
@@ -106,11 +208,15 @@ pub struct Tables {
     /// Networks by our handle.
     pub networks: Vec<Option<Arc<NetworkEntry>>>,
     /// Our handle by identifier.
-    pub handles: HashMap<Vni, Handle>,
+    pub handles: Arc<HashMap<Vni, Handle>>,
     /// Sessions by our slot.
     pub sessions: Vec<Option<Arc<Session>>>,
+    /// Most bytes that one worker keeps for one peer to be sent again.
+    pub resend_bytes: usize,
+    /// How long an incomplete frame waits for its fragments, in ms.
+    pub reassembly_ms: u64,
     /// Cluster keys: only who has one of them is handed to the control thread.
-    pub keys: Vec<ClusterKey>,
+    pub keys: Arc<Vec<ClusterKey>>,
 }
 
 impl Tables {

@@ -10,8 +10,10 @@ pub(crate) enum Timer {
     Attempt,
     /// Send the initiation again.
     Retry,
-    /// Send a heartbeat.
+    /// Send a round of heartbeats and look at the links.
     Heartbeat,
+    /// Look at the links.
+    Watch,
     /// See whether the peer is still heard.
     Silence,
     /// Replace the keys by a new handshake.
@@ -27,10 +29,11 @@ pub(crate) enum Timer {
 }
 
 impl Timer {
-    pub(crate) const ALL: [Self; 9] = [
+    pub(crate) const ALL: [Self; 10] = [
         Self::Attempt,
         Self::Retry,
         Self::Heartbeat,
+        Self::Watch,
         Self::Silence,
         Self::Rekey,
         Self::Rotate,

@@ -7,23 +7,48 @@
 use std::time::Instant;
 
 use crate::crypto::aead::Suite;
-use crate::datapath::{Datapath, FdbCache, MAX_WAITING, WAITING_MS, Waiting};
+use crate::crypto::session::Session;
+use crate::datapath::{
+    ControlInput, Datapath, Delivery, FdbCache, MAX_WAITING, WAITING_MS, Waiting,
+};
 use crate::forward::fdb::{Learn, Place};
-use crate::forward::filter;
+use crate::forward::loop_probe::LoopProbe;
+use crate::forward::policy::{Policy, flow_of};
+use crate::forward::protect::{Protect, is_control};
+use crate::forward::{filter, marks, mss, too_big};
 use crate::id::PeerIndex;
+use crate::link::id::{LinkIndex, LinkSet};
+use crate::link::resend::ResendRing;
 use crate::stats::DropReason;
 use crate::tables::{NetworkEntry, PeerEntry, Tables};
-use crate::wire::buf::{BufPool, Burst, Checksum, Datagram, Frame};
+use crate::wire::buf::{BufPool, Burst, Checksum, Datagram, Frame, PacketBuf};
 use crate::wire::checksum;
 use crate::wire::ethernet::{EthernetView, MacAddr};
+use crate::wire::fragment::{self, FRAGMENT_HEADER_LEN, FragmentHeader};
 use crate::wire::header::{
-    CLEAR_OVERHEAD, EXPLICIT_VNI_LEN, Handle, InnerHeader, Kind, SEALED_OVERHEAD,
+    CLEAR_OVERHEAD, EXPLICIT_VNI_LEN, Handle, INNER_HEADER_LEN, InnerHeader, Kind, SEALED_OVERHEAD,
 };
+use crate::wire::inner_ip::InnerIp;
 
 /// Who a frame is for.
 enum Target {
     Peer(PeerIndex),
     Flood,
+}
+
+/// How a frame leaves for a peer.
+struct Outbound {
+    inner: InnerHeader,
+    /// The links that it leaves by, each with the same datagrams.
+    links: LinkSet,
+    /// Largest UDP payload.
+    limit: usize,
+    /// What a datagram adds.
+    overhead: usize,
+    /// Outer TOS or traffic class.
+    mark: u8,
+    /// Kept to be sent again.
+    keep: bool,
 }
 
 impl Datapath {
@@ -46,6 +71,13 @@ impl Datapath {
             return;
         };
         let now_ms = self.clock.ms(now);
+        if network.looped {
+            for frame in frames.drain(..) {
+                self.notice_probe(now, network, frame.buf.data());
+                self.discard(frame, DropReason::NetworkLooped, pool);
+            }
+            return;
+        }
         for frame in frames.drain(..) {
             self.counters.frames_in.add(1);
             self.counters.frame_bytes_in.add(frame.buf.len() as u64);
@@ -54,10 +86,11 @@ impl Datapath {
                 .and_then(|to| self.forward(now, now_ms, handle, network, to));
             match target {
                 Ok(Target::Peer(peer)) => {
-                    self.send_or_wait(now_ms, handle, &tables, network, peer, frame, pool, out);
+                    self.send_or_wait(now, handle, &tables, network, peer, frame, pool, out);
                 }
                 Ok(Target::Flood) => {
-                    self.flood(now_ms, handle, &tables, network, frame, pool, out);
+                    self.notice_probe(now, network, frame.buf.data());
+                    self.flood(now, handle, &tables, network, frame, pool, out);
                 }
                 Err(reason) => self.discard(frame, reason, pool),
             }
@@ -83,7 +116,7 @@ impl Datapath {
             }
             match tables.network(waiting.handle) {
                 Some(network) => {
-                    self.send(&tables, network, waiting.peer, waiting.frame, pool, out);
+                    self.send(now, &tables, network, waiting.peer, waiting.frame, pool, out);
                 }
                 None => self.discard(waiting.frame, DropReason::NetworkUnknown, pool),
             }
@@ -94,7 +127,7 @@ impl Datapath {
     #[allow(clippy::too_many_arguments)] // a stage of the packet path: everything is at hand
     fn send_or_wait(
         &mut self,
-        now_ms: u64,
+        now: Instant,
         handle: Handle,
         tables: &Tables,
         network: &NetworkEntry,
@@ -104,8 +137,9 @@ impl Datapath {
         out: &mut Burst<Datagram>,
     ) {
         if !tables.peer(peer).is_some_and(|peer| peer.connecting) {
-            return self.send(tables, network, peer, frame, pool, out);
+            return self.send(now, tables, network, peer, frame, pool, out);
         }
+        let now_ms = self.clock.ms(now);
         if self.waiting.len() >= MAX_WAITING
             && let Some(oldest) = self.waiting.pop_front()
         {
@@ -204,7 +238,7 @@ impl Datapath {
     #[allow(clippy::too_many_arguments)] // a stage of the packet path: everything is at hand
     fn flood(
         &mut self,
-        now_ms: u64,
+        now: Instant,
         handle: Handle,
         tables: &Tables,
         network: &NetworkEntry,
@@ -223,17 +257,30 @@ impl Datapath {
         }
         while let Some(peer) = members.next() {
             if members.peek().is_none() {
-                self.send_or_wait(now_ms, handle, tables, network, peer, frame, pool, out);
+                self.send_or_wait(now, handle, tables, network, peer, frame, pool, out);
                 return;
             }
             let copy = Frame { buf: pool.duplicate(&frame.buf), checksum: frame.checksum };
-            self.send_or_wait(now_ms, handle, tables, network, peer, copy, pool, out);
+            self.send_or_wait(now, handle, tables, network, peer, copy, pool, out);
         }
     }
 
-    /// Seals a frame for one peer.
+    /// Tells the control thread of a loop probe, a few times a second: tenants can make some too.
+    pub(crate) fn notice_probe(&mut self, now: Instant, network: &NetworkEntry, frame: &[u8]) {
+        let to_group = frame.first().is_some_and(|first| first & 1 == 1);
+        if to_group
+            && let Some(probe) = LoopProbe::read(frame)
+            && self.notices.take(now)
+        {
+            self.news.push(ControlInput::LoopProbe { vni: network.vni, probe });
+        }
+    }
+
+    /// Seals a frame for one peer, in fragments where the path takes no datagram of its size.
+    #[allow(clippy::too_many_arguments)] // a stage of the packet path: everything is at hand
     fn send(
         &mut self,
+        now: Instant,
         tables: &Tables,
         network: &NetworkEntry,
         peer: PeerIndex,
@@ -242,42 +289,67 @@ impl Datapath {
         out: &mut Burst<Datagram>,
     ) {
         let len = frame.buf.len();
-        let sealed = tables
-            .peer(peer)
-            .ok_or(DropReason::PeerNoSession)
-            .and_then(|peer| self.seal_frame(peer, network, &mut frame).map(|()| peer));
-        match sealed {
-            Ok(peer) => {
-                self.counters.datagrams_out.add(1);
-                self.counters.datagram_bytes_out.add(frame.buf.len() as u64);
+        let Some(peer) = tables.peer(peer) else {
+            return self.discard(frame, DropReason::PeerNoSession, pool);
+        };
+        self.keep_awake(peer);
+        let outcome = match self.prepare(now, peer, network, &mut frame) {
+            Ok((session, outbound)) if frame.buf.len() + outbound.overhead <= outbound.limit => {
+                self.send_whole(now, tables, peer, session, &outbound, frame.buf, pool, out)
+            }
+            Ok((session, outbound)) => {
+                self.send_pieces(now, tables, peer, session, &outbound, frame.buf, pool, out)
+            }
+            Err(reason) => Err((reason, frame.buf)),
+        };
+        match outcome {
+            Ok(()) => {
                 for traffic in [&peer.traffic, &network.traffic] {
                     if let Some(mine) = traffic.get(self.worker) {
                         mine.sent(len);
                     }
                 }
-                let (uplink, remote) = (peer.link.uplink, peer.link.remote);
-                out.push(Datagram { buf: frame.buf, uplink, remote, mark: 0 });
             }
-            Err(reason) => self.discard(frame, reason, pool),
+            Err((reason, buf)) => {
+                self.counters.count_drop(reason);
+                pool.free(buf);
+            }
         }
     }
 
-    fn seal_frame(
+    /// Decides on links, size and mark, and makes the frame what the sealed part holds.
+    fn prepare<'t>(
         &mut self,
-        peer: &PeerEntry,
+        now: Instant,
+        peer: &'t PeerEntry,
         network: &NetworkEntry,
         frame: &mut Frame,
-    ) -> Result<(), DropReason> {
-        let session = peer.session.as_ref().ok_or(DropReason::PeerNoSession)?;
+    ) -> Result<(&'t Session, Outbound), DropReason> {
+        let session = peer.session.as_deref().ok_or(DropReason::PeerNoSession)?;
         let suite = session.facts().suite;
         let handle = network.member(peer.index).ok_or(DropReason::FrameNoMember)?.handle;
-        let mut overhead = if suite == Suite::Clear { CLEAR_OVERHEAD } else { SEALED_OVERHEAD };
-        if handle == Handle::NONE {
-            overhead += EXPLICIT_VNI_LEN;
+        let overhead = if suite == Suite::Clear { CLEAR_OVERHEAD } else { SEALED_OVERHEAD };
+        let policy = network.policy.unwrap_or(peer.policy);
+        let flow = if policy == Policy::FlowHash { flow_of(frame.buf.data()) } else { 0 };
+        let links = peer.ways.choose(policy, flow, &mut self.turn);
+        if links.is_empty() {
+            return Err(DropReason::PeerNoPath);
         }
-        if frame.buf.len() + overhead > peer.link.max_udp_payload {
-            return Err(DropReason::FrameTooLarge);
+        let limit = largest_payload(peer, links);
+        let inner_ip = InnerIp::find(frame.buf.data());
+        if let Some(ip) = &inner_ip {
+            // The explicit VNI is for the moments before the peer named the network: sizes that
+            // senders are told do not depend on it.
+            let max_l3 = limit.saturating_sub(overhead + ip.l3_offset);
+            self.fit_sender(now, network, frame, ip, max_l3);
         }
+        let dscp = network.dscp.as_ref().unwrap_or(&peer.dscp);
+        let mark = marks::mark(dscp, peer.ecn, inner_ip.as_ref());
+        let keep = match peer.protect {
+            Protect::Off => false,
+            Protect::Control => is_control(frame.buf.data(), inner_ip.as_ref()),
+            Protect::All => true,
+        };
         let kind = self.mark_checksum(frame, suite, handle)?;
         if handle == Handle::NONE {
             let [a, b, c] = network.vni.to_be_bytes();
@@ -285,7 +357,199 @@ impl Datapath {
                 frame.buf.prepend(EXPLICIT_VNI_LEN).map_err(|_| DropReason::FrameTooLarge)?;
             front.copy_from_slice(&[a, b, c, 0]);
         }
-        self.seal(peer, session, InnerHeader { kind, handle }, &mut frame.buf)
+        let inner = InnerHeader { kind, handle };
+        Ok((session, Outbound { inner, links, limit, overhead, mark, keep }))
+    }
+
+    /// Has the sender make packets that fit: by TCP's segment size as a connection begins, else by
+    /// ICMP, while what it sent is carried in fragments.
+    fn fit_sender(
+        &mut self,
+        now: Instant,
+        network: &NetworkEntry,
+        frame: &mut Frame,
+        ip: &InnerIp,
+        max_l3: usize,
+    ) {
+        if network.mss_clamp && mss::clamp(frame.buf.data_mut(), frame.checksum, max_l3) {
+            self.counters.mss_clamped.add(1);
+        }
+        let l3_len = frame.buf.len().saturating_sub(ip.l3_offset);
+        if !network.too_big || l3_len <= max_l3 {
+            return;
+        }
+        let now_ms = self.clock.ms(now);
+        let mtu = u32::try_from(max_l3).unwrap_or(u32::MAX);
+        let Some(message) = too_big::build(frame.buf.data(), mtu) else { return };
+        if self.too_big.admits(ip.src, ip.dst, now_ms) {
+            self.counters.too_big_sent.add(1);
+            let frame =
+                Frame { buf: PacketBuf::from_slice(&message), checksum: Checksum::Complete };
+            self.returns.push(Delivery { handle: network.handle, vni: network.vni, frame });
+        }
+    }
+
+    #[allow(clippy::too_many_arguments)] // a stage of the packet path: everything is at hand
+    fn send_whole(
+        &mut self,
+        now: Instant,
+        tables: &Tables,
+        peer: &PeerEntry,
+        session: &Session,
+        outbound: &Outbound,
+        mut buf: PacketBuf,
+        pool: &mut BufPool,
+        out: &mut Burst<Datagram>,
+    ) -> Result<(), (DropReason, PacketBuf)> {
+        match self.seal(peer, session, outbound.inner, &mut buf, true) {
+            Ok(epoch) => {
+                let epoch = (session.facts().serial, epoch);
+                self.emit(now, tables, peer, outbound, epoch, buf, pool, out);
+                Ok(())
+            }
+            Err(reason) => Err((reason, buf)),
+        }
+    }
+
+    /// Cuts the sealed part to be into equal pieces, and seals each for itself (rule F8).
+    #[allow(clippy::too_many_arguments)] // a stage of the packet path: everything is at hand
+    fn send_pieces(
+        &mut self,
+        now: Instant,
+        tables: &Tables,
+        peer: &PeerEntry,
+        session: &Session,
+        outbound: &Outbound,
+        mut buf: PacketBuf,
+        pool: &mut BufPool,
+        out: &mut Burst<Datagram>,
+    ) -> Result<(), (DropReason, PacketBuf)> {
+        let max_piece = outbound.limit.saturating_sub(outbound.overhead + FRAGMENT_HEADER_LEN);
+        let Ok(front) = buf.prepend(INNER_HEADER_LEN) else {
+            return Err((DropReason::FrameTooLarge, buf));
+        };
+        front.copy_from_slice(&outbound.inner.write());
+        let Some(plan) = fragment::plan(buf.len(), max_piece) else {
+            return Err((DropReason::FrameTooLarge, buf));
+        };
+        let id = self.fragment_id;
+        self.fragment_id = id.wrapping_add(1);
+        self.counters.frames_fragmented.add(1);
+        let inner = InnerHeader { kind: Kind::Fragment, handle: Handle::NONE };
+        for (number, (offset, range, more)) in plan.enumerate() {
+            let content = buf.data().get(range).unwrap_or_default();
+            let header = FragmentHeader { id, more, offset };
+            let Some(mut part) = fragment_buf(pool, &header.write(), content) else {
+                return Err((DropReason::FrameTooLarge, buf));
+            };
+            let epoch = match self.seal(peer, session, inner, &mut part, number == 0) {
+                Ok(epoch) => (session.facts().serial, epoch),
+                Err(reason) => {
+                    pool.free(part);
+                    return Err((reason, buf));
+                }
+            };
+            self.counters.fragments_out.add(1);
+            self.emit(now, tables, peer, outbound, epoch, part, pool, out);
+        }
+        pool.free(buf);
+        Ok(())
+    }
+
+    /// Puts a sealed datagram on its links, and keeps a copy where it may have to be sent again.
+    #[allow(clippy::too_many_arguments)] // a stage of the packet path: everything is at hand
+    fn emit(
+        &mut self,
+        now: Instant,
+        tables: &Tables,
+        peer: &PeerEntry,
+        outbound: &Outbound,
+        epoch: (u64, u32),
+        buf: PacketBuf,
+        pool: &mut BufPool,
+        out: &mut Burst<Datagram>,
+    ) {
+        let Outbound { links, mark, keep, .. } = *outbound;
+        if keep && peer.links.len() > 1 {
+            self.keep_for_resending(now, tables, peer, links, mark, epoch, buf.data());
+        }
+        let mut targets = links.iter().filter_map(|link| address(peer, link)).peekable();
+        let mut buf = Some(buf);
+        while let Some((link, uplink, remote)) = targets.next() {
+            let copy = match targets.peek() {
+                Some(_) => buf.as_ref().map(|buf| pool.duplicate(buf)),
+                None => buf.take(),
+            };
+            let Some(copy) = copy else { break };
+            self.counters.datagrams_out.add(1);
+            self.counters.datagram_bytes_out.add(copy.len() as u64);
+            let base = peer.links.get(link.at()).map_or(0, |entry| entry.base_udp_payload);
+            if let Some(meter) = peer.meter(self.worker, link) {
+                meter.sent(copy.len(), copy.len() > base);
+            }
+            out.push(Datagram { buf: copy, uplink, remote, mark });
+        }
+        if let Some(buf) = buf {
+            pool.free(buf);
+        }
+    }
+
+    #[allow(clippy::too_many_arguments)] // a stage of the packet path: everything is at hand
+    fn keep_for_resending(
+        &mut self,
+        now: Instant,
+        tables: &Tables,
+        peer: &PeerEntry,
+        links: LinkSet,
+        mark: u8,
+        epoch: (u64, u32),
+        bytes: &[u8],
+    ) {
+        let index = peer.index.0 as usize;
+        if self.rings.len() <= index {
+            self.rings.resize_with(index + 1, || None);
+        }
+        let Some(place) = self.rings.get_mut(index) else { return };
+        let ring = place.get_or_insert_with(|| ResendRing::new(tables.resend_bytes));
+        ring.set_window(peer.window);
+        let before = ring.overruns();
+        ring.push(now, epoch, links, mark, bytes);
+        self.counters.resend_overruns.add(ring.overruns() - before);
+    }
+
+    /// Sends again what left lately by links that carry no frames any more. To be called before
+    /// newer frames are sealed: these come after.
+    pub fn resend(&mut self, now: Instant, pool: &mut BufPool, out: &mut Burst<Datagram>) {
+        let tables = arc_swap::Guard::into_inner(self.tables.load());
+        if tables.generation == self.resend_generation {
+            return;
+        }
+        self.resend_generation = tables.generation;
+        self.failures.resize(tables.peers.len().max(self.failures.len()), 0);
+        for (index, seen) in (0..).zip(&mut self.failures) {
+            let Some(peer) = tables.peer(PeerIndex(index)) else { continue };
+            if std::mem::replace(seen, peer.failures) == peer.failures {
+                continue;
+            }
+            let ring = self.rings.get_mut(index as usize).and_then(Option::as_mut);
+            let best = peer.ways.order.first().map(|(link, _)| *link);
+            let target = best.and_then(|link| address(peer, link));
+            let (Some(ring), Some((link, uplink, remote))) = (ring, target) else { continue };
+            ring.expire(now);
+            let (worker, counters) = (self.worker, &self.counters);
+            ring.resend(peer.dead, LinkSet::only(link), |bytes, mark| {
+                counters.resent.add(1);
+                if let Some(meter) = peer.meter(worker, link) {
+                    meter.resent.add(1);
+                }
+                let mut buf = pool.alloc();
+                if buf.append(bytes.len()).map(|room| room.copy_from_slice(bytes)).is_err() {
+                    pool.free(buf);
+                    buf = PacketBuf::from_slice(bytes);
+                }
+                out.push(Datagram { buf, uplink, remote, mark });
+            });
+        }
     }
 
     /// The kind that says what became of a partial checksum: it travels as such inside a seal, and
@@ -310,4 +574,40 @@ impl Datapath {
         frame.checksum = Checksum::Complete;
         Ok(plain)
     }
+}
+
+/// Where datagrams of a link go, if that is known.
+fn address(
+    peer: &PeerEntry,
+    link: LinkIndex,
+) -> Option<(LinkIndex, crate::wire::buf::UplinkId, std::net::SocketAddr)> {
+    let entry = peer.links.get(link.at())?;
+    Some((link, entry.uplink, entry.remote?))
+}
+
+/// Largest UDP payload that may leave by these links.
+fn largest_payload(peer: &PeerEntry, links: LinkSet) -> usize {
+    if peer.fits_all {
+        return peer.max_udp_payload;
+    }
+    let sizes = links.iter().filter_map(|link| peer.links.get(link.at()));
+    sizes.map(|entry| entry.max_udp_payload).min().unwrap_or(peer.max_udp_payload)
+}
+
+/// A buffer with the header and content of one fragment.
+fn fragment_buf(
+    pool: &mut BufPool,
+    header: &[u8; FRAGMENT_HEADER_LEN],
+    content: &[u8],
+) -> Option<PacketBuf> {
+    let len = header.len() + content.len();
+    let mut buf = pool.alloc();
+    if buf.capacity() < len {
+        pool.free(buf);
+        buf = PacketBuf::with_capacity(len);
+    }
+    let (front, back) = buf.append(len).ok()?.split_at_mut(header.len());
+    front.copy_from_slice(header);
+    back.copy_from_slice(content);
+    Some(buf)
 }

@@ -17,12 +17,14 @@ use encap::handshake::hello::{Hello, Status, Welcome};
 use encap::handshake::psk::{Initiator, Responder};
 use encap::id::PeerIndex;
 use encap::id::{NodeId, Vni};
+use encap::link::id::LinkSet;
 use encap::rng::Rng;
 use encap::wire::buf::PacketBuf;
 use encap::wire::control::{Binding, Bindings, Message};
 use encap::wire::header::{
     CLEAR_OVERHEAD, DataHeader, Format, Handle, InnerHeader, Kind, Lane, SEALED_OVERHEAD, Slot,
 };
+use encap::wire::heartbeat::{Heartbeat, LinkReport};
 use encap::wire::long::{COOKIE_LEN, INITIATION_LEN, LONG_HEADER_LEN, LongHeader, Type, VERSION};
 use hkdf::Hkdf;
 use hmac::{Hmac, Mac as _};
@@ -426,21 +428,30 @@ fn check_sealed_heartbeat(vectors: &Vectors) {
         lane: Lane::CONTROL,
         sequence: 0,
     };
-    check_parts(vectors, "heartbeat", "r2i_epoch1_lanefe", header, inner);
-    let message = Message::Heartbeat {
-        round: 9,
-        epoch_opened: 1,
-        sent_us: 1_000_000,
-        echo_us: 0,
-        echo_delay_us: 0,
-    };
+    let mut heartbeat = Heartbeat::default();
+    heartbeat.round = 9;
+    heartbeat.epoch_opened = 1;
+    heartbeat.sent_us = 1_000_000;
+    heartbeat.interval_us = 10_000;
+    heartbeat.lost = LinkSet(2);
+    heartbeat.push(LinkReport {
+        highest: 8,
+        echo_us: 990_000,
+        echo_delay_us: 150,
+        rounds: 8,
+        datagrams: 20,
+    });
+    heartbeat.push(LinkReport::default());
+    let message = Message::Heartbeat(heartbeat);
     let mut payload = Vec::new();
     message.write(&mut payload);
-    vectors.check("heartbeat_payload", &payload);
-    assert_eq!(Message::read_all(&payload), Ok(vec![message]));
+    let expected = Message::read_all(&payload);
+    assert_eq!(expected, Ok(vec![message]));
     let session = session(vectors, false, Suite::Aes256Gcm);
     assert!(session.rotate_tx(0));
     let datagram = seal(&mut session.tx_lane(Lane::CONTROL).unwrap(), inner, &payload, 0);
+    vectors.check("heartbeat_payload", &payload);
+    check_parts(vectors, "heartbeat", "r2i_epoch1_lanefe", header, inner);
     vectors.check("heartbeat_datagram", datagram);
 }
 

@@ -33,12 +33,14 @@ impl Waker {
         unsafe { libc::write(self.0.as_raw_fd(), one.as_ptr().cast(), one.len()) };
     }
 
-    /// Takes pending wake-ups back.
-    pub fn clear(&self) {
+    /// Takes pending wake-ups back; says whether there were any.
+    pub fn clear(&self) -> bool {
         let mut count = [0_u8; 8];
         // Nothing pending is EAGAIN and fine.
         // SAFETY: the buffer is 8 bytes, as many as eventfd gives, and lives during the call.
-        unsafe { libc::read(self.0.as_raw_fd(), count.as_mut_ptr().cast(), count.len()) };
+        let result =
+            unsafe { libc::read(self.0.as_raw_fd(), count.as_mut_ptr().cast(), count.len()) };
+        result > 0
     }
 
     /// The descriptor that becomes readable.

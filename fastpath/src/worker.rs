@@ -12,16 +12,17 @@ use std::sync::mpsc::{Sender, SyncSender, TrySendError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use encap::datapath::{ControlInput, Datapath, Delivery};
+use crossbeam_queue::ArrayQueue;
+use encap::datapath::{ControlInput, Datapath, Delivery, Pulse};
 use encap::forward::policer::Policer;
 use encap::id::Vni;
 use encap::stats::{Counters, DropReason};
-use encap::wire::buf::{BufPool, Burst, Datagram, Frame};
+use encap::wire::buf::{BufPool, Burst, Checksum, Datagram, Frame, PacketBuf};
 use encap::wire::header::Handle;
 
 use crate::capture::{CaptureTap, Direction};
 use crate::counter::counters;
-use crate::port::{DatagramPort, FramePort, MAX_BURST, TxReport};
+use crate::port::{DatagramPort, FramePort, MAX_BURST};
 use crate::uplink::UplinkError;
 use crate::wake::{PollSet, Waker};
 
@@ -36,6 +37,8 @@ const TIDY_INTERVAL: Duration = Duration::from_secs(1);
 const MAX_FAN_OUT: usize = 512;
 /// While frames wait for a session it looks this often.
 const HANDSHAKE_WAIT: Duration = Duration::from_millis(5);
+/// Heartbeats that wait at most for the control thread; then the newest displace the oldest.
+pub const PULSE_QUEUE: usize = 4096;
 /// Path errors a second that are handed to the control thread; all are counted by the uplink.
 const ERROR_NOTICES_PER_SECOND: u32 = 100;
 
@@ -54,6 +57,8 @@ counters! {
         uplink_tx_too_large,
         /// Datagrams that an uplink refused otherwise.
         uplink_tx_failed,
+        /// Heartbeats that the control thread was too slow for; newer ones took their place.
+        pulses_displaced,
         /// Times that the worker blocked for lack of work.
         waits,
     }
@@ -97,6 +102,13 @@ pub enum Command<F> {
         /// Where to.
         give_back: Sender<F>,
     },
+    /// Write a frame of our own into the tap of a network: a loop probe.
+    Inject {
+        /// Our handle of the network.
+        handle: Handle,
+        /// All of it.
+        frame: Vec<u8>,
+    },
 }
 
 /// The way to a running worker.
@@ -122,6 +134,11 @@ impl<F> WorkerHandle<F> {
         self.waker.wake();
     }
 
+    /// Has the worker look at its ports and at the tables now, even if nothing comes.
+    pub fn wake(&self) {
+        self.waker.wake();
+    }
+
     /// Has the worker end.
     pub fn stop(&self) {
         self.commands.stop.store(true, Ordering::Release);
@@ -133,6 +150,21 @@ impl<F> WorkerHandle<F> {
     pub fn counters(&self) -> &Arc<WorkerCounters> {
         &self.counters
     }
+}
+
+/// Heartbeats on their way from the workers to the control thread: they never wait behind other
+/// messages, and old ones give way to new ones.
+pub type Pulses = ArrayQueue<Pulse>;
+
+/// The ways from a worker to the control thread.
+#[derive(Debug, Clone)]
+pub struct ToControl {
+    /// For everything but heartbeats; bounded.
+    pub notices: SyncSender<Notice>,
+    /// For heartbeats.
+    pub pulses: Arc<Pulses>,
+    /// Wakes it.
+    pub waker: Waker,
 }
 
 /// What a worker needs besides its ports.
@@ -161,6 +193,7 @@ pub struct Worker<F, D> {
     taps: Vec<TapSlot<F>>,
     uplinks: Vec<D>,
     control: SyncSender<Notice>,
+    pulses: Arc<Pulses>,
     control_waker: Waker,
     capture: CaptureTap,
     mailbox: Arc<Mailbox<F>>,
@@ -171,11 +204,15 @@ pub struct Worker<F, D> {
     /// Taps that are gone, until the control thread has taken the news.
     gone: Vec<Notice>,
     dedicated: bool,
+    /// The wait was ended by the control thread: it wants two passes over all ports.
+    woken: bool,
     tidied: Instant,
     frames: Burst<Frame>,
     /// The part of `frames` that is sealed at once.
     chunk: Burst<Frame>,
     datagrams: Burst<Datagram>,
+    /// What leaves by each uplink.
+    outgoing: Vec<Burst<Datagram>>,
     deliveries: Burst<Delivery>,
     inputs: Burst<ControlInput>,
 }
@@ -188,8 +225,7 @@ impl<F: FramePort, D: DatagramPort> Worker<F, D> {
     pub fn new(
         datapath: Datapath,
         uplinks: Vec<D>,
-        control: SyncSender<Notice>,
-        control_waker: Waker,
+        to_control: ToControl,
         capture: CaptureTap,
         options: &WorkerOptions,
     ) -> io::Result<(Self, WorkerHandle<F>)> {
@@ -207,12 +243,15 @@ impl<F: FramePort, D: DatagramPort> Worker<F, D> {
         };
         let limit = MAX_BURST * (uplinks.len() + 3);
         let now = Instant::now();
+        let ToControl { notices: control, pulses, waker: control_waker } = to_control;
         let worker = Self {
+            outgoing: uplinks.iter().map(|_| Burst::with_capacity(MAX_BURST)).collect(),
             datapath,
             pool: BufPool::new(options.max_packet_len, limit),
             taps: Vec::new(),
             uplinks,
             control,
+            pulses,
             control_waker,
             capture,
             mailbox,
@@ -222,6 +261,7 @@ impl<F: FramePort, D: DatagramPort> Worker<F, D> {
             error_notices: Policer::new(now, ERROR_NOTICES_PER_SECOND, ERROR_NOTICES_PER_SECOND),
             gone: Vec::new(),
             dedicated: options.dedicated,
+            woken: false,
             tidied: now,
             frames: Burst::with_capacity(MAX_BURST),
             chunk: Burst::with_capacity(MAX_BURST),
@@ -243,7 +283,7 @@ impl<F: FramePort, D: DatagramPort> Worker<F, D> {
             let now = Instant::now();
             if now.saturating_duration_since(self.tidied) >= TIDY_INTERVAL {
                 self.tidied = now;
-                self.tidy();
+                self.tidy(now);
             }
             if self.step(now)? > 0 {
                 busy_at = now;
@@ -262,12 +302,18 @@ impl<F: FramePort, D: DatagramPort> Worker<F, D> {
         if self.mailbox.waiting.swap(false, Ordering::AcqRel) {
             self.take_commands();
         }
-        Ok(self.overlay_to_underlay(now) + self.underlay_to_overlay(now)?)
+        let moved = self.overlay_to_underlay(now) + self.underlay_to_overlay(now)?;
+        self.datapath.end_pass();
+        Ok(moved)
     }
 
     /// What is due now and then, besides packets.
-    fn tidy(&mut self) {
-        self.datapath.forget_old_lanes();
+    fn tidy(&mut self, now: Instant) {
+        self.datapath.tidy(now, &mut self.pool);
+        self.tell_of_lost_taps();
+    }
+
+    fn tell_of_lost_taps(&mut self) {
         while let Some(notice) = self.gone.pop() {
             if let Err(TrySendError::Full(notice)) = self.control.try_send(notice) {
                 self.gone.push(notice);
@@ -285,6 +331,11 @@ impl<F: FramePort, D: DatagramPort> Worker<F, D> {
 
     /// Frames of every tap are sealed and sent; gives their number.
     fn overlay_to_underlay(&mut self, now: Instant) -> usize {
+        // What left by a link that failed is older than all that leaves now.
+        self.datapath.resend(now, &mut self.pool, &mut self.datagrams);
+        if !self.datagrams.is_empty() {
+            self.send_datagrams();
+        }
         // What waited for a session is older than what comes out of a tap now.
         if self.datapath.has_waiting() {
             self.datapath.send_waiting(now, &mut self.pool, &mut self.datagrams);
@@ -310,7 +361,20 @@ impl<F: FramePort, D: DatagramPort> Worker<F, D> {
             }
             self.seal_and_send(now, handle);
         }
+        self.take_returns();
         moved
+    }
+
+    /// Writes what goes back into the taps, and hands over what the control thread is to hear of.
+    fn take_returns(&mut self) {
+        self.deliveries.extend(self.datapath.take_returns());
+        if !self.deliveries.is_empty() {
+            self.deliver();
+        }
+        self.inputs.extend(self.datapath.take_news());
+        if !self.inputs.is_empty() {
+            self.hand_over();
+        }
     }
 
     /// Seals the frames of one tap and sends them, no more at once than buffers are for.
@@ -338,25 +402,29 @@ impl<F: FramePort, D: DatagramPort> Worker<F, D> {
         }
         let tap = self.taps.swap_remove(at);
         self.gone.push(Notice::TapGone { handle: tap.handle, vni: tap.vni, error });
-        self.tidy();
+        self.tell_of_lost_taps();
         self.watch();
     }
 
     /// Sends what was sealed, each datagram by its uplink.
     fn send_datagrams(&mut self) {
-        // One uplink carries nearly everything, so runs are sent as they are.
-        while let Some(id) = self.datagrams.first().map(|datagram| datagram.uplink) {
-            let run = self.datagrams.iter().take_while(|d| d.uplink == id).count();
-            let rest = self.datagrams.split_off(run);
-            let report = match self.uplinks.get_mut(usize::from(id.0)) {
-                Some(uplink) => uplink.tx_burst(&mut self.pool, &mut self.datagrams),
-                None => TxReport { failed: run, ..TxReport::default() },
-            };
+        for datagram in self.datagrams.drain(..) {
+            match self.outgoing.get_mut(usize::from(datagram.uplink.0)) {
+                Some(outgoing) => outgoing.push(datagram),
+                None => {
+                    self.counters.uplink_tx_failed.add(1);
+                    self.pool.free(datagram.buf);
+                }
+            }
+        }
+        for (uplink, outgoing) in self.uplinks.iter_mut().zip(&mut self.outgoing) {
+            if outgoing.is_empty() {
+                continue;
+            }
+            let report = uplink.tx_burst(&mut self.pool, outgoing);
             self.counters.uplink_tx_no_room.add(report.no_room as u64);
             self.counters.uplink_tx_too_large.add(report.too_large as u64);
             self.counters.uplink_tx_failed.add(report.failed as u64);
-            self.datagrams.clear();
-            self.datagrams.extend(rest);
         }
         self.take_errors();
     }
@@ -384,6 +452,7 @@ impl<F: FramePort, D: DatagramPort> Worker<F, D> {
         if moved > 0 {
             self.deliver();
             self.hand_over();
+            self.take_returns();
         }
         self.take_errors();
         Ok(moved)
@@ -416,6 +485,18 @@ impl<F: FramePort, D: DatagramPort> Worker<F, D> {
     fn hand_over(&mut self) {
         let mut told = false;
         for input in self.inputs.drain(..) {
+            let input = match input {
+                ControlInput::Pulse(pulse) => {
+                    // The control thread takes heartbeats with its own rounds, unless one says
+                    // that the peer does not hear us.
+                    told |= !pulse.heartbeat.lost.is_empty();
+                    if self.pulses.force_push(*pulse).is_some() {
+                        self.counters.pulses_displaced.add(1);
+                    }
+                    continue;
+                }
+                other => other,
+            };
             if self.control.try_send(Notice::Control(input)).is_err() {
                 self.datapath.counters().count_drop(DropReason::ControlQueueFull);
             }
@@ -458,6 +539,14 @@ impl<F: FramePort, D: DatagramPort> Worker<F, D> {
                         let _ = give_back.send(tap.port);
                     }
                 }
+                Command::Inject { handle, frame } => {
+                    let buf = PacketBuf::from_slice(&frame);
+                    let frame = Frame { buf, checksum: Checksum::Complete };
+                    if let Some(tap) = self.taps.iter_mut().find(|tap| tap.handle == handle) {
+                        tap.out.push(frame);
+                        self.deliver();
+                    }
+                }
             }
         }
         self.watch();
@@ -475,10 +564,13 @@ impl<F: FramePort, D: DatagramPort> Worker<F, D> {
             std::thread::yield_now();
             return;
         }
+        if std::mem::take(&mut self.woken) {
+            return;
+        }
         self.counters.waits.add(1);
         let longest = if self.datapath.has_waiting() { HANDSHAKE_WAIT } else { LONGEST_WAIT };
         if self.poll_set.wait(longest) {
-            self.waker.clear();
+            self.woken = self.waker.clear();
         }
     }
 }

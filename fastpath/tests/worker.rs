@@ -174,7 +174,6 @@ impl Pair {
                 buf: PacketBuf::from_slice(&payload),
                 uplink: UplinkId(0),
                 remote,
-                mark: 0,
             }));
             moved += datagrams.len();
             // What was received is labelled with its sender; it goes on to the other node.

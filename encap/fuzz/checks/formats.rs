@@ -51,8 +51,14 @@ fn inner_header(bytes: [u8; 2]) {
         Ok(inner) => {
             assert_eq!(inner.write(), bytes);
             assert_eq!(Handle::new(word & Handle::MAX), Some(inner.handle));
-            let kinds =
-                [Kind::Frame, Kind::FrameWithVni, Kind::Control, Kind::FramePartialChecksum];
+            let kinds = [
+                Kind::Frame,
+                Kind::FrameWithVni,
+                Kind::Fragment,
+                Kind::Control,
+                Kind::Probe,
+                Kind::FramePartialChecksum,
+            ];
             assert!(kinds.iter().any(|kind| *kind == inner.kind && *kind as u16 == word >> 12));
         }
         Err(UnknownKind(code)) => {

@@ -11,6 +11,7 @@ use encap::crypto::aead::Suite;
 use encap::datapath::ControlInput;
 use encap::handshake::hello::{Hello, Status, Welcome};
 use encap::handshake::psk::{Initiator, NOISE_OVERHEAD, Responder};
+use encap::link::id::LinkIndex;
 use encap::wire::control::Bindings;
 use encap::wire::header::{Handle, InnerHeader, Kind, Slot};
 use encap::wire::long::{COOKIE_LEN, INITIATION_LEN, LONG_HEADER_LEN, LongHeader, Type, VERSION};
@@ -150,8 +151,15 @@ fn damaged(pair: &Pair, script: &mut Script<'_>, to: NodeIndex) -> Vec<u8> {
 
 /// An authentic datagram with anything in it.
 fn seal(pair: &mut Pair, script: &mut Script<'_>, to: NodeIndex) {
-    let kinds = [Kind::Frame, Kind::FrameWithVni, Kind::Control, Kind::FramePartialChecksum];
-    let kind = kinds[usize::from(script.byte() % 4)];
+    let kinds = [
+        Kind::Frame,
+        Kind::FrameWithVni,
+        Kind::Control,
+        Kind::FramePartialChecksum,
+        Kind::Fragment,
+        Kind::Probe,
+    ];
+    let kind = kinds[usize::from(script.byte()) % kinds.len()];
     let handle = Handle::new(script.word() & Handle::MAX).unwrap_or_default();
     let payload = script.long();
     // It arrives at once: what is to wait is made by the other operations.
@@ -173,7 +181,13 @@ fn late_input(pair: &mut Pair, script: &mut Script<'_>, to: NodeIndex) {
     let slot = Slot(script.word().into());
     let session = [0, u64::MAX][usize::from(script.byte() % 2)];
     let input = match script.byte() % 3 {
-        0 => ControlInput::Message { slot, session, payload: script.short().to_vec() },
+        0 => ControlInput::Message {
+            slot,
+            session,
+            link: LinkIndex::FIRST,
+            from: source(to, 0),
+            payload: script.short().to_vec(),
+        },
         1 => ControlInput::SessionProven { slot, session },
         _ => ControlInput::EpochOpened { slot, session, epoch: script.word().into() },
     };

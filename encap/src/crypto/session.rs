@@ -98,6 +98,8 @@ pub(crate) struct Opened {
     pub(crate) first: bool,
     /// It was the first of a new epoch, this one.
     pub(crate) new_epoch: Option<u32>,
+    /// Its epoch.
+    pub(crate) epoch: u32,
 }
 
 /// Keys, epochs, lanes and windows shared with one peer.
@@ -249,7 +251,7 @@ impl Session {
         self.last_opened.store(now_ms.max(1), Ordering::Relaxed);
         let first = !self.is_proven() && !self.proven.swap(true, Ordering::AcqRel);
         let new_epoch = (epoch > self.rx_epoch()).then(|| self.advance_rx(epoch)).flatten();
-        Ok(Opened { first, new_epoch })
+        Ok(Opened { first, new_epoch, epoch })
     }
 
     /// The only epoch near the highest one that has these two low bits (rule E2).
@@ -374,7 +376,7 @@ mod tests {
         let mut buf = sealed(&mut lane, b"frame");
         assert_eq!(buf.len(), 5 + 26);
         let mut copy = PacketBuf::from_slice(buf.data());
-        assert_eq!(open(&b, &mut buf), Ok(Opened { first: true, new_epoch: None }));
+        assert_eq!(open(&b, &mut buf), Ok(Opened { first: true, new_epoch: None, epoch: 0 }));
         assert_eq!(buf.data(), [&INNER.write()[..], b"frame"].concat());
         assert_eq!(open(&b, &mut copy), Err(DropReason::ReplayDuplicate));
     }

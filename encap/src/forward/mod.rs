@@ -2,6 +2,8 @@
 
 pub mod fdb;
 pub mod policy;
+pub mod marks;
+pub mod protect;
 pub mod mss;
 pub mod too_big;
 pub mod policer;

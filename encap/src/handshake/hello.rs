@@ -9,8 +9,9 @@
 
 use crate::crypto::aead::Suite;
 use crate::id::NodeId;
-use crate::wire::control::{Bindings, Malformed, Reader};
+use crate::wire::control::Bindings;
 use crate::wire::header::Slot;
+use crate::wire::reader::{Malformed, Reader};
 
 /// Most suites that a list names.
 const MAX_SUITES: usize = 16;

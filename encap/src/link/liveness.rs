@@ -277,6 +277,12 @@ impl Liveness {
         self.links.get(link.at()).map_or(&[], |link| &link.history)
     }
 
+    /// Whether something local speaks against a link: no carrier, no address, no neighbour.
+    #[must_use]
+    pub fn is_bad(&self, link: LinkIndex) -> bool {
+        self.links.get(link.at()).is_some_and(|link| link.signals.bad())
+    }
+
     /// Whether a link is out of service by order.
     #[must_use]
     pub fn is_drained(&self, link: LinkIndex) -> bool {

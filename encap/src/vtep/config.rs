@@ -1,22 +1,96 @@
 //! What a node is told about itself and its cluster. Checked by whoever builds it.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::crypto::aead::Suite;
 use crate::crypto::key::ClusterKey;
 use crate::crypto::seal::KeyLimits;
+use crate::forward::address_filter::AddressFilter;
 use crate::forward::fdb::FdbLimits;
+use crate::forward::marks::Dscp;
+use crate::forward::policy::Policy;
+use crate::forward::protect::Protect;
 use crate::id::{NodeId, Vni};
-use crate::tables::LinkAddress;
+use crate::link::profile::{FAST, Profile};
+use crate::wire::buf::UplinkId;
 use crate::wire::ethernet::MacAddr;
+
+/// The other end of a link.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Remote {
+    /// At this address, always.
+    Static(SocketAddr),
+    /// Wherever the peer was last heard from and answered a challenge, within these addresses.
+    Dynamic(AddressFilter),
+}
+
+/// One way to a peer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LinkConfig {
+    /// The local attachment.
+    pub uplink: UplinkId,
+    /// The other end.
+    pub remote: Remote,
+    /// Higher is preferred.
+    pub priority: u8,
+    /// Share of the flows, relative to the other links'; at least 1.
+    pub weight: u16,
+    /// Largest UDP payload in bytes that the local attachment takes.
+    pub max_udp_payload: usize,
+    /// Bytes of IP and UDP header in front of the payload.
+    pub ip_overhead: usize,
+    /// Largest UDP payload in bytes as somebody decided, instead of what is found.
+    pub fixed_udp_payload: Option<usize>,
+}
+
+impl LinkConfig {
+    /// A plain link to a fixed address.
+    #[must_use]
+    pub fn to(uplink: UplinkId, remote: SocketAddr, max_udp_payload: usize) -> Self {
+        Self {
+            uplink,
+            remote: Remote::Static(remote),
+            priority: 0,
+            weight: 1,
+            max_udp_payload,
+            ip_overhead: if remote.is_ipv4() { 28 } else { 48 },
+            fixed_udp_payload: None,
+        }
+    }
+}
 
 /// Another node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PeerConfig {
     /// Its id.
     pub node: NodeId,
-    /// Ways to it, best first; not empty. Datagrams are taken from these addresses only.
-    pub links: Vec<LinkAddress>,
+    /// Ways to it, at least one and at most 8, in the same order at both ends. Datagrams are taken
+    /// from these only.
+    pub links: Vec<LinkConfig>,
+    /// How frames are spread over them.
+    pub policy: Policy,
+    /// Which datagrams are sent again when a link fails.
+    pub protect: Protect,
+    /// How its links are watched.
+    pub profile: Profile,
+    /// Where the outer DSCP comes from.
+    pub dscp: Dscp,
+}
+
+impl PeerConfig {
+    /// A peer with the usual settings.
+    #[must_use]
+    pub fn new(node: NodeId, links: Vec<LinkConfig>) -> Self {
+        Self {
+            node,
+            links,
+            policy: Policy::Passive,
+            protect: Protect::Control,
+            profile: FAST,
+            dscp: Dscp::default(),
+        }
+    }
 }
 
 /// A virtual network of this node.
@@ -30,8 +104,18 @@ pub struct NetworkConfig {
     pub stp: bool,
     /// Largest untagged frame in bytes that the own tap takes.
     pub max_frame_len: u16,
+    /// Whether the tap's size follows what the paths take.
+    pub follows_path: bool,
     /// Configured entries of the forwarding table.
     pub static_fdb: Vec<(MacAddr, NodeId)>,
+    /// How frames are spread over links, if not as the peer has it.
+    pub policy: Option<Policy>,
+    /// Where the outer DSCP comes from, if not as the peer has it.
+    pub dscp: Option<Dscp>,
+    /// Whether TCP's segment size is lowered to what the path takes.
+    pub mss_clamp: bool,
+    /// Whether senders of too large packets are told by ICMP.
+    pub too_big: bool,
 }
 
 /// Rates and times.
@@ -47,6 +131,14 @@ pub struct Limits {
     pub fdb: FdbLimits,
     /// Broadcast, unknown and multicast frames per second and network; 0 for no limit.
     pub bum_rate: u32,
+    /// Heartbeats a second that all links together may take; beyond that they come less often.
+    pub heartbeats_per_second: u32,
+    /// Whether ECN marks are carried over (RFC 6040).
+    pub ecn: bool,
+    /// How long an incomplete frame waits for its fragments.
+    pub reassembly: Duration,
+    /// Most bytes kept for one peer to be sent again when a link fails.
+    pub resend_bytes: usize,
 }
 
 impl Default for Limits {
@@ -57,6 +149,10 @@ impl Default for Limits {
             rehandshake: Duration::from_secs(60 * 60),
             fdb: FdbLimits::default(),
             bum_rate: 10_000,
+            heartbeats_per_second: 5_000,
+            ecn: true,
+            reassembly: Duration::from_millis(200),
+            resend_bytes: 8 << 20,
         }
     }
 }

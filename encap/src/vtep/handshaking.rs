@@ -7,14 +7,16 @@ use super::{Transmit, Vtep};
 use crate::crypto::aead::Suite;
 use crate::crypto::key::ClusterKey;
 use crate::event::{DownReason, Event};
+use crate::forward::marks::CONTROL_MARK;
 use crate::handshake::cookie::Admission;
 use crate::handshake::hello::{Hello, Status, Welcome};
 use crate::handshake::psk::{Initiator, NOISE_OVERHEAD, Responder};
 use crate::id::PeerIndex;
+use crate::link::id::LinkIndex;
 use crate::peer::{Established, MAX_PENDING, Outgoing, PENDING_LIFE, PENDING_MIN_AGE, Pending};
 use crate::rng;
 use crate::stats::DropReason;
-use crate::tables::canonical;
+use crate::tables::{Arrival, canonical};
 use crate::timer::Timer;
 use crate::wire::buf::UplinkId;
 use crate::wire::control::Bindings;
@@ -84,7 +86,7 @@ impl Vtep {
 
     fn send_initiation(&mut self, now: Instant, index: PeerIndex) {
         let Some(peer) = self.peer_mut(index) else { return };
-        let Some(link) = peer.config.links.first().copied() else { return };
+        let links = peer.initiation_links();
         let doubled = RETRY * (1 << peer.attempts.min(6));
         let hopeful = peer.is_connecting();
         peer.attempts = peer.attempts.saturating_add(1);
@@ -97,7 +99,9 @@ impl Vtep {
         let Some(key) = self.config.keys.iter().find(|key| key.id() == key_id) else { return };
         let mut payload = header.write(key).to_vec();
         payload.extend(message);
-        self.transmits.push_back(Transmit { uplink: link.uplink, remote: link.remote, payload });
+        for link in links {
+            self.transmit_on(index, link, payload.clone(), CONTROL_MARK);
+        }
         self.stale |= !told;
         if let Some(peer) = self.peer_mut(index) {
             peer.timers.set(Timer::Retry, now + delay);
@@ -161,8 +165,8 @@ impl Vtep {
         let message = datagram.get(LONG_HEADER_LEN..).unwrap_or_default();
         match header.kind {
             Type::Initiation => self.handle_initiation(now, (uplink, from), &header, &key, message),
-            Type::Response => self.handle_response(now, from, &header, message),
-            Type::Cookie => self.handle_cookie(now, from, &header),
+            Type::Response => self.handle_response(now, (uplink, from), &header, message),
+            Type::Cookie => self.handle_cookie(now, (uplink, from), &header),
         }
     }
 
@@ -175,7 +179,7 @@ impl Vtep {
         message: &[u8],
     ) -> Result<(), DropReason> {
         // A spoofed flood must not use up what the peers' own initiations need.
-        if !self.sources.contains(&canonical(from)) && !self.strangers.take(now) {
+        if !self.may_be_a_source(uplink, from) && !self.strangers.take(now) {
             return Err(DropReason::HandshakeSourceUnknown);
         }
         let admission = self.guard.admit(now, from, &header.cookie, &mut *self.rng);
@@ -187,7 +191,7 @@ impl Vtep {
             Responder::read(key, &header.prologue(), message, &mut *self.rng)
                 .map_err(|_| DropReason::HandshakeInvalid)?;
         let hello = Hello::read(&payload).map_err(|_| DropReason::HandshakeInvalid)?;
-        let index = self.identify(from, &hello)?;
+        let index = self.identify((uplink, from), &hello)?;
         if self.is_answered(index, header.token) {
             return Err(DropReason::HandshakeStale);
         }
@@ -210,7 +214,11 @@ impl Vtep {
     }
 
     /// Which peer an authentic initiation is from, if it is for us and from where it may be.
-    fn identify(&mut self, from: SocketAddr, hello: &Hello) -> Result<PeerIndex, DropReason> {
+    fn identify(
+        &mut self,
+        (uplink, from): (UplinkId, SocketAddr),
+        hello: &Hello,
+    ) -> Result<PeerIndex, DropReason> {
         let node = hello.from;
         if node == self.config.node {
             if hello.boot == self.boot {
@@ -223,11 +231,17 @@ impl Vtep {
             return Err(DropReason::HandshakeWrongNode);
         }
         let index = *self.by_node.get(&node).ok_or(DropReason::HandshakeWrongNode)?;
-        if self.peer(index).is_some_and(|peer| peer.is_source(from)) {
+        if self.peer(index).is_some_and(|peer| peer.paths.arrival(uplink, from).is_some()) {
             return Ok(index);
         }
         self.events.push_back(Event::SourceUnknown { node, from });
         Err(DropReason::HandshakeSourceUnknown)
+    }
+
+    /// Whether a peer may send from there: at a configured address, or by a dynamic link.
+    fn may_be_a_source(&self, uplink: UplinkId, from: SocketAddr) -> bool {
+        self.sources.contains(&canonical(from))
+            || self.peers.iter().flatten().any(|peer| peer.paths.arrival(uplink, from).is_some())
     }
 
     /// Whether the session of this initiation is in force already.
@@ -246,7 +260,7 @@ impl Vtep {
         let Some(peer) = self.peer(index) else { return false };
         let pending = peer.pending.iter().find(|p| p.established.token == token);
         let Some(payload) = pending.map(|pending| pending.response.clone()) else { return false };
-        self.transmits.push_back(Transmit { uplink, remote, payload });
+        self.transmits.push_back(Transmit { uplink, remote, payload, mark: CONTROL_MARK });
         true
     }
 
@@ -287,7 +301,7 @@ impl Vtep {
         };
         if let Ok((message, _)) = responder.respond(&welcome.write()) {
             let payload = response_datagram(header, key, &message);
-            self.transmits.push_back(Transmit { uplink, remote, payload });
+            self.transmits.push_back(Transmit { uplink, remote, payload, mark: CONTROL_MARK });
         }
         self.note_no_suite(index);
     }
@@ -346,7 +360,7 @@ impl Vtep {
             peer.pending.push(Pending { established, response, bindings: hello.bindings });
             peer.timers.set_earliest(Timer::Forget, now + PENDING_LIFE);
         }
-        self.transmits.push_back(Transmit { uplink, remote, payload });
+        self.transmits.push_back(Transmit { uplink, remote, payload, mark: CONTROL_MARK });
         Ok(())
     }
 
@@ -378,27 +392,34 @@ impl Vtep {
         let Admission::SendCookie(cookie) = admission else { return };
         let reply = LongHeader { kind: Type::Cookie, highest_version: VERSION, cookie, ..*header };
         let payload = reply.write(key).to_vec();
-        self.transmits.push_back(Transmit { uplink, remote, payload });
+        self.transmits.push_back(Transmit { uplink, remote, payload, mark: CONTROL_MARK });
     }
 
     /// The outgoing initiation that an answer belongs to, if it came from the right place.
-    fn answered(&self, from: SocketAddr, header: &LongHeader) -> Result<PeerIndex, DropReason> {
+    fn answered(
+        &self,
+        (uplink, from): (UplinkId, SocketAddr),
+        header: &LongHeader,
+    ) -> Result<(PeerIndex, LinkIndex), DropReason> {
         let index = *self.by_token.get(&header.token).ok_or(DropReason::HandshakeStale)?;
         let peer = self.peer(index).ok_or(DropReason::HandshakeStale)?;
         let outgoing = peer.outgoing.as_ref().ok_or(DropReason::HandshakeStale)?;
         if outgoing.key_id != header.key_id {
             return Err(DropReason::HandshakeStale);
         }
-        if peer.is_source(from) { Ok(index) } else { Err(DropReason::HandshakeSourceUnknown) }
+        match peer.paths.arrival(uplink, from) {
+            Some(Arrival::Known(link) | Arrival::Elsewhere(link)) => Ok((index, link)),
+            None => Err(DropReason::HandshakeSourceUnknown),
+        }
     }
 
     fn handle_cookie(
         &mut self,
         now: Instant,
-        from: SocketAddr,
+        origin: (UplinkId, SocketAddr),
         header: &LongHeader,
     ) -> Result<(), DropReason> {
-        let index = self.answered(from, header)?;
+        let (index, _) = self.answered(origin, header)?;
         let outgoing = self.peer_mut(index).and_then(|peer| peer.outgoing.as_mut());
         let outgoing = outgoing.ok_or(DropReason::HandshakeStale)?;
         if outgoing.header.cookie == header.cookie {
@@ -417,11 +438,11 @@ impl Vtep {
     fn handle_response(
         &mut self,
         now: Instant,
-        from: SocketAddr,
+        origin: (UplinkId, SocketAddr),
         header: &LongHeader,
         message: &[u8],
     ) -> Result<(), DropReason> {
-        let index = self.answered(from, header)?;
+        let (index, link) = self.answered(origin, header)?;
         let me = self.config.node;
         let peer = self.peer_mut(index).ok_or(DropReason::HandshakeStale)?;
         let node = peer.config.node;
@@ -468,6 +489,11 @@ impl Vtep {
             initiated: true,
         };
         self.install(now, index, established, welcome.bindings);
+        // The answer came by this link: it carries frames at once.
+        if let Some(peer) = self.peer_mut(index) {
+            peer.paths.liveness.on_heard(now, link);
+        }
+        self.watch(now, index);
         Ok(())
     }
 

@@ -6,14 +6,17 @@
 
 pub mod config;
 mod handshaking;
-mod messages;
-mod networks;
 mod sessions;
+mod messages;
+mod links;
+mod roaming;
+mod networks;
 mod status;
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -27,24 +30,28 @@ use crate::forward::policer::Policer;
 use crate::handshake::cookie::Guard;
 use crate::id::PeerIndex;
 use crate::id::{NodeId, Vni};
+use crate::link::id::LinkIndex;
+use crate::paths::fits_all;
 use crate::peer::Peer;
 use crate::rng::{self, Rng};
 use crate::stats::{Counters, DropReason};
-use crate::tables::{Clock, PeerEntry, Tables};
+use crate::tables::{Clock, PeerEntry, Tables, canonical};
 use crate::timer::Timer;
 use crate::wire::buf::UplinkId;
 use crate::wire::ethernet::MacAddr;
 use crate::wire::header::{Lane, Slot};
 
-use config::{PeerConfig, VtepConfig};
+use config::{PeerConfig, Remote, VtepConfig};
+use links::PACE_INTERVAL;
+pub use links::{PathTrouble, UplinkNews};
 use networks::Network;
-pub use status::{NetworkStatus, PeerStatus};
+pub use status::{LinkStatus, NetworkStatus, PeerStatus};
 
-/// How often a heartbeat goes to a peer, and how often its silence is looked at.
-pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
+/// How often sessions are looked after.
+const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
 /// How often while the session is not proven yet.
 const UNPROVEN_INTERVAL: Duration = Duration::from_millis(100);
-/// Silence after which a peer is down.
+/// Silence in the session in force after which it is replaced.
 pub const SILENCE_LIMIT: Duration = Duration::from_secs(3);
 /// Silence after which the session of a peer that is down is wiped.
 const SESSION_SILENCE_LIMIT: Duration = Duration::from_secs(180);
@@ -67,6 +74,8 @@ pub struct Transmit {
     pub remote: SocketAddr,
     /// The UDP payload.
     pub payload: Vec<u8>,
+    /// Outer TOS or traffic class.
+    pub mark: u8,
 }
 
 /// A command names a node or network that is not there.
@@ -78,6 +87,9 @@ pub enum CommandError {
     /// No such network in the configuration.
     #[error("no network {0} in the configuration")]
     NoSuchNetwork(Vni),
+    /// No such link to that node.
+    #[error("no link {0} to that node")]
+    NoSuchLink(LinkIndex),
     /// The address is a group address or zero.
     #[error("{0} cannot be the address of a station")]
     NotAStation(MacAddr),
@@ -115,11 +127,19 @@ pub struct Vtep {
     guard: Guard,
     next_worker: usize,
     fdb_at: Instant,
+    pace_at: Instant,
     last_call: Instant,
+    /// Complete passes of each worker over its sockets.
+    passes: Vec<Arc<AtomicU64>>,
+    wants_wake: bool,
     transmits: VecDeque<Transmit>,
     events: VecDeque<Event>,
+    /// Frames to go into taps.
+    tap_frames: VecDeque<(Vni, Vec<u8>)>,
     /// Whether [`Tables`] must be published before the call returns.
     stale: bool,
+    /// Peers of whom only their own entry must be published anew.
+    stale_peers: HashSet<PeerIndex>,
     generation: u64,
 }
 
@@ -156,9 +176,14 @@ impl Vtep {
             guard,
             next_worker: 0,
             fdb_at: now + FDB_INTERVAL,
+            pace_at: now,
             last_call: now,
+            passes: Vec::new(),
+            wants_wake: false,
+            stale_peers: HashSet::new(),
             transmits: VecDeque::new(),
             events: VecDeque::new(),
+            tap_frames: VecDeque::new(),
             stale: true,
             generation: 0,
             config: VtepConfig { peers: Vec::new(), networks: Vec::new(), ..config.clone() },
@@ -174,7 +199,10 @@ impl Vtep {
         let worker = self.next_worker;
         self.next_worker += 1;
         let bucket = u8::try_from(worker).unwrap_or(0) % Lane::CONTROL_BUCKET;
-        Datapath::new(Arc::clone(&self.tables), self.clock, worker, Lane::new(bucket, 0))
+        let lane = Lane::new(bucket, 0);
+        let datapath = Datapath::new(Arc::clone(&self.tables), self.clock, worker, lane);
+        self.passes.push(datapath.passes());
+        datapath
     }
 
     /// Counters of the control half.
@@ -202,11 +230,21 @@ impl Vtep {
                 Some((version, highest)) => Event::VersionUnknown { from, version, highest },
                 None => Event::KeyUnknown { from },
             }),
-            ControlInput::Message { slot, session, payload } => {
-                if let Err(reason) = self.handle_payload(now, slot, session, &payload) {
+            ControlInput::Pulse(pulse) => self.handle_pulse(now, &pulse),
+            ControlInput::Message { slot, session, link, from, payload } => {
+                let outcome = self.handle_payload(now, (slot, session), (link, from), &payload);
+                if let Err(reason) = outcome {
                     self.counters.count_drop(reason);
                 }
             }
+            ControlInput::Probe { slot, session, id, size } => {
+                self.handle_probe(slot, session, id, size);
+            }
+            ControlInput::Elsewhere { slot, session, link, from } => {
+                self.handle_elsewhere(now, slot, session, link, from);
+            }
+            ControlInput::Awake(peer) => self.handle_awake(now, peer),
+            ControlInput::LoopProbe { vni, probe } => self.handle_loop_probe(now, vni, &probe),
             ControlInput::SessionProven { slot, session } => {
                 self.handle_proven(now, slot, session);
             }
@@ -229,7 +267,12 @@ impl Vtep {
             self.fdb_at = now + FDB_INTERVAL;
             self.age_networks(now);
         }
+        if self.pace_at <= now {
+            self.pace_at = now + PACE_INTERVAL;
+            self.share_budget();
+        }
         self.raise_frame_lengths(now);
+        self.guard_networks(now);
         self.publish_if_stale();
     }
 
@@ -242,7 +285,8 @@ impl Vtep {
         match timer {
             Timer::Attempt | Timer::Rekey => self.start_handshake(now, peer),
             Timer::Retry => self.retry_handshake(now, peer),
-            Timer::Heartbeat => self.send_heartbeat(now, peer),
+            Timer::Heartbeat => self.beat(now, peer),
+            Timer::Watch => self.watch(now, peer),
             Timer::Silence => self.check_silence(now, peer),
             Timer::Rotate => self.rotate_epoch(now, peer),
             Timer::Wipe => self.wipe_epoch(peer),
@@ -264,12 +308,23 @@ impl Vtep {
         self.events.pop_front()
     }
 
+    /// The next frame to write into the tap of a network, if that is bridged: a loop probe.
+    pub fn poll_tap_frame(&mut self) -> Option<(Vni, Vec<u8>)> {
+        self.tap_frames.pop_front()
+    }
+
+    /// Whether blocked workers must look at their sockets and at the tables now; asked once.
+    pub fn poll_wake(&mut self) -> bool {
+        std::mem::take(&mut self.wants_wake)
+    }
+
     /// When [`Self::handle_timeout`] wants to be called.
     #[must_use]
     pub fn poll_timeout(&self) -> Instant {
         let peers = self.peers.iter().flatten().filter_map(|peer| peer.timers.next());
         let networks = self.networks.values().filter_map(|network| network.raise.map(|(at, _)| at));
-        peers.chain(networks).fold(self.fdb_at, Instant::min)
+        let guards = self.networks.values().map(|network| network.guard.poll_timeout());
+        peers.chain(networks).chain(guards).fold(self.fdb_at.min(self.pace_at), Instant::min)
     }
 
     /// Notices a gap in time: the node was suspended, or is a clone that wakes.
@@ -286,7 +341,7 @@ impl Vtep {
     /// handshake at once. The daemon calls it when the clock that counts sleep ran ahead.
     pub fn handle_suspend(&mut self, now: Instant) {
         for index in self.indices() {
-            self.drop_sessions(index, DownReason::Suspended);
+            self.drop_sessions(now, index, DownReason::Suspended);
             self.start_handshake(now, index);
         }
         self.publish_if_stale();
@@ -295,8 +350,8 @@ impl Vtep {
     /// Says goodbye to every peer and wipes all keys. Drain [`Self::poll_transmit`] afterwards.
     pub fn shutdown(&mut self, now: Instant) {
         for index in self.indices() {
-            self.send_control(now, index, &[crate::wire::control::Message::Goodbye]);
-            self.drop_sessions(index, DownReason::Goodbye);
+            self.send_goodbye(index);
+            self.drop_sessions(now, index, DownReason::Goodbye);
             if let Some(peer) = self.peer_mut(index) {
                 peer.timers = Default::default();
             }
@@ -338,8 +393,8 @@ impl Vtep {
         self.config.limits = new.limits;
         self.config.suites = new.suites;
         let added: Vec<_> =
-            new.peers.into_iter().filter_map(|peer| self.apply_peer(peer)).collect();
-        self.sources = self.peers.iter().flatten().flat_map(Peer::sources).collect();
+            new.peers.into_iter().filter_map(|peer| self.apply_peer(now, peer)).collect();
+        self.sources = self.peers.iter().flatten().flat_map(static_sources).collect();
         self.apply_networks(now, new.networks);
         // Only now: a handshake lists the networks.
         for index in added {
@@ -367,7 +422,7 @@ impl Vtep {
             self.drop_pending_under_removed_keys(index);
             let Some(key_id) = self.current_key_id(index) else { continue };
             if !self.config.keys.iter().any(|key| key.id() == key_id) {
-                self.drop_sessions(index, DownReason::KeyRemoved);
+                self.drop_sessions(now, index, DownReason::KeyRemoved);
                 self.start_handshake(now, index);
             } else if self.config.keys.first().is_some_and(|key| key.id() != key_id) {
                 self.start_handshake(now, index);
@@ -397,11 +452,12 @@ impl Vtep {
     }
 
     /// Takes a peer over; gives its index if it is new.
-    fn apply_peer(&mut self, config: PeerConfig) -> Option<PeerIndex> {
+    fn apply_peer(&mut self, now: Instant, config: PeerConfig) -> Option<PeerIndex> {
         if let Some(index) = self.by_node.get(&config.node).copied() {
             if let Some(peer) = self.peer_mut(index)
                 && peer.config != config
             {
+                peer.paths.reconfigure(now, &config);
                 peer.config = config;
             }
             return None;
@@ -418,7 +474,7 @@ impl Vtep {
             self.peers.push(None);
         }
         self.by_node.insert(config.node, index);
-        let peer = Peer::new(config, index, self.config.workers);
+        let peer = Peer::new(now, config, index, self.config.workers);
         if let Some(place) = self.peers.get_mut(at) {
             *place = Some(peer);
         }
@@ -427,8 +483,8 @@ impl Vtep {
 
     fn remove_peer(&mut self, now: Instant, node: NodeId) {
         let Some(index) = self.by_node.remove(&node) else { return };
-        self.send_control(now, index, &[crate::wire::control::Message::Goodbye]);
-        self.drop_sessions(index, DownReason::Removed);
+        self.send_goodbye(index);
+        self.drop_sessions(now, index, DownReason::Removed);
         for network in self.networks.values() {
             network.fdb.forget_peer(index);
         }
@@ -500,20 +556,67 @@ impl Vtep {
     }
 
     fn publish_if_stale(&mut self) {
-        if !std::mem::take(&mut self.stale) {
+        let stale_peers = std::mem::take(&mut self.stale_peers);
+        let everything = std::mem::take(&mut self.stale);
+        if !everything && stale_peers.is_empty() {
             return;
         }
-        let peers = self.peers.iter().map(|peer| peer.as_ref().and_then(peer_entry)).collect();
         self.generation += 1;
-        let tables = Tables {
-            generation: self.generation,
-            peers,
-            networks: self.network_entries(),
-            handles: self.networks.values().map(|n| (n.config.vni, n.handle)).collect(),
-            sessions: self.sessions.clone(),
-            keys: self.config.keys.clone(),
-        };
+        let tables = if everything { self.all_tables() } else { self.tables_with(&stale_peers) };
         self.tables.store(Arc::new(tables));
+    }
+
+    fn all_tables(&self) -> Tables {
+        let peers = self.peers.iter().map(|peer| Some(Arc::new(self.peer_entry(peer.as_ref()?))));
+        let reassembly_ms = self.config.limits.reassembly.as_millis();
+        Tables {
+            generation: self.generation,
+            peers: peers.collect(),
+            networks: self.network_entries(),
+            handles: Arc::new(self.networks.values().map(|n| (n.config.vni, n.handle)).collect()),
+            sessions: self.sessions.clone(),
+            keys: Arc::new(self.config.keys.clone()),
+            resend_bytes: self.config.limits.resend_bytes / self.config.workers.max(1),
+            reassembly_ms: u64::try_from(reassembly_ms).unwrap_or(u64::MAX),
+        }
+    }
+
+    /// The tables in force, with the entries of some peers made anew: links change more often than
+    /// anything else.
+    fn tables_with(&self, changed: &HashSet<PeerIndex>) -> Tables {
+        let mut tables = Tables::clone(&self.tables.load());
+        tables.generation = self.generation;
+        for index in changed {
+            let entry = self.peer(*index).map(|peer| Arc::new(self.peer_entry(peer)));
+            if let Some(place) = tables.peers.get_mut(index.0 as usize) {
+                *place = entry;
+            }
+        }
+        tables
+    }
+
+    fn peer_entry(&self, peer: &Peer) -> PeerEntry {
+        let paths = &peer.paths;
+        PeerEntry {
+            index: peer.index,
+            node: peer.node(),
+            session: peer.current.as_ref().map(|current| Arc::clone(&current.session)),
+            connecting: peer.is_connecting(),
+            links: paths.entries(),
+            ways: paths.ways(),
+            policy: peer.config.policy,
+            max_udp_payload: paths.max_udp_payload(),
+            fits_all: fits_all(peer.config.policy, peer.config.protect),
+            protect: peer.config.protect,
+            window: paths.window(),
+            failures: paths.failures,
+            dead: paths.dead(),
+            resting: Arc::clone(&paths.resting),
+            dscp: peer.config.dscp.clone(),
+            ecn: self.config.limits.ecn,
+            meters: Arc::clone(&paths.meters),
+            traffic: Arc::clone(&peer.traffic),
+        }
     }
 
     fn drop_packet(&self, reason: DropReason) {
@@ -521,19 +624,10 @@ impl Vtep {
     }
 }
 
-fn peer_entry(peer: &Peer) -> Option<Arc<PeerEntry>> {
-    Some(Arc::new(PeerEntry {
-        index: peer.index,
-        node: peer.node(),
-        session: peer.current.as_ref().map(|current| Arc::clone(&current.session)),
-        connecting: peer.is_connecting(),
-        link: *peer.config.links.first()?,
-        sources: peer
-            .config
-            .links
-            .iter()
-            .map(|link| crate::tables::canonical(link.remote))
-            .collect(),
-        traffic: Arc::clone(&peer.traffic),
-    }))
+/// The fixed addresses of a peer.
+fn static_sources(peer: &Peer) -> impl Iterator<Item = IpAddr> {
+    peer.config.links.iter().filter_map(|link| match &link.remote {
+        Remote::Static(remote) => Some(canonical(*remote)),
+        Remote::Dynamic(_) => None,
+    })
 }

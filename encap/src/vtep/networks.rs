@@ -7,6 +7,7 @@ use super::Vtep;
 use super::config::NetworkConfig;
 use crate::event::Event;
 use crate::forward::fdb::{Fdb, Place};
+use crate::forward::loop_probe::{LoopGuard, LoopProbe};
 use crate::id::PeerIndex;
 use crate::id::Vni;
 use crate::peer::Peer;
@@ -29,6 +30,17 @@ pub(super) struct Network {
     pub(super) max_frame_len: u16,
     /// When it is raised, and to what it could be since a while before.
     pub(super) raise: Option<(Instant, u16)>,
+    /// What the peers were told that this node takes.
+    announced_len: u16,
+    /// Looks for a loop through what the tap is bridged to.
+    pub(super) guard: LoopGuard,
+    looped: bool,
+}
+
+impl Network {
+    pub(super) fn is_looped(&self) -> bool {
+        self.looped
+    }
 }
 
 impl Vtep {
@@ -53,7 +65,7 @@ impl Vtep {
     fn apply_network(&mut self, now: Instant, config: NetworkConfig) {
         let now_ms = self.clock.ms(now);
         let known = self.network(config.vni).map(|network| network.handle.get());
-        let at = known.unwrap_or_else(|| self.add_network(&config));
+        let at = known.unwrap_or_else(|| self.add_network(now, &config));
         let limits = self.config.limits.fdb;
         let places: Vec<_> =
             config.static_fdb.iter().map(|(mac, node)| (*mac, self.place_of(*node))).collect();
@@ -89,7 +101,7 @@ impl Vtep {
     }
 
     /// Gives the network a handle that was not in use for as long as possible (rule C5).
-    fn add_network(&mut self, config: &NetworkConfig) -> u16 {
+    fn add_network(&mut self, now: Instant, config: &NetworkConfig) -> u16 {
         let free = (0..Handle::MAX)
             .map(|step| (self.next_handle - 1 + step) % Handle::MAX + 1)
             .find(|handle| !self.networks.contains_key(handle));
@@ -102,6 +114,9 @@ impl Vtep {
             traffic: (0..=self.config.workers).map(|_| Traffic::default()).collect(),
             max_frame_len: config.max_frame_len,
             raise: None,
+            announced_len: config.max_frame_len,
+            guard: LoopGuard::new(self.config.node, config.vni, now),
+            looped: false,
             config: NetworkConfig { static_fdb: Vec::new(), ..config.clone() },
         };
         self.networks.insert(number, network);
@@ -117,7 +132,7 @@ impl Vtep {
             .map(|network| Binding {
                 vni: network.config.vni,
                 handle: network.handle,
-                max_frame_len: network.config.max_frame_len,
+                max_frame_len: network.announced_len,
             })
             .collect();
         Bindings::split(self.bindings_revision, &entries)
@@ -138,10 +153,16 @@ impl Vtep {
         let workers = u32::try_from(self.config.workers.max(1)).unwrap_or(1);
         Arc::new(NetworkEntry {
             vni: network.config.vni,
+            handle: network.handle,
             fdb: Arc::clone(&network.fdb),
             stp: network.config.stp,
             bum_rate: self.config.limits.bum_rate.div_ceil(workers),
             members,
+            policy: network.config.policy,
+            dscp: network.config.dscp.clone(),
+            mss_clamp: network.config.mss_clamp,
+            too_big: network.config.too_big,
+            looped: network.looped,
             traffic: Arc::clone(&network.traffic),
         })
     }
@@ -159,6 +180,7 @@ impl Vtep {
 
     /// Works out the frame size of every network anew: lowered at once, raised after a while.
     pub(super) fn settle_frame_lengths(&mut self, now: Instant) {
+        self.announce_frame_lengths(now);
         for handle in self.networks.keys().copied().collect::<Vec<_>>() {
             let Some(possible) = self.possible_frame_len(handle) else { continue };
             let Some(network) = self.networks.get_mut(&handle) else { continue };
@@ -202,7 +224,79 @@ impl Vtep {
             .filter(|peer| network.config.members.contains(&peer.node()))
             .filter_map(|peer| peer.remote_bindings.get(network.config.vni))
             .map(|binding| binding.max_frame_len);
-        Some(members.fold(network.config.max_frame_len, u16::min))
+        Some(members.fold(self.own_frame_len(network), u16::min))
+    }
+
+    /// Largest frame that this node takes for itself: its tap's, and what its paths to the members
+    /// take where the tap follows them (rule M2).
+    fn own_frame_len(&self, network: &Network) -> u16 {
+        if !network.config.follows_path {
+            return network.config.max_frame_len;
+        }
+        self.peers
+            .iter()
+            .flatten()
+            .filter(|peer| peer.up && network.config.members.contains(&peer.node()))
+            .filter_map(|peer| {
+                let suite = peer.current.as_ref()?.session.facts().suite;
+                u16::try_from(peer.paths.settled_frame_len(suite)?).ok()
+            })
+            .fold(network.config.max_frame_len, u16::min)
+    }
+
+    /// Tells the peers when this node takes other sizes than they know.
+    fn announce_frame_lengths(&mut self, now: Instant) {
+        let lengths: Vec<_> = self
+            .networks
+            .iter()
+            .map(|(handle, network)| (*handle, self.own_frame_len(network)))
+            .collect();
+        let mut changed = false;
+        for (handle, len) in lengths {
+            if let Some(network) = self.networks.get_mut(&handle) {
+                changed |= std::mem::replace(&mut network.announced_len, len) != len;
+            }
+        }
+        if changed {
+            self.bindings_revision += 1;
+            for index in self.indices() {
+                self.announce_bindings(now, index);
+            }
+        }
+    }
+
+    /// Sends loop probes that are due, and opens networks again whose loop is over.
+    pub(super) fn guard_networks(&mut self, now: Instant) {
+        for network in self.networks.values_mut() {
+            let vni = network.config.vni;
+            if network.guard.poll_timeout() > now {
+                continue;
+            }
+            if let Some(probe) = network.guard.poll_probe(now, &mut *self.rng) {
+                self.tap_frames.push_back((vni, probe));
+            }
+            if network.looped && !network.guard.blocked(now) {
+                network.looped = false;
+                self.stale = true;
+                self.events.push_back(Event::LoopOver { vni });
+            }
+        }
+    }
+
+    /// A loop probe came out of a network or its tap: one of this node's own means a loop.
+    pub(super) fn handle_loop_probe(&mut self, now: Instant, vni: Vni, probe: &LoopProbe) {
+        let Some(network) = self.networks.values_mut().find(|n| n.config.vni == vni) else {
+            return;
+        };
+        if !network.guard.on_probe_seen(now, probe) {
+            return;
+        }
+        if !std::mem::replace(&mut network.looped, true) {
+            let until = network.guard.blocked_until(now).unwrap_or(now);
+            let blocked = until.saturating_duration_since(now);
+            self.stale = true;
+            self.events.push_back(Event::LoopFound { vni, blocked });
+        }
     }
 
     /// Records a peer's networks; the workers see them from now on.

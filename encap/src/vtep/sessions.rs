@@ -10,7 +10,8 @@ use crate::crypto::session::{Session, SessionFacts};
 use crate::event::{DownReason, Event};
 use crate::handshake::Agreement;
 use crate::id::PeerIndex;
-use crate::peer::{Established, Heartbeats, PENDING_LIFE, RETIRED_LIFE, RemoteBindings};
+use crate::link::liveness::Cause;
+use crate::peer::{Established, PENDING_LIFE, RETIRED_LIFE, RemoteBindings};
 use crate::rng;
 use crate::timer::Timer;
 use crate::wire::control::{Bindings, Message};
@@ -104,11 +105,10 @@ impl Vtep {
             peer.retired.push((old.session, now));
         }
         let conflict = peer.note_boot(boot);
-        let from = peer.config.links.first().map(|link| link.remote);
+        let from = peer.paths.list.iter().find_map(|path| path.remote);
         if restarted {
             // Another process: its revisions begin anew.
             peer.remote_bindings = RemoteBindings::default();
-            peer.heartbeats = Heartbeats::default();
         }
         peer.control_lane = None;
         peer.handshakes += 1;
@@ -119,6 +119,10 @@ impl Vtep {
         peer.timers.set(Timer::Rotate, now + rotate_in);
         peer.timers.set(Timer::Silence, now + SILENCE_LIMIT);
         peer.timers.set(Timer::Forget, now + RETIRED_LIFE);
+        if restarted {
+            // And so do its rounds.
+            self.reset_paths(now, index, Cause::SessionEnded);
+        }
         self.take_bindings(now, index, bindings);
         self.stale = true;
         if let (true, Some(from), Some(peer)) = (conflict, from, self.peer(index)) {
@@ -126,7 +130,7 @@ impl Vtep {
             self.events.push_back(Event::NodeIdConflict { node, from });
         }
         self.announce_bindings(now, index);
-        self.send_heartbeat(now, index);
+        self.beat(now, index);
     }
 
     /// The peer sent something in a session: it has the keys.
@@ -156,8 +160,8 @@ impl Vtep {
             self.note_alive(index, rekeyed);
         } else if peer.current.as_ref().is_some_and(|current| is(&current.session, serial)) {
             let rekeyed = peer.up;
-            peer.timers.set_earliest(Timer::Heartbeat, now + HEARTBEAT_INTERVAL);
             self.note_alive(index, rekeyed);
+            self.beat(now, index);
         }
     }
 
@@ -188,19 +192,16 @@ impl Vtep {
         let apart = silence(current.session.last_opened_ms());
         peer.timers.set(Timer::Silence, now + HEARTBEAT_INTERVAL);
         if silent >= SESSION_SILENCE_LIMIT.as_millis() {
-            self.drop_sessions(index, DownReason::Silent);
+            self.drop_sessions(now, index, DownReason::Silent);
             self.start_handshake(now, index);
         } else if apart >= SILENCE_LIMIT.as_millis() {
-            if silent >= SILENCE_LIMIT.as_millis() {
-                self.mark_down(index, DownReason::Silent);
-            }
             if self.peer(index).is_some_and(|peer| peer.outgoing.is_none()) {
                 self.start_handshake(now, index);
             }
         }
     }
 
-    fn mark_down(&mut self, index: PeerIndex, reason: DownReason) {
+    pub(super) fn mark_down(&mut self, index: PeerIndex, reason: DownReason) {
         let Some(peer) = self.peer_mut(index) else { return };
         if std::mem::take(&mut peer.up) {
             peer.down_reason = Some(reason);
@@ -210,8 +211,9 @@ impl Vtep {
     }
 
     /// Ends everything with a peer: nothing is sealed or opened with it until a new handshake.
-    pub(super) fn drop_sessions(&mut self, index: PeerIndex, reason: DownReason) {
+    pub(super) fn drop_sessions(&mut self, now: Instant, index: PeerIndex, reason: DownReason) {
         self.mark_down(index, reason);
+        self.reset_paths(now, index, Cause::SessionEnded);
         self.cancel_outgoing(index);
         let Some(peer) = self.peer_mut(index) else { return };
         peer.down_reason = Some(reason);
@@ -224,7 +226,14 @@ impl Vtep {
             .chain(peer.retired.drain(..).map(|(session, _)| session))
             .chain(peer.pending.drain(..).map(|pending| pending.established.session))
             .collect();
-        for timer in [Timer::Heartbeat, Timer::Silence, Timer::Rekey, Timer::Rotate, Timer::Wipe] {
+        for timer in [
+            Timer::Heartbeat,
+            Timer::Watch,
+            Timer::Silence,
+            Timer::Rekey,
+            Timer::Rotate,
+            Timer::Wipe,
+        ] {
             peer.timers.stop(timer);
         }
         for session in sessions {
@@ -282,7 +291,7 @@ impl Vtep {
             if let (Some(current), Some(previous)) = (&peer.current, epoch.checked_sub(1)) {
                 current.session.wipe_rx_before(previous);
             }
-            self.send_control(now, index, &[Message::EpochOpened { epoch }]);
+            self.send_control(index, &[Message::EpochOpened { epoch }]);
         }
     }
 
@@ -303,7 +312,7 @@ impl Vtep {
         peer.timers.set(Timer::Rotate, now + again);
         if rotated {
             // A quiet peer learns of the epoch as well, and confirms it.
-            self.send_heartbeat(now, index);
+            self.send_round(now, index);
         }
     }
 }

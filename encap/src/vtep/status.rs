@@ -7,10 +7,17 @@ use std::time::{Duration, Instant};
 use super::{CommandError, Vtep};
 use crate::event::DownReason;
 use crate::forward::fdb::{FdbRow, Place};
+use crate::forward::policy::Policy;
+use crate::forward::protect::Protect;
 use crate::id::{NodeId, Vni};
+use crate::link::estimate::Snapshot;
+use crate::link::id::LinkIndex;
+use crate::link::liveness::{State as LinkState, Transition};
+use crate::link::pmtu::{How, State};
 use crate::peer::Peer;
 use crate::stats::Traffic;
-use crate::tables::LinkAddress;
+use crate::vtep::config::Remote;
+use crate::wire::buf::UplinkId;
 
 /// A peer at one moment.
 #[derive(Debug, Clone)]
@@ -26,7 +33,13 @@ pub struct PeerStatus {
     /// Where datagrams go.
     pub remote: Option<SocketAddr>,
     /// All links.
-    pub links: Vec<LinkAddress>,
+    pub links: Vec<LinkStatus>,
+    /// How frames are spread over them.
+    pub policy: Policy,
+    /// Which datagrams are sent again when a link fails.
+    pub protect: Protect,
+    /// Largest UDP payload in bytes that is sent.
+    pub max_udp_payload: usize,
     /// Age of the session.
     pub session_age: Option<Duration>,
     /// Epoch that is sent in, and highest that was opened.
@@ -43,6 +56,57 @@ pub struct PeerStatus {
     pub traffic: Arc<[Traffic]>,
 }
 
+/// A link at one moment.
+#[derive(Debug, Clone)]
+pub struct LinkStatus {
+    /// Which.
+    pub link: LinkIndex,
+    /// The local attachment.
+    pub uplink: UplinkId,
+    /// The other end, where it is known.
+    pub remote: Option<SocketAddr>,
+    /// Whether the other end may move.
+    pub dynamic: bool,
+    /// Whether it is alive.
+    pub state: LinkState,
+    /// Since when.
+    pub since: Duration,
+    /// Taken out of use by command.
+    pub drained: bool,
+    /// Whether it carries frames now.
+    pub sending: bool,
+    /// Higher is preferred.
+    pub priority: u8,
+    /// Share of the flows.
+    pub weight: u16,
+    /// Bytes of IP and UDP header.
+    pub ip_overhead: usize,
+    /// Largest UDP payload in bytes.
+    pub max_udp_payload: usize,
+    /// How that was found.
+    pub how: How,
+    /// How long ago.
+    pub found_ago: Duration,
+    /// Whether a larger one is being looked for.
+    pub searching: bool,
+    /// Time between heartbeats.
+    pub interval: Duration,
+    /// What was measured.
+    pub measured: Snapshot,
+    /// One-way delay beyond that of the fastest link, in microseconds.
+    pub skew_us: i64,
+    /// Authentic datagrams received, and their bytes.
+    pub rx: (u64, u64),
+    /// Datagrams sent by workers, and their bytes.
+    pub tx: (u64, u64),
+    /// Copies received that had come by another link.
+    pub copies: u64,
+    /// Datagrams sent again here when another link failed.
+    pub resent: u64,
+    /// The last changes of state, oldest first, and how long ago each was.
+    pub transitions: Vec<(Duration, Transition)>,
+}
+
 /// A network at one moment.
 #[derive(Debug, Clone)]
 pub struct NetworkStatus {
@@ -56,6 +120,8 @@ pub struct NetworkStatus {
     pub fdb_entries: usize,
     /// Largest untagged frame in bytes that every known member takes.
     pub max_frame_len: u16,
+    /// A loop was found: the network is closed here for a while.
+    pub looped: bool,
     /// Frames and bytes, by worker.
     pub traffic: Arc<[Traffic]>,
 }
@@ -79,14 +145,17 @@ impl Vtep {
             up: peer.up,
             down_reason: peer.down_reason,
             cipher: session.map(|session| session.facts().suite.name()),
-            remote: peer.config.links.first().map(|link| link.remote),
-            links: peer.config.links.clone(),
+            remote: peer.paths.order.best.first().and_then(|link| peer.paths.get(*link)?.remote),
+            links: peer.paths.indices().filter_map(|link| one_link(now, peer, link)).collect(),
+            policy: peer.config.policy,
+            protect: peer.config.protect,
+            max_udp_payload: peer.paths.max_udp_payload(),
             session_age: peer
                 .current
                 .as_ref()
                 .map(|current| now.saturating_duration_since(current.since)),
             epochs: session.map(|session| (session.tx_epoch(), session.rx_epoch())),
-            rtt: peer.heartbeats.rtt,
+            rtt: peer.paths.last_rtt(),
             last_heard: (last_ms > 0).then_some(silence),
             handshakes: peer.handshakes,
             key_id: peer.current.as_ref().map(|current| current.key_id),
@@ -115,6 +184,7 @@ impl Vtep {
                     .collect(),
                 fdb_entries: network.fdb.len(),
                 max_frame_len: network.max_frame_len,
+                looped: network.is_looped(),
                 traffic: Arc::clone(&network.traffic),
             })
             .collect();
@@ -144,4 +214,40 @@ impl Vtep {
             })
             .collect())
     }
+}
+
+fn one_link(now: Instant, peer: &Peer, link: LinkIndex) -> Option<LinkStatus> {
+    let paths = &peer.paths;
+    let path = paths.get(link)?;
+    let ago = |at: Instant| now.saturating_duration_since(at);
+    let slowest = paths.list.iter().map(|other| path.estimate.skew_to(&other.estimate)).max();
+    let history = paths.liveness.history(link);
+    let sending = paths.order.best.first() == Some(&link)
+        || !matches!(peer.config.policy, Policy::Passive)
+            && (paths.order.best.contains(&link) || paths.order.live.contains(link));
+    Some(LinkStatus {
+        link,
+        uplink: path.config.uplink,
+        remote: path.remote,
+        dynamic: matches!(path.config.remote, Remote::Dynamic(_)),
+        state: paths.liveness.state(link),
+        since: paths.liveness.since(link).map_or(Duration::ZERO, ago),
+        drained: path.drained,
+        sending: sending && peer.current.is_some() && !path.drained,
+        priority: path.config.priority,
+        weight: path.config.weight,
+        ip_overhead: path.config.ip_overhead,
+        max_udp_payload: path.pmtu.size(),
+        how: path.pmtu.how(),
+        found_ago: ago(path.pmtu.since()),
+        searching: path.pmtu.state() == State::Searching,
+        interval: paths.interval(),
+        measured: path.estimate.snapshot(),
+        skew_us: slowest.unwrap_or(0),
+        rx: (paths.received(link), paths.sum(link, |m| m.rx_bytes.get())),
+        tx: (paths.sum(link, |m| m.tx_datagrams.get()), paths.sum(link, |m| m.tx_bytes.get())),
+        copies: paths.sum(link, |m| m.copies.get()),
+        resent: paths.sum(link, |m| m.resent.get()),
+        transitions: history.iter().map(|t| (ago(t.at), t.clone())).collect(),
+    })
 }

@@ -4,7 +4,12 @@
 //! so that later versions can add some. Big-endian. Rules C1 to C6 are in `docs/protocol.md`.
 
 use super::header::Handle;
+use super::heartbeat::Heartbeat;
+use super::reader::{Malformed, Reader};
 use crate::id::Vni;
+
+/// Code of the heartbeat message. A heartbeat has a datagram of its own and stands first in it.
+const HEARTBEAT: u8 = 1;
 
 /// A binding entry on the wire: VNI (3), handle (2), largest frame (2).
 pub const BINDING_LEN: usize = 7;
@@ -38,19 +43,8 @@ pub struct Bindings {
 /// One control message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Message {
-    /// Proof of life, once a second; carries what must not depend on a single datagram.
-    Heartbeat {
-        /// Number of the round.
-        round: u32,
-        /// Highest epoch of the peer's in which something was opened.
-        epoch_opened: u32,
-        /// Sender's clock in microseconds, any origin, wrapping.
-        sent_us: u32,
-        /// `sent_us` of the last heartbeat received; 0 for none.
-        echo_us: u32,
-        /// Microseconds that the echo waited at the sender.
-        echo_delay_us: u32,
-    },
+    /// Proof of life, and what came in on each link.
+    Heartbeat(Heartbeat),
     /// Something of this epoch was opened: the next but one may begin.
     EpochOpened {
         /// The epoch.
@@ -67,45 +61,23 @@ pub enum Message {
     },
     /// The sender stops; its keys are wiped.
     Goodbye,
-}
-
-/// The payload does not parse.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("control message does not parse")]
-pub struct Malformed;
-
-/// Takes fields off the front of a slice.
-#[derive(Debug)]
-pub(crate) struct Reader<'a>(pub(crate) &'a [u8]);
-
-impl<'a> Reader<'a> {
-    pub(crate) fn array<const N: usize>(&mut self) -> Result<[u8; N], Malformed> {
-        let (head, rest) = self.0.split_first_chunk::<N>().ok_or(Malformed)?;
-        self.0 = rest;
-        Ok(*head)
-    }
-
-    pub(crate) fn u8(&mut self) -> Result<u8, Malformed> {
-        self.array::<1>().map(|[byte]| byte)
-    }
-
-    pub(crate) fn u16(&mut self) -> Result<u16, Malformed> {
-        self.array().map(u16::from_be_bytes)
-    }
-
-    pub(crate) fn u32(&mut self) -> Result<u32, Malformed> {
-        self.array().map(u32::from_be_bytes)
-    }
-
-    pub(crate) fn u64(&mut self) -> Result<u64, Malformed> {
-        self.array().map(u64::from_be_bytes)
-    }
-
-    pub(crate) fn take(&mut self, len: usize) -> Result<&'a [u8], Malformed> {
-        let (head, rest) = self.0.split_at_checked(len).ok_or(Malformed)?;
-        self.0 = rest;
-        Ok(head)
-    }
+    /// A path-MTU probe arrived.
+    ProbeReceived {
+        /// The probe's number.
+        id: u32,
+        /// Bytes of UDP payload that it had.
+        size: u16,
+    },
+    /// To an address that a dynamic link was heard from: is the peer really there?
+    PathChallenge {
+        /// Random.
+        token: u64,
+    },
+    /// Yes.
+    PathResponse {
+        /// The challenge's.
+        token: u64,
+    },
 }
 
 impl Bindings {
@@ -160,11 +132,9 @@ impl Message {
     pub fn write(&self, out: &mut Vec<u8>) {
         let mut body = Vec::new();
         let code = match self {
-            Self::Heartbeat { round, epoch_opened, sent_us, echo_us, echo_delay_us } => {
-                for word in [round, epoch_opened, sent_us, echo_us, echo_delay_us] {
-                    body.extend(word.to_be_bytes());
-                }
-                1
+            Self::Heartbeat(heartbeat) => {
+                heartbeat.write(&mut body);
+                HEARTBEAT
             }
             Self::EpochOpened { epoch } => {
                 body.extend(epoch.to_be_bytes());
@@ -180,10 +150,37 @@ impl Message {
                 4
             }
             Self::Goodbye => 5,
+            Self::ProbeReceived { id, size } => {
+                body.extend(id.to_be_bytes());
+                body.extend(size.to_be_bytes());
+                6
+            }
+            Self::PathChallenge { token } => {
+                body.extend(token.to_be_bytes());
+                7
+            }
+            Self::PathResponse { token } => {
+                body.extend(token.to_be_bytes());
+                8
+            }
         };
         out.push(code);
         out.extend(u16::try_from(body.len()).unwrap_or(0).to_be_bytes());
         out.extend(body);
+    }
+
+    /// The heartbeat that a payload begins with, if it is one.
+    ///
+    /// # Errors
+    /// [`Malformed`] when it begins as one and is none.
+    pub fn read_heartbeat(payload: &[u8]) -> Result<Option<Heartbeat>, Malformed> {
+        if payload.first() != Some(&HEARTBEAT) {
+            return Ok(None);
+        }
+        let mut reader = Reader(payload);
+        reader.u8()?;
+        let len = usize::from(reader.u16()?);
+        Heartbeat::read(&mut Reader(reader.take(len)?)).map(Some)
     }
 
     /// Reads a whole payload; unknown types are left out.
@@ -198,17 +195,14 @@ impl Message {
             let len = usize::from(reader.u16()?);
             let mut body = Reader(reader.take(len)?);
             let message = match code {
-                1 => Self::Heartbeat {
-                    round: body.u32()?,
-                    epoch_opened: body.u32()?,
-                    sent_us: body.u32()?,
-                    echo_us: body.u32()?,
-                    echo_delay_us: body.u32()?,
-                },
+                HEARTBEAT => Self::Heartbeat(Heartbeat::read(&mut body)?),
                 2 => Self::EpochOpened { epoch: body.u32()? },
                 3 => Self::Bindings(Bindings::read(&mut body)?),
                 4 => Self::BindingsReceived { revision: body.u32()?, part: body.u8()? },
                 5 => Self::Goodbye,
+                6 => Self::ProbeReceived { id: body.u32()?, size: body.u16()? },
+                7 => Self::PathChallenge { token: body.u64()? },
+                8 => Self::PathResponse { token: body.u64()? },
                 _ => continue,
             };
             messages.push(message);
@@ -220,6 +214,8 @@ impl Message {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::link::id::LinkSet;
+    use crate::wire::heartbeat::LinkReport;
     use proptest::prelude::*;
 
     fn binding() -> impl Strategy<Value = Binding> {
@@ -232,11 +228,32 @@ mod tests {
         })
     }
 
+    fn heartbeat() -> impl Strategy<Value = Heartbeat> {
+        let reports = prop::collection::vec(any::<[u32; 5]>(), 0..=8);
+        (any::<[u32; 4]>(), any::<u8>(), reports).prop_map(|(words, lost, reports)| {
+            let [round, epoch_opened, sent_us, interval_us] = words;
+            let lost = LinkSet(lost);
+            let mut heartbeat = Heartbeat {
+                round,
+                epoch_opened,
+                sent_us,
+                interval_us,
+                lost,
+                ..Heartbeat::default()
+            };
+            for [highest, echo_us, echo_delay_us, rounds, datagrams] in reports {
+                heartbeat.push(LinkReport { highest, echo_us, echo_delay_us, rounds, datagrams });
+            }
+            heartbeat
+        })
+    }
+
     fn message() -> impl Strategy<Value = Message> {
         prop_oneof![
-            any::<[u32; 5]>().prop_map(|[round, epoch_opened, sent_us, echo_us, echo_delay_us]| {
-                Message::Heartbeat { round, epoch_opened, sent_us, echo_us, echo_delay_us }
-            }),
+            heartbeat().prop_map(Message::Heartbeat),
+            (any::<u32>(), any::<u16>()).prop_map(|(id, size)| Message::ProbeReceived { id, size }),
+            any::<u64>().prop_map(|token| Message::PathChallenge { token }),
+            any::<u64>().prop_map(|token| Message::PathResponse { token }),
             any::<u32>().prop_map(|epoch| Message::EpochOpened { epoch }),
             (any::<u32>(), any::<u8>())
                 .prop_map(|(revision, part)| Message::BindingsReceived { revision, part }),
@@ -256,18 +273,22 @@ mod tests {
         fn messages_round_trip(messages in prop::collection::vec(message(), 0..5)) {
             let mut payload = Vec::new();
             messages.iter().for_each(|message| message.write(&mut payload));
+            let first = messages.first().cloned();
             prop_assert_eq!(Message::read_all(&payload), Ok(messages));
+            let heartbeat = Message::read_heartbeat(&payload).unwrap().map(Message::Heartbeat);
+            prop_assert_eq!(heartbeat, first.filter(|m| matches!(m, Message::Heartbeat(_))));
         }
 
         #[test]
         fn any_bytes_are_read_or_refused(payload in prop::collection::vec(any::<u8>(), 0..200)) {
+            let _ = Message::read_heartbeat(&payload);
             if let Ok(messages) = Message::read_all(&payload) {
                 prop_assert!(messages.len() <= payload.len());
             }
         }
 
         #[test]
-        fn unknown_types_are_passed_over(code in 6u8.., body in prop::collection::vec(any::<u8>(), 0..50)) {
+        fn unknown_types_are_passed_over(code in 9u8.., body in prop::collection::vec(any::<u8>(), 0..50)) {
             let mut payload = vec![code];
             payload.extend((body.len() as u16).to_be_bytes());
             payload.extend(body);

@@ -147,8 +147,12 @@ pub enum Kind {
     Frame = 0,
     /// An Ethernet frame behind its explicit VNI.
     FrameWithVni = 1,
+    /// A piece of what does not fit into a datagram.
+    Fragment = 2,
     /// Heartbeats, acknowledgements, bindings.
     Control = 5,
+    /// A path-MTU probe.
+    Probe = 7,
     /// As [`Kind::Frame`], with the L4 checksum still partial.
     FramePartialChecksum = 9,
 }
@@ -158,7 +162,9 @@ impl Kind {
         match code {
             0 => Some(Self::Frame),
             1 => Some(Self::FrameWithVni),
+            2 => Some(Self::Fragment),
             5 => Some(Self::Control),
+            7 => Some(Self::Probe),
             9 => Some(Self::FramePartialChecksum),
             _ => None,
         }

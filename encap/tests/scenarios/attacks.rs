@@ -47,7 +47,7 @@ fn sec_every_datagram_ever_sent_is_replayed_and_none_is_accepted() {
             world.nodes.iter().map(|n| n.vtep.peer_status(world.now)[0].handshakes).collect();
         for pass in 0..2 {
             for sent in &recorded {
-                let from = world.nodes[sent.from].address;
+                let from = world.nodes[sent.from].addresses[0];
                 world.inject(from, sent.to, sent.bytes.clone());
             }
             world.run_for(secs(2 * pass));

@@ -17,9 +17,13 @@ fn flow_a_frame_crosses_byte_for_byte() {
         for len in 0..=1432 {
             assert!(got.contains(&frame(mac(2), mac(1), &vec![len as u8; len])), "{len}");
         }
-        // One byte more does not fit and says so.
-        world.transmit(0, &frame(mac(2), mac(1), &[0; 1433]));
-        assert_eq!(world.nodes[0].drops(DropReason::FrameTooLarge), 1);
+        // One byte more does not fit, and goes in two pieces.
+        let long = frame(mac(2), mac(1), &[0xee; 1433]);
+        world.transmit(0, &long);
+        world.run_for(ms(10));
+        assert_eq!(world.nodes[1].delivered.last().unwrap().1, long);
+        assert_eq!(world.nodes[0].datapath.counters().frames_fragmented.get(), 1);
+        assert_eq!(world.nodes[0].datapath.counters().fragments_out.get(), 2);
     });
 }
 

@@ -10,6 +10,7 @@ mod handshakes;
 mod keys;
 mod peers;
 mod forwarding;
+mod links;
 mod attacks;
 
 use std::collections::HashSet;

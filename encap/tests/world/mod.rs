@@ -3,7 +3,9 @@
 //! Nothing here reads a clock or the system's randomness: a seed replays everything.
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap, HashSet};
+use std::collections::hash_map::DefaultHasher;
+use std::collections::{BinaryHeap, HashMap};
+use std::hash::{Hash, Hasher};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::time::{Duration, Instant};
@@ -13,11 +15,11 @@ use encap::crypto::key::ClusterKey;
 use encap::datapath::{ControlInput, Datapath};
 use encap::event::Event;
 use encap::id::{NodeId, Vni};
+use encap::link::liveness::State;
 use encap::rng::Rng;
 use encap::stats::DropReason;
-use encap::tables::LinkAddress;
-use encap::vtep::Vtep;
-use encap::vtep::config::{Limits, NetworkConfig, PeerConfig, VtepConfig};
+use encap::vtep::config::{Limits, LinkConfig, NetworkConfig, PeerConfig, VtepConfig};
+use encap::vtep::{Transmit, Vtep};
 use encap::wire::buf::{BufPool, Checksum, Datagram, Frame, PacketBuf, UplinkId};
 use encap::wire::ethernet::MacAddr;
 
@@ -113,11 +115,20 @@ pub struct Node {
     pub vtep: Vtep,
     pub datapath: Datapath,
     pub config: VtepConfig,
-    pub address: SocketAddr,
+    /// Its addresses, by uplink.
+    pub addresses: Vec<SocketAddr>,
     pub alive: bool,
     pub suspended: bool,
     /// Frames that came out of its tap.
     pub delivered: Vec<(Vni, Vec<u8>)>,
+    /// When, and by which way the last datagram of each came.
+    pub delivered_at: Vec<Instant>,
+    /// Frames that went back into its tap.
+    pub returned: Vec<Vec<u8>>,
+    /// Frames that it wrote into its tap of its own.
+    pub injected: Vec<Vec<u8>>,
+    /// Does nothing until then: its threads do not run.
+    pub stalled_until: Option<Instant>,
     pub events: Vec<Event>,
     pool: BufPool,
 }
@@ -143,6 +154,8 @@ impl Node {
 struct InFlight {
     from: SocketAddr,
     to: NodeIndex,
+    uplink: UplinkId,
+    mark: u8,
     bytes: Vec<u8>,
 }
 
@@ -152,17 +165,24 @@ pub struct World {
     pub random: Random,
     pub nodes: Vec<Node>,
     pub wires: HashMap<(NodeIndex, NodeIndex), Wire>,
+    /// Those of one link between two nodes, if not as [`Self::wires`].
+    pub link_wires: HashMap<(NodeIndex, NodeIndex, u8), Wire>,
     pub default_wire: Wire,
     /// Everything ever put on a wire.
     pub sent: Vec<Sent>,
     pub keep_sent: bool,
+    /// Datagrams that were put on each link, by sender and uplink.
+    pub put: HashMap<(NodeIndex, u8), u64>,
+    /// Congestion marks that the wires set: on all that may be marked.
+    pub congested: bool,
     /// The queue to the control half loses what says that a session is proven.
     pub drop_proofs: bool,
     queue: BinaryHeap<Reverse<(Instant, u64)>>,
     in_flight: HashMap<u64, InFlight>,
     next: u64,
-    /// Sealed datagrams seen leaving, by sender: the same bytes twice would be the same nonce.
-    tags: HashSet<(NodeIndex, [u8; 16])>,
+    /// Sealed datagrams seen leaving, by sender and tag: the same tag with other bytes would be the
+    /// same nonce, the same bytes are a copy on another link.
+    tags: HashMap<(NodeIndex, [u8; 16]), u64>,
 }
 
 pub const VNI: u32 = 100;
@@ -177,6 +197,12 @@ pub fn id(number: u16) -> NodeId {
 
 pub fn address(number: u16) -> SocketAddr {
     SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, number as u8)), 26026)
+}
+
+/// A node's address on one of its uplinks.
+pub fn address_on(number: u16, uplink: u8) -> SocketAddr {
+    let net = if uplink == 0 { [192, 0, 2] } else { [198, 51, 100 + uplink] };
+    SocketAddr::new(IpAddr::V4(Ipv4Addr::new(net[0], net[1], net[2], number as u8)), 26026)
 }
 
 pub fn mac(number: u16) -> MacAddr {
@@ -202,9 +228,7 @@ pub fn config(me: u16, count: u16) -> VtepConfig {
         networks: vec![NetworkConfig {
             vni: vni(),
             members: others().map(id).collect(),
-            stp: true,
-            max_frame_len: 1446,
-            static_fdb: vec![],
+            ..network()
         }],
         limits: Limits { bum_rate: 0, ..Limits::default() },
         workers: 1,
@@ -212,12 +236,37 @@ pub fn config(me: u16, count: u16) -> VtepConfig {
     }
 }
 
-pub fn peer(number: u16) -> PeerConfig {
-    let remote = address(number);
-    PeerConfig {
-        node: id(number),
-        links: vec![LinkAddress { uplink: UplinkId(0), remote, max_udp_payload: 1472 }],
+/// Network 100 without members, as most scenarios want it.
+pub fn network() -> NetworkConfig {
+    NetworkConfig {
+        vni: vni(),
+        members: vec![],
+        stp: true,
+        max_frame_len: 1446,
+        follows_path: true,
+        static_fdb: vec![],
+        policy: None,
+        dscp: None,
+        mss_clamp: true,
+        too_big: true,
     }
+}
+
+pub fn peer(number: u16) -> PeerConfig {
+    peer_on(number, 1)
+}
+
+/// A peer with several links of one kind.
+pub fn peer_on(number: u16, links: u8) -> PeerConfig {
+    let link = |uplink| LinkConfig::to(UplinkId(uplink), address_on(number, uplink), 1472);
+    PeerConfig::new(id(number), (0..links).map(link).collect())
+}
+
+/// As [`config`], with several links between any two nodes.
+pub fn config_on(me: u16, count: u16, links: u8) -> VtepConfig {
+    let others = (1..=count).filter(|other| *other != me);
+    let peers = others.map(|other| peer_on(other, links)).collect();
+    VtepConfig { peers, ..config(me, count) }
 }
 
 impl World {
@@ -229,6 +278,9 @@ impl World {
             random: Random(seed),
             nodes: Vec::new(),
             wires: HashMap::new(),
+            link_wires: HashMap::new(),
+            put: HashMap::new(),
+            congested: false,
             default_wire: Wire::default(),
             sent: Vec::new(),
             keep_sent: true,
@@ -236,7 +288,7 @@ impl World {
             queue: BinaryHeap::new(),
             in_flight: HashMap::new(),
             next: 0,
-            tags: HashSet::new(),
+            tags: HashMap::new(),
         }
     }
 
@@ -253,6 +305,51 @@ impl World {
         world
     }
 
+    /// Nodes 1 and 2 with several links, all of them up and measured.
+    pub fn pair(seed: u64, links: u8, change: impl Fn(&mut VtepConfig)) -> Self {
+        let mut world = Self::new(seed);
+        world.keep_sent = false;
+        for me in 1..=2 {
+            let mut config = config_on(me, 2, links);
+            change(&mut config);
+            world.add(config);
+        }
+        let end = world.now + Duration::from_secs(20);
+        assert!(world.run_until(end, Self::all_links_up), "links do not come up");
+        world
+    }
+
+    /// Whether every link of every running node is up and of settled size.
+    pub fn all_links_up(&self) -> bool {
+        self.nodes.iter().filter(|node| node.alive).all(|node| {
+            node.vtep.peer_status(self.now).iter().all(|peer| {
+                peer.up && peer.links.iter().all(|l| l.state == State::Up && !l.searching)
+            })
+        })
+    }
+
+    /// Changes one direction of one link.
+    pub fn on_link(
+        &mut self,
+        from: NodeIndex,
+        to: NodeIndex,
+        link: u8,
+        change: impl Fn(&mut Wire),
+    ) {
+        let usual = self.wires.get(&(from, to)).copied().unwrap_or(self.default_wire);
+        change(self.link_wires.entry((from, to, link)).or_insert(usual));
+    }
+
+    /// Cuts or heals both directions of a link between nodes 0 and 1.
+    pub fn cut(&mut self, link: u8, cut: bool) {
+        self.on_link(0, 1, link, |wire| wire.cut = cut);
+        self.on_link(1, 0, link, |wire| wire.cut = cut);
+    }
+
+    pub fn link_state(&self, node: NodeIndex, link: u8) -> State {
+        self.nodes[node].vtep.peer_status(self.now)[0].links[usize::from(link)].state
+    }
+
     pub fn assert_all_up(&self, node: NodeIndex) {
         for status in self.nodes[node].vtep.peer_status(self.now) {
             assert!(
@@ -265,20 +362,30 @@ impl World {
     }
 
     pub fn add(&mut self, config: VtepConfig) -> NodeIndex {
-        let address = address(config.node.get());
-        self.add_at(config, address)
+        let links = config.peers.iter().map(|peer| peer.links.len()).max().unwrap_or(1);
+        let number = config.node.get();
+        let addresses = (0..links as u8).map(|uplink| address_on(number, uplink)).collect();
+        self.add_with(config, addresses)
     }
 
     pub fn add_at(&mut self, config: VtepConfig, address: SocketAddr) -> NodeIndex {
+        self.add_with(config, vec![address])
+    }
+
+    pub fn add_with(&mut self, config: VtepConfig, addresses: Vec<SocketAddr>) -> NodeIndex {
         let (vtep, datapath) = self.boot(&config);
         self.nodes.push(Node {
             vtep,
             datapath,
             config,
-            address,
+            addresses,
             alive: true,
             suspended: false,
             delivered: Vec::new(),
+            delivered_at: Vec::new(),
+            returned: Vec::new(),
+            injected: Vec::new(),
+            stalled_until: None,
             events: Vec::new(),
             pool: BufPool::new(2048, 64),
         });
@@ -318,10 +425,25 @@ impl World {
         let buf = PacketBuf::from_slice(bytes);
         let mut frames = vec![Frame { buf, checksum: Checksum::Complete }];
         let mut out = Vec::new();
+        this.datapath.resend(now, &mut this.pool, &mut out);
         this.datapath.encapsulate(now, handle, &mut this.pool, &mut frames, &mut out);
+        self.send_all(node, out);
+        self.take_returns(node);
+    }
+
+    fn send_all(&mut self, node: NodeIndex, out: Vec<Datagram>) {
         for datagram in out {
-            self.put_on_wire(node, datagram.remote, datagram.buf.data().to_vec());
+            let Datagram { buf, uplink, remote, mark } = datagram;
+            self.put_on_wire(node, uplink, remote, mark, buf.data().to_vec());
         }
+    }
+
+    /// As the worker does after each half of its turn.
+    fn take_returns(&mut self, node: NodeIndex) {
+        let this = &mut self.nodes[node];
+        this.returned.extend(this.datapath.take_returns().map(|d| d.frame.buf.data().to_vec()));
+        let news: Vec<_> = this.datapath.take_news().collect();
+        self.hand_over(node, news);
     }
 
     /// As the worker does when frames wait for a session.
@@ -332,31 +454,63 @@ impl World {
         }
         let mut out = Vec::new();
         this.datapath.send_waiting(self.now, &mut this.pool, &mut out);
-        for datagram in out {
-            self.put_on_wire(node, datagram.remote, datagram.buf.data().to_vec());
+        self.send_all(node, out);
+    }
+
+    /// As the worker does when the control half wakes it.
+    fn wake(&mut self, node: NodeIndex) {
+        let this = &mut self.nodes[node];
+        if !this.vtep.poll_wake() {
+            return;
         }
+        let mut out = Vec::new();
+        this.datapath.resend(self.now, &mut this.pool, &mut out);
+        this.datapath.end_pass();
+        this.datapath.end_pass();
+        self.send_all(node, out);
     }
 
     /// A datagram of any origin reaches `to`, as if from `from`.
     pub fn inject(&mut self, from: SocketAddr, to: NodeIndex, bytes: Vec<u8>) {
-        self.deliver(InFlight { from, to, bytes });
+        self.deliver(InFlight { from, to, uplink: UplinkId(0), mark: 0, bytes });
     }
 
-    fn put_on_wire(&mut self, from: NodeIndex, remote: SocketAddr, bytes: Vec<u8>) {
+    fn put_on_wire(
+        &mut self,
+        from: NodeIndex,
+        uplink: UplinkId,
+        remote: SocketAddr,
+        mark: u8,
+        bytes: Vec<u8>,
+    ) {
         if bytes[0] >> 6 == 1 {
             let tag: [u8; 16] = bytes[bytes.len() - 16..].try_into().unwrap();
-            assert!(self.tags.insert((from, tag)), "a tag left twice: the nonce was used twice");
+            let mut hasher = DefaultHasher::new();
+            bytes.hash(&mut hasher);
+            let before = self.tags.insert((from, tag), hasher.finish());
+            assert!(
+                before.is_none_or(|hash| hash == hasher.finish()),
+                "a tag left twice with other bytes: the nonce was used twice"
+            );
         }
-        let targets: Vec<_> =
-            (0..self.nodes.len()).filter(|to| self.nodes[*to].address == remote).collect();
-        for to in targets {
-            let wire = self.wires.get(&(from, to)).copied().unwrap_or(self.default_wire);
+        *self.put.entry((from, uplink.0)).or_default() += 1;
+        let source = self.nodes[from].addresses[usize::from(uplink.0)];
+        let targets: Vec<_> = (0..self.nodes.len())
+            .filter_map(|to| {
+                let at = self.nodes[to].addresses.iter().position(|a| *a == remote)?;
+                Some((to, UplinkId(at as u8)))
+            })
+            .collect();
+        for (to, to_uplink) in targets {
+            let usual = self.wires.get(&(from, to)).copied().unwrap_or(self.default_wire);
+            let wire = self.link_wires.get(&(from, to, uplink.0)).copied().unwrap_or(usual);
             if self.keep_sent {
                 self.sent.push(Sent { from, to, bytes: bytes.clone() });
             }
             if wire.cut || bytes.len() > wire.max_udp_payload || self.random.chance(wire.loss) {
                 continue;
             }
+            let mark = if self.congested && mark & 3 != 0 { mark | 3 } else { mark };
             let copies = 1 + usize::from(self.random.chance(wire.duplicate));
             for _ in 0..copies {
                 let mut bytes = bytes.clone();
@@ -366,9 +520,9 @@ impl World {
                 }
                 let jitter = self.random.below(wire.jitter.as_nanos() as u64 + 1);
                 let at = self.now + wire.delay + Duration::from_nanos(jitter);
-                let from = self.nodes[from].address;
                 self.queue.push(Reverse((at, self.next)));
-                self.in_flight.insert(self.next, InFlight { from, to, bytes });
+                let packet = InFlight { from: source, to, uplink: to_uplink, mark, bytes };
+                self.in_flight.insert(self.next, packet);
                 self.next += 1;
             }
         }
@@ -381,14 +535,17 @@ impl World {
             return;
         }
         let buf = PacketBuf::from_slice(&packet.bytes);
-        let mut datagrams =
-            vec![Datagram { buf, uplink: UplinkId(0), remote: packet.from, mark: 0 }];
+        let InFlight { from: remote, uplink, mark, .. } = packet;
+        let mut datagrams = vec![Datagram { buf, uplink, remote, mark }];
         let (mut out, mut control) = (Vec::new(), Vec::new());
         node.datapath.decapsulate(now, &mut node.pool, &mut datagrams, &mut out, &mut control);
         for delivery in out {
             node.delivered.push((delivery.vni, delivery.frame.buf.data().to_vec()));
+            node.delivered_at.push(now);
         }
+        node.datapath.end_pass();
         self.hand_over(packet.to, control);
+        self.take_returns(packet.to);
     }
 
     fn hand_over(&mut self, node: NodeIndex, control: Vec<ControlInput>) {
@@ -405,9 +562,14 @@ impl World {
     pub fn drain(&mut self, node: NodeIndex) {
         while let Some(transmit) = self.nodes[node].vtep.poll_transmit() {
             if self.nodes[node].alive {
-                self.put_on_wire(node, transmit.remote, transmit.payload);
+                let Transmit { uplink, remote, payload, mark } = transmit;
+                self.put_on_wire(node, uplink, remote, mark, payload);
             }
         }
+        while let Some((_, frame)) = self.nodes[node].vtep.poll_tap_frame() {
+            self.nodes[node].injected.push(frame);
+        }
+        self.wake(node);
         while let Some(event) = self.nodes[node].vtep.poll_event() {
             self.nodes[node].events.push(event);
         }
@@ -430,7 +592,11 @@ impl World {
             steps += 1;
             assert!(steps < 50_000_000, "the world does not come to rest");
             let running = |node: &&Node| node.alive && !node.suspended;
-            let timeout = self.nodes.iter().filter(running).map(|n| n.vtep.poll_timeout()).min();
+            let timeout = |node: &Node| {
+                let at = node.vtep.poll_timeout();
+                node.stalled_until.map_or(at, |until| at.max(until))
+            };
+            let timeout = self.nodes.iter().filter(running).map(timeout).min();
             let arrival = self.queue.peek().map(|Reverse((at, _))| *at);
             let Some(next) = timeout.into_iter().chain(arrival).min().filter(|at| *at <= end)
             else {
@@ -443,11 +609,20 @@ impl World {
             {
                 self.queue.pop();
                 let packet = self.in_flight.remove(&number).unwrap();
-                self.deliver(packet);
+                // Sockets hold what comes while nobody reads.
+                match self.nodes[packet.to].stalled_until.filter(|until| *until > self.now) {
+                    Some(until) => {
+                        self.queue.push(Reverse((until, number)));
+                        self.in_flight.insert(number, packet);
+                    }
+                    None => self.deliver(packet),
+                }
             }
             for node in 0..self.nodes.len() {
                 let this = &mut self.nodes[node];
-                if this.alive && !this.suspended && this.vtep.poll_timeout() <= self.now {
+                let stalled = this.stalled_until.is_some_and(|until| until > self.now);
+                if this.alive && !this.suspended && !stalled && this.vtep.poll_timeout() <= self.now
+                {
                     this.vtep.handle_timeout(self.now);
                     self.drain(node);
                 }

@@ -155,10 +155,8 @@ fn lanes_of_flows(duo: &LaneDuo, each: usize) -> Result<BTreeMap<usize, BTreeSet
 fn flow_hash_uses_all_links_and_moves_only_flows_of_the_dead() {
     case(|| {
         let duo = with_policy(Lanes::plain(Family::V4, 3)?, "flow-hash")?;
-        wait_links(&duo.alpha, 2, "all to carry frames", PATIENCE, |links| {
-            links.iter().all(Link::is_sending)
-        })?;
         let before = lanes_of_flows(&duo, 10)?;
+        println!("{before:?}");
         ensure!(before.values().all(|lanes| lanes.len() == 1), "a flow by two lanes: {before:?}");
         let used: BTreeSet<usize> = before.values().flatten().copied().collect();
         ensure!(used == BTreeSet::from([0, 1, 2]), "24 flows use only {used:?}");
@@ -211,7 +209,7 @@ fn api_policy_changes_live_and_loses_nothing() {
     case(|| {
         let duo = with_policy(Lanes::plain(Family::V4, 2)?, "passive")?;
         let flow = duo.flow(FlowOptions::at(1000.0))?;
-        for policy in ["active", "round-robin", "flow-hash", "active:1", "passive"] {
+        for policy in ["active", "round-robin", "flow-hash", "active:2", "passive"] {
             let cluster_extra = format!("policy = \"{policy}\"\n");
             duo.dir.write(&ClusterConfig { cluster_extra, ..duo.lanes.config() })?;
             for (node, peer) in duo.nodes() {

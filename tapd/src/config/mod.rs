@@ -36,7 +36,7 @@ pub(crate) use detector::{DetectorConfig, Profile};
 pub(crate) use diff::{Change, Changes};
 pub(crate) use fault::Faults;
 pub(crate) use key::{ClusterKey, KEY_LEN};
-pub(crate) use links::{LinkOptions, NodeLink};
+pub(crate) use links::{Family, LinkOptions, NodeAddress, NodeLink, Pair};
 pub(crate) use node::NodeSelector;
 pub(crate) use traffic::{Dscp, Policy, Protect};
 pub(crate) use validate::check_socket_path;

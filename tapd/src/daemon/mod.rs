@@ -5,6 +5,7 @@
 
 mod networks;
 mod uplinks;
+mod links;
 mod protocol;
 mod report;
 mod notices;
@@ -22,12 +23,15 @@ use anyhow::{Context, anyhow};
 use encap::stats::Counters;
 use encap::vtep::Vtep;
 use fastpath::capture::Capture;
+use fastpath::monitor::Monitor;
 use fastpath::tap::TapQueue;
 use fastpath::uplink::socket::UdpUplink;
 use fastpath::wake::{PollSet, Waker};
-use fastpath::worker::{Notice, Worker, WorkerHandle, WorkerOptions};
+use fastpath::worker::{
+    Notice, PULSE_QUEUE, Pulses, ToControl, Worker, WorkerHandle, WorkerOptions,
+};
 use fastpath::{affinity, process};
-use log::{info, warn};
+use log::{debug, info, warn};
 
 use crate::config::{Config, Source};
 use crate::control::{Events, Incoming, Server};
@@ -65,6 +69,9 @@ struct Daemon {
     workers: Vec<RunningWorker>,
     notices: Notices,
     events: Events,
+    pulses: Arc<Pulses>,
+    /// None where the kernel does not tell of its interfaces.
+    monitor: Option<Monitor>,
     capture: Capture,
     /// Bytes that a worker's buffer holds, fixed at the start.
     max_packet_len: usize,
@@ -116,6 +123,10 @@ pub(crate) fn run(config: Config, source: Source) -> Result<(), Failure> {
     let (server, requests) =
         Server::bind(socket, Box::new(move || wake.wake())).map_err(Failure::cannot_start)?;
     let (notice_tx, notices) = sync_channel(NOTICE_QUEUE);
+    let pulses = Arc::new(Pulses::new(PULSE_QUEUE));
+    let to_control =
+        ToControl { notices: notice_tx, pulses: Arc::clone(&pulses), waker: waker.clone() };
+    let monitor = links::open_monitor(&config, &uplinks);
 
     let started = Instant::now();
     let vtep_config = protocol::vtep_config(&config, &uplinks, &networks)?;
@@ -132,20 +143,14 @@ pub(crate) fn run(config: Config, source: Source) -> Result<(), Failure> {
     for (number, sockets) in uplinks.take_worker_sockets().into_iter().enumerate() {
         let datapath = vtep.datapath();
         let counters = Arc::clone(datapath.counters());
-        let (worker, handle) = Worker::new(
-            datapath,
-            sockets,
-            notice_tx.clone(),
-            waker.clone(),
-            capture.tap(),
-            &options(),
-        )
-        .context("cannot make a worker")?;
+        let (worker, handle) =
+            Worker::new(datapath, sockets, to_control.clone(), capture.tap(), &options())
+                .context("cannot make a worker")?;
         let pinned = cores.get(number).copied();
         let thread = spawn(number, worker, pinned)?;
         workers.push(RunningWorker { thread, handle, counters });
     }
-    drop(notice_tx);
+    drop(to_control);
     networks.hand_queues(&vtep, &workers);
 
     let mut daemon = Daemon {
@@ -157,6 +162,8 @@ pub(crate) fn run(config: Config, source: Source) -> Result<(), Failure> {
         workers,
         notices: Notices::default(),
         events: Events::default(),
+        pulses,
+        monitor,
         capture,
         max_packet_len,
         started,
@@ -230,8 +237,13 @@ impl Daemon {
         notices: &Receiver<Notice>,
         requests: &Receiver<Incoming>,
     ) -> Result<(), Failure> {
+        if let Err(error) = process::prefer_latency() {
+            debug!("the kernel has no short time slices to give: {error}");
+        }
         let mut poll_set = PollSet::default();
-        poll_set.set([waker.fd(), signals.hangup.as_raw_fd(), signals.stop.as_raw_fd()]);
+        let fixed = [waker.fd(), signals.hangup.as_raw_fd(), signals.stop.as_raw_fd()];
+        poll_set.set(fixed.into_iter().chain(self.monitor.as_ref().map(Monitor::fd)));
+        self.look_at_interfaces();
         let mut sleep = SleepWatch::new();
         let mut more = false;
         self.drain();
@@ -239,11 +251,15 @@ impl Daemon {
             let wait = self.vtep.poll_timeout().saturating_duration_since(Instant::now());
             // What was left over by the bounds below is taken at once.
             let longest = if std::mem::take(&mut more) { Duration::ZERO } else { LONGEST_WAIT };
-            poll_set.wait(wait.min(longest));
-            waker.clear();
-            if Signals::came(&signals.stop) {
-                info!("stopping on a signal");
-                return Ok(());
+            // Most turns are for heartbeats only: what has to be asked for is asked for otherwise.
+            let called = poll_set.wait(wait.min(longest));
+            if called {
+                waker.clear();
+                if Signals::came(&signals.stop) {
+                    info!("stopping on a signal");
+                    return Ok(());
+                }
+                self.take_interface_news();
             }
             if sleep.slept() {
                 warn!("this machine was suspended: new handshakes with all peers");
@@ -254,11 +270,15 @@ impl Daemon {
                 self.take_notice(notice);
                 more = true;
             }
+            self.take_pulses();
             let now = Instant::now();
             if self.vtep.poll_timeout() <= now {
                 self.vtep.handle_timeout(now);
             }
             self.drain();
+            if !called && !more {
+                continue;
+            }
             for incoming in requests.try_iter().take(REQUESTS_AT_ONCE) {
                 self.answer(incoming);
                 self.drain();
@@ -279,7 +299,7 @@ impl Daemon {
         let now = Instant::now();
         match notice {
             Notice::Control(input) => self.vtep.handle_input(now, input),
-            Notice::UplinkError(error) => self.notices.uplink_error(now, &self.config, &error),
+            Notice::UplinkError(error) => self.take_uplink_error(now, &error),
             Notice::TapGone { handle, vni, error } => self.lose_network(handle, vni, &error),
         }
         // Answers go out at once: a burst of handshakes must not wait for its last one.
@@ -288,10 +308,20 @@ impl Daemon {
 
     /// Sends what the protocol wants sent and reports what it reports.
     fn drain(&mut self) {
-        while let Some(transmit) = self.vtep.poll_transmit() {
-            for error in self.uplinks.send(&transmit) {
-                self.notices.uplink_error(Instant::now(), &self.config, &error);
+        loop {
+            let transmits: Vec<_> = std::iter::from_fn(|| self.vtep.poll_transmit()).collect();
+            if transmits.is_empty() {
+                break;
             }
+            let now = Instant::now();
+            for error in self.uplinks.send(&transmits) {
+                // May have more to be sent, by other links.
+                self.take_uplink_error(now, &error);
+            }
+        }
+        self.inject_tap_frames();
+        if self.vtep.poll_wake() {
+            self.workers.iter().for_each(|worker| worker.handle.wake());
         }
         while let Some(event) = self.vtep.poll_event() {
             self.networks.take_event(&event);
@@ -305,10 +335,9 @@ impl Daemon {
     /// Says goodbye, ends the workers, closes everything.
     fn stop(mut self) {
         self.vtep.shutdown(Instant::now());
-        while let Some(transmit) = self.vtep.poll_transmit() {
-            // Nobody is left to be told what fails.
-            let _ = self.uplinks.send(&transmit);
-        }
+        let goodbyes: Vec<_> = std::iter::from_fn(|| self.vtep.poll_transmit()).collect();
+        // Nobody is left to be told what fails.
+        let _ = self.uplinks.send(&goodbyes);
         for worker in &self.workers {
             worker.handle.stop();
         }

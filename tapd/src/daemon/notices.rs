@@ -6,7 +6,10 @@ use std::net::SocketAddr;
 use std::time::Instant;
 
 use encap::event::Event;
-use encap::id::NodeId;
+use encap::id::{NodeId, Vni};
+use encap::link::choice::MoveCause;
+use encap::link::id::LinkIndex;
+use encap::link::liveness::{State, Transition};
 use fastpath::uplink::{UplinkError, UplinkErrorKind};
 use log::{debug, error, info, warn};
 
@@ -76,6 +79,46 @@ impl Notices {
             Event::PeerDown { node, reason } => {
                 info!("peer {} is down: {}", name(*node), reason.text());
             }
+            Event::Link { node, link, transition } => {
+                let Transition { from, to, cause, .. } = transition;
+                let (name, link) = (name(*node), link_name(config, *node, *link));
+                if let Some(more) = self.admit(now, "link state", Some(*node)) {
+                    info!("link {link} to {name}: {from} -> {to}: {cause}{more}");
+                }
+            }
+            Event::Moved { node, moved } => {
+                if let Some(more) = self.admit(now, "link choice", Some(*node)) {
+                    let link = |link| link_name(config, *node, link);
+                    let (from, to) = (link(moved.from), link(moved.to));
+                    info!(
+                        "frames to {} go by link {to}, not {from}: {}{more}",
+                        name(*node),
+                        moved.cause.text()
+                    );
+                }
+            }
+            Event::PathMtu { node, link, from, to, how } => {
+                if let Some(more) = self.admit(now, "path MTU", Some(*node)) {
+                    let link = link_name(config, *node, *link);
+                    info!(
+                        "link {link} to {}: path MTU {from} -> {to} ({}){more}",
+                        name(*node),
+                        how.text()
+                    );
+                }
+            }
+            Event::Roamed { node, link, to } => {
+                if let Some(more) = self.admit(now, "roamed", Some(*node)) {
+                    let link = link_name(config, *node, *link);
+                    info!("link {link} to {}: the peer is at {to} now{more}", name(*node));
+                }
+            }
+            Event::LoopFound { vni, blocked } => warn!(
+                "network {vni} loops: what left by its tap came back; it is closed here for {} s. \
+                 Look for a second way between the bridges of its taps",
+                blocked.as_secs()
+            ),
+            Event::LoopOver { vni } => info!("network {vni} is open again"),
             Event::Rekeyed { node } => debug!("peer {}: new keys", name(*node)),
             Event::NodeIdConflict { node, from } => {
                 if let Some(more) = self.admit(now, "id conflict", Some(*node)) {
@@ -135,15 +178,83 @@ fn name(config: &Config, node: NodeId) -> String {
     known.map_or_else(|| format!("node {node}"), |known| known.name.clone())
 }
 
+/// The name of a link to a node, as the configuration has it.
+pub(super) fn link_name(config: &Config, node: NodeId, link: LinkIndex) -> String {
+    let peer = config.nodes.iter().find(|known| known.id == node);
+    let pairs = peer.map(|peer| config.pairs(peer)).unwrap_or_default();
+    pairs.get(link.at()).map_or_else(|| link.to_string(), |pair| pair.name.clone())
+}
+
 /// What those who watch are told of an event.
 pub(super) fn told(config: &Config, event: &Event) -> Option<control::Event> {
+    use control::Event as Told;
     let (node, told) = match event {
-        Event::PeerUp { node, cipher } => (node, control::Event::new("peer_up", *cipher)),
-        Event::PeerDown { node, reason } => (node, control::Event::new("peer_down", reason.text())),
-        Event::Rekeyed { node } => (node, control::Event::new("rekeyed", "new keys")),
+        Event::PeerUp { node, cipher } => (node, Told::new("peer_up", *cipher)),
+        Event::PeerDown { node, reason } => (node, Told::new("peer_down", reason.text())),
+        Event::Rekeyed { node } => (node, Told::new("rekeyed", "new keys")),
+        Event::Link { node, link, transition } => {
+            let name = match transition.to {
+                State::Up => "link_up",
+                State::Suspect => "link_suspect",
+                State::Down => "link_down",
+            };
+            let mut told = Told::new(name, transition.cause.to_string());
+            told.link = Some(link_name(config, *node, *link));
+            told.more.insert("from".to_owned(), transition.from.to_string().into());
+            (node, told)
+        }
+        Event::Moved { node, moved } => {
+            let name = match moved.cause {
+                MoveCause::FailOver => "fail_over",
+                MoveCause::FailBack => "fail_back",
+                MoveCause::Preferred => "preferred",
+                MoveCause::Drain => "drained",
+            };
+            let mut told = Told::new(name, moved.cause.text());
+            told.link = Some(link_name(config, *node, moved.to));
+            told.more.insert("from".to_owned(), link_name(config, *node, moved.from).into());
+            (node, told)
+        }
+        Event::PathMtu { node, link, from, to, how } => {
+            let mut told = Told::new("path_mtu", how.text());
+            told.link = Some(link_name(config, *node, *link));
+            told.more.insert("from".to_owned(), (*from).into());
+            told.more.insert("to".to_owned(), (*to).into());
+            (node, told)
+        }
+        Event::Roamed { node, link, to } => {
+            let mut told = Told::new("roamed", format!("the peer answers at {to}"));
+            told.link = Some(link_name(config, *node, *link));
+            (node, told)
+        }
+        Event::LoopFound { vni, blocked } => {
+            let cause = "what left by the tap came back";
+            return Some(of_network(config, *vni, "loop_found", cause, Some(blocked.as_secs())));
+        }
+        Event::LoopOver { vni } => {
+            return Some(of_network(config, *vni, "loop_over", "the network is open again", None));
+        }
         _ => return None,
     };
     Some(told.of_peer(node.get(), name(config, *node)))
+}
+
+fn of_network(
+    config: &Config,
+    vni: Vni,
+    event: &str,
+    cause: &str,
+    blocked_s: Option<u64>,
+) -> control::Event {
+    let mut told = control::Event::new(event, cause);
+    told.more.insert("vni".to_owned(), vni.get().into());
+    if let Some(network) = config.own_networks().find(|network| network.vni == vni) {
+        told.more.insert("network".to_owned(), network.name.clone().into());
+    }
+    if let Some(seconds) = blocked_s {
+        told.more.insert("blocked_s".to_owned(), seconds.into());
+    }
+    told
 }
 
 fn peer_at(config: &Config, from: SocketAddr) -> Option<NodeId> {

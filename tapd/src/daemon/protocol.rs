@@ -3,19 +3,24 @@
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use anyhow::Context;
 use encap::crypto::aead::Suite;
 use encap::crypto::key::ClusterKey;
 use encap::crypto::seal::KeyLimits;
+use encap::forward::address_filter::{AddressFilter, AddressRange};
 use encap::forward::fdb::FdbLimits;
+use encap::forward::marks::Dscp;
+use encap::forward::policy::Policy;
+use encap::forward::protect::Protect;
+use encap::link::profile::{self, Profile};
 use encap::rng::Rng;
-use encap::tables::LinkAddress;
-use encap::vtep::config::{Limits, NetworkConfig, PeerConfig, VtepConfig};
+use encap::vtep::config::{Limits, LinkConfig, NetworkConfig, PeerConfig, Remote, VtepConfig};
 use encap::wire::buf::UplinkId;
 use encap::wire::header::Handle;
 
 use super::networks::Networks;
-use super::uplinks::{ETHERNET_LEN, Uplinks};
-use crate::config::{Cipher, Config, NodeConfig};
+use super::uplinks::{ETHERNET_LEN, UDP_LEN, Uplinks, ip_header_len};
+use crate::config::{self, Cipher, Config, DetectorConfig, NodeAddress, NodeConfig, Pair, TapMtu};
 
 /// The operating system's randomness.
 pub(super) struct SystemRng;
@@ -66,6 +71,11 @@ pub(super) fn vtep_config(
                         .collect(),
                     stp: network.stp,
                     max_frame_len: u16::try_from(max_frame_len).unwrap_or(u16::MAX),
+                    follows_path: network.tap_mtu == TapMtu::Auto,
+                    policy: network.policy.map(policy),
+                    dscp: network.dscp.as_ref().map(dscp),
+                    mss_clamp: network.mss_clamp,
+                    too_big: network.too_big,
                     static_fdb: network.static_fdb.iter().map(|e| (e.mac, e.node)).collect(),
                 })
             })
@@ -88,20 +98,105 @@ fn peer_config(
     peer: &NodeConfig,
     uplinks: &Uplinks,
 ) -> anyhow::Result<PeerConfig> {
-    let links: Vec<_> = config
-        .pairs(peer)
+    let pairs = config.pairs(peer);
+    anyhow::ensure!(!pairs.is_empty(), "there is no link to node {}", peer.name);
+    let links = pairs
         .iter()
-        .filter_map(|pair| {
-            let id = UplinkId(u8::try_from(pair.local).ok()?);
-            Some(LinkAddress {
-                uplink: id,
-                remote: SocketAddr::new(pair.remote.fixed()?, config.cluster.port),
-                max_udp_payload: uplinks.get(id)?.max_udp_payload() as usize,
-            })
-        })
-        .collect();
-    anyhow::ensure!(!links.is_empty(), "there is no link to node {}", peer.name);
-    Ok(PeerConfig { node: peer.id, links })
+        .map(|pair| link_config(config, pair, uplinks))
+        .collect::<anyhow::Result<Vec<_>>>()?;
+    Ok(PeerConfig {
+        node: peer.id,
+        links,
+        policy: policy(config.policy(None, peer)),
+        protect: match config.protect(peer) {
+            config::Protect::Off => Protect::Off,
+            config::Protect::Control => Protect::Control,
+            config::Protect::All => Protect::All,
+        },
+        profile: profile(&config.detector),
+        dscp: dscp(&config.cluster.dscp),
+    })
+}
+
+fn link_config(config: &Config, pair: &Pair, uplinks: &Uplinks) -> anyhow::Result<LinkConfig> {
+    let id = UplinkId(u8::try_from(pair.local)?);
+    let uplink = uplinks.get(id).with_context(|| {
+        format!("link {} needs an address that this node had not when it started", pair.name)
+    })?;
+    let ip_overhead = (ip_header_len(uplink.local.ip()) + UDP_LEN) as usize;
+    let remote = match &pair.remote {
+        NodeAddress::Static(address) => {
+            Remote::Static(SocketAddr::new(*address, config.cluster.port))
+        }
+        NodeAddress::Dynamic { .. } => Remote::Dynamic(AddressFilter {
+            deny: ranges(&pair.options.deny)?,
+            allow: ranges(&pair.options.allow)?,
+        }),
+    };
+    Ok(LinkConfig {
+        uplink: id,
+        remote,
+        priority: pair.options.priority,
+        weight: pair.options.weight,
+        max_udp_payload: uplink.max_udp_payload() as usize,
+        ip_overhead,
+        fixed_udp_payload: pair.options.mtu.map(|mtu| usize::from(mtu) - ip_overhead),
+    })
+}
+
+fn ranges(texts: &[String]) -> anyhow::Result<Vec<AddressRange>> {
+    texts.iter().map(|text| text.parse().with_context(|| format!("{text:?}"))).collect()
+}
+
+const fn policy(policy: config::Policy) -> Policy {
+    match policy {
+        config::Policy::Passive => Policy::Passive,
+        config::Policy::Active { copies } => Policy::Active { copies },
+        config::Policy::FlowHash => Policy::FlowHash,
+        config::Policy::RoundRobin => Policy::RoundRobin,
+    }
+}
+
+fn dscp(dscp: &config::Dscp) -> Dscp {
+    match dscp {
+        config::Dscp::Fixed(dscp) => Dscp::Fixed(*dscp),
+        config::Dscp::Inherit => Dscp::Inherit,
+        config::Dscp::Map(pairs, rest) => {
+            let mut map = Box::new([*rest; 64]);
+            for (inner, outer) in pairs {
+                if let Some(place) = map.get_mut(usize::from(*inner)) {
+                    *place = *outer;
+                }
+            }
+            Dscp::Map(map)
+        }
+    }
+}
+
+/// The profile, with what the configuration says otherwise.
+fn profile(config: &DetectorConfig) -> Profile {
+    let base = match config.profile {
+        config::Profile::Fast => profile::FAST,
+        config::Profile::Normal => profile::NORMAL,
+        config::Profile::Wan => profile::WAN,
+        config::Profile::KnetLike => profile::KNET_LIKE,
+    };
+    Profile {
+        fast: config.fast.unwrap_or(base.fast),
+        normal: config.normal.unwrap_or(base.normal),
+        idle: config.idle.unwrap_or(base.idle),
+        sole: config.sole.unwrap_or(base.sole),
+        min_missed: config.min_missed.unwrap_or(base.min_missed),
+        max_missed: config.max_missed.unwrap_or(base.max_missed),
+        min_grace: config.min_grace.unwrap_or(base.min_grace),
+        down_after: config.down_after.unwrap_or(base.down_after),
+        clear_rounds: config.clear_rounds.unwrap_or(base.clear_rounds),
+        up_rounds: config.up_rounds.unwrap_or(base.up_rounds),
+        max_up_loss_percent: config.max_up_loss_percent.unwrap_or(base.max_up_loss_percent),
+        hold: config.hold.unwrap_or(base.hold),
+        max_hold: config.max_hold.unwrap_or(base.max_hold),
+        peer_timeout: config.peer_timeout.unwrap_or(base.peer_timeout),
+    }
 }
 
 fn limits(config: &Config) -> Limits {
@@ -116,6 +211,8 @@ fn limits(config: &Config) -> Limits {
             max_entries: daemon.fdb_max_entries,
         },
         bum_rate: daemon.bum_frames_per_s,
+        heartbeats_per_second: config.detector.heartbeats_per_s,
+        ecn: config.cluster.ecn,
         ..Limits::default()
     }
 }

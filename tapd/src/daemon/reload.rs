@@ -43,6 +43,7 @@ impl Daemon {
         self.notices.retain(&config);
         self.config = config;
         self.reconfigure()?;
+        self.watch_remotes();
         Ok(reply)
     }
 

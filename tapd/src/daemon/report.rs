@@ -4,15 +4,17 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use encap::id::{NodeId, Vni};
+use encap::link::liveness::State;
 use encap::stats::{Counters, DropReason, Traffic};
-use encap::vtep::PeerStatus;
+use encap::vtep::{LinkStatus, PeerStatus};
 use fastpath::capture::CaptureFilter;
 
+use super::notices::link_name;
 use super::{Daemon, stream};
 use crate::config::derived_address;
 use crate::control::{
     CountersReply, FdbReply, Incoming, LinkReply, MemberReply, NetworkReply, PeerReply,
-    ReplySender, Request, StatusReply, Topic, WorkerCounters,
+    ReplySender, Request, StatusReply, Topic, TransitionReply, WorkerCounters,
 };
 
 impl Daemon {
@@ -50,8 +52,18 @@ impl Daemon {
                 finish(reply, outcome);
             }
             Request::Watch {} => self.events.watch(reply),
-            Request::LinkDrain { .. } | Request::LinkUndrain { .. } | Request::LinkMtu { .. } => {
-                reply.refuse("this daemon cannot change its links");
+            Request::LinkDrain { node, link } => {
+                finish(reply, self.drain_link(now, &node, &link, true));
+            }
+            Request::LinkUndrain { node, link } => {
+                finish(reply, self.drain_link(now, &node, &link, false));
+            }
+            Request::LinkMtu { node, link, size } => {
+                let outcome = self.link(&node, &link).and_then(|(node, link)| {
+                    let size = size.map(usize::from);
+                    self.vtep.set_link_mtu(now, node, link, size).map_err(|e| e.to_string())
+                });
+                finish(reply, outcome);
             }
             Request::Capture { vni, count } => self.capture(reply, vni, count),
         }
@@ -146,39 +158,76 @@ impl Daemon {
             down_reason: status.down_reason.map(|reason| reason.text().to_owned()),
             policy: peer.map(|p| self.config.policy(None, p).to_string()).unwrap_or_default(),
             protect: peer.map(|p| self.config.protect(p).to_string()).unwrap_or_default(),
-            links_up: usize::from(status.up),
+            links_up: status.links.iter().filter(|link| link.state == State::Up).count(),
             links: status.links.len(),
-            ..Default::default()
+            max_udp_payload: u32::try_from(status.max_udp_payload).unwrap_or(u32::MAX),
         }
     }
 
     fn links(&self, now: Instant) -> Vec<LinkReply> {
         let mut rows = Vec::new();
-        for status in self.vtep.peer_status(now) {
-            for (index, link) in (0..).zip(&status.links) {
-                let uplink = self.uplinks.get(link.uplink);
-                // Everything goes by the first link; the others only take what the peer sends.
-                let state = match (index, status.up) {
-                    (0, true) => "up",
-                    (0, false) => "down",
-                    _ => "unused",
-                };
-                rows.push(LinkReply {
-                    node: status.node.get(),
-                    peer: self.name(status.node),
-                    index,
-                    local: uplink.map_or_else(String::new, |uplink| uplink.local.to_string()),
-                    remote: link.remote.to_string(),
-                    state: state.to_owned(),
-                    sending: index == 0 && status.up,
-                    uplink_mtu: uplink.map(|uplink| uplink.ip_mtu),
-                    max_udp_payload: u32::try_from(link.max_udp_payload).unwrap_or(u32::MAX),
-                    errors: self.notices.errors(link.remote),
-                    ..Default::default()
-                });
+        for peer in self.vtep.peer_status(now) {
+            let name = self.name(peer.node);
+            for link in &peer.links {
+                rows.push(self.link_row(&peer, name.clone(), link));
             }
         }
         rows
+    }
+
+    fn link_row(&self, peer: &PeerStatus, peer_name: String, link: &LinkStatus) -> LinkReply {
+        let uplink = self.uplinks.get(link.uplink);
+        let measured = &link.measured;
+        let reason = link.transitions.last().map(|(_, transition)| transition.cause.to_string());
+        let micros = |us: u32| (us > 0).then_some(u64::from(us));
+        let transitions = link.transitions.iter().rev().map(|(ago, transition)| TransitionReply {
+            ago_ms: u64::try_from(ago.as_millis()).unwrap_or(u64::MAX),
+            from: transition.from.to_string(),
+            to: transition.to.to_string(),
+            cause: transition.cause.to_string(),
+        });
+        let remote = match link.remote {
+            Some(remote) => remote.to_string(),
+            None => "not heard yet".to_owned(),
+        };
+        LinkReply {
+            node: peer.node.get(),
+            peer: peer_name,
+            index: link.link.get(),
+            name: link_name(&self.config, peer.node, link.link),
+            local: uplink.map_or_else(String::new, |uplink| uplink.local.to_string()),
+            remote,
+            state: link.state.to_string(),
+            drained: link.drained,
+            sending: link.sending,
+            reason,
+            priority: link.priority,
+            weight: link.weight,
+            uplink_mtu: uplink.map(|uplink| uplink.ip_mtu),
+            path_mtu: u32::try_from(link.max_udp_payload + link.ip_overhead).ok(),
+            max_udp_payload: u32::try_from(link.max_udp_payload).unwrap_or(u32::MAX),
+            path_mtu_how: Some(link.how.text().to_owned()),
+            path_mtu_age_s: Some(link.found_ago.as_secs()),
+            searching: link.searching,
+            interval_us: u64::try_from(link.interval.as_micros()).ok(),
+            rtt_min_us: micros(measured.rtt_min_us),
+            rtt_us: micros(measured.srtt_us),
+            rtt_p50_us: micros(measured.rtt_p50_us),
+            rtt_p99_us: micros(measured.rtt_p99_us),
+            rtt_p999_us: micros(measured.rtt_p999_us),
+            jitter_us: micros(measured.jitter_us),
+            skew_us: Some(link.skew_us),
+            loss_rx_ppm: Some(measured.loss_in_ppm),
+            loss_tx_ppm: Some(measured.loss_out_ppm),
+            rx_datagrams: link.rx.0,
+            rx_bytes: link.rx.1,
+            tx_datagrams: link.tx.0,
+            tx_bytes: link.tx.1,
+            copies: link.copies,
+            resent: link.resent,
+            transitions: transitions.collect(),
+            errors: link.remote.map(|remote| self.notices.errors(remote)).unwrap_or_default(),
+        }
     }
 
     fn network_rows(&self) -> Vec<NetworkReply> {

@@ -1,6 +1,6 @@
 //! The node's attachments to the underlay: one UDP address per configured link.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use anyhow::{Context, anyhow};
@@ -14,7 +14,7 @@ use fastpath::uplink::steering;
 use fastpath::uplink::{UplinkCounters, UplinkError, UplinkOptions};
 use log::{info, warn};
 
-use crate::config::{Cipher, Config};
+use crate::config::{Cipher, Config, Family, NodeAddress};
 use crate::exit::Failure;
 
 /// IP MTU that is taken where the interface of an address cannot be found.
@@ -22,7 +22,7 @@ const DEFAULT_IP_MTU: u32 = 1500;
 /// Largest UDP payload over IPv4 in bytes (RFC 768, RFC 791); IPv6's is a little larger.
 const MAX_UDP_PAYLOAD: u32 = 65_507;
 /// Bytes of a UDP header.
-const UDP_LEN: u32 = 8;
+pub(super) const UDP_LEN: u32 = 8;
 /// Bytes of an Ethernet header without tags.
 pub(super) const ETHERNET_LEN: u32 = 14;
 
@@ -69,12 +69,8 @@ impl Uplinks {
         let overhead = if sealed { SEALED_OVERHEAD } else { CLEAR_OVERHEAD };
         let mut list = Vec::new();
         for (number, link) in own.links.iter().enumerate() {
-            let address = link.address.fixed().ok_or_else(|| {
-                let name = &link.name;
-                Failure::cannot_start(anyhow!("this node's link {name} has no fixed address"))
-            })?;
             let id = UplinkId(u8::try_from(number).unwrap_or(u8::MAX));
-            list.push(Uplink::open(id, address, config)?);
+            list.push(Uplink::open(id, &link.address, config)?);
         }
         Ok(Self { list, overhead: u32::try_from(overhead).unwrap_or(0) })
     }
@@ -99,14 +95,39 @@ impl Uplinks {
         lists
     }
 
-    /// Sends a datagram of the control half; gives the errors that the path reports. What fails
-    /// is counted by the socket, and whatever mattered is sent again.
-    pub(super) fn send(&mut self, transmit: &Transmit) -> Vec<UplinkError> {
-        let Some(uplink) = self.list.get_mut(usize::from(transmit.uplink.0)) else {
-            return Vec::new();
-        };
-        uplink.control.send_to(&transmit.payload, transmit.remote, 0);
-        std::iter::from_fn(|| uplink.control.poll_error()).collect()
+    /// Sends datagrams of the control half, those of one uplink together; gives the errors that the
+    /// paths report. What fails is counted by the socket, and whatever mattered is sent again.
+    pub(super) fn send(&mut self, transmits: &[Transmit]) -> Vec<UplinkError> {
+        let mut errors = Vec::new();
+        for (id, uplink) in (0..).map(UplinkId).zip(&mut self.list) {
+            let mine = transmits.iter().filter(|transmit| transmit.uplink == id);
+            let items: Vec<_> = mine.map(|t| (t.payload.as_slice(), t.remote, t.mark)).collect();
+            if items.is_empty() {
+                continue;
+            }
+            uplink.control.send_many(&items);
+            errors.extend(std::iter::from_fn(|| uplink.control.poll_error()));
+        }
+        errors
+    }
+
+    /// The attachments that have one of these addresses.
+    pub(super) fn with_addresses(&self, addresses: &[IpAddr]) -> Vec<UplinkId> {
+        let has = |uplink: &Uplink| addresses.contains(&uplink.local.ip());
+        (0..).map(UplinkId).zip(&self.list).filter(|(_, u)| has(u)).map(|(id, _)| id).collect()
+    }
+
+    /// The fixed addresses of all attachments.
+    pub(super) fn addresses(&self) -> Vec<IpAddr> {
+        let fixed = |uplink: &Uplink| Some(uplink.local.ip()).filter(|ip| !ip.is_unspecified());
+        self.list.iter().filter_map(fixed).collect()
+    }
+
+    /// The interface of an attachment takes other sizes; gives the largest UDP payload in bytes.
+    pub(super) fn set_ip_mtu(&mut self, id: UplinkId, ip_mtu: u32) -> Option<usize> {
+        let uplink = self.list.get_mut(usize::from(id.0))?;
+        uplink.ip_mtu = ip_mtu;
+        Some(uplink.max_udp_payload() as usize)
     }
 
     /// Largest datagram in bytes that may come, and what a buffer needs beside it.
@@ -139,19 +160,25 @@ impl Uplinks {
 }
 
 impl Uplink {
-    fn open(id: UplinkId, address: IpAddr, config: &Config) -> Result<Self, Failure> {
-        let local = SocketAddr::new(address, config.cluster.port);
-        let sockets =
-            steering::bind_group(id, local, config.daemon.workers, &UplinkOptions::default())
-                .map_err(Failure::cannot_start)?;
-        let found = interface::interface_of(address).context("cannot list the interfaces")?;
-        let (interface, ip_mtu) = match found {
-            Some(found) => (found.name, found.ip_mtu),
-            None => {
-                warn!("no interface owns {address}; taking an MTU of {DEFAULT_IP_MTU} for granted");
-                ("?".to_owned(), DEFAULT_IP_MTU)
+    fn open(id: UplinkId, address: &NodeAddress, config: &Config) -> Result<Self, Failure> {
+        let (local, options) = match address {
+            NodeAddress::Static(address) => {
+                (SocketAddr::new(*address, config.cluster.port), UplinkOptions::default())
+            }
+            // Nobody has to know the port of an address that nobody knows.
+            NodeAddress::Dynamic { family, interface } => {
+                let any = match family {
+                    Family::Ipv4 => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+                    Family::Ipv6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+                };
+                let interface = interface.clone();
+                (SocketAddr::new(any, 0), UplinkOptions { interface, ..UplinkOptions::default() })
             }
         };
+        let sockets = steering::bind_group(id, local, config.daemon.workers, &options)
+            .map_err(Failure::cannot_start)?;
+        let local = sockets.first().map_or(local, UdpUplink::local);
+        let (interface, ip_mtu) = Self::interface(address)?;
         let first = sockets.first().context("no socket was opened")?;
         let granted = first.granted_buffers();
         info!(
@@ -162,6 +189,28 @@ impl Uplink {
         let counters =
             sockets.iter().chain([&control]).map(|socket| Arc::clone(socket.counters())).collect();
         Ok(Self { local, interface, ip_mtu, sockets, control, counters })
+    }
+
+    /// Name and IP MTU of the interface that an address is on.
+    fn interface(address: &NodeAddress) -> Result<(String, u32), Failure> {
+        match address {
+            NodeAddress::Static(address) => {
+                let found =
+                    interface::interface_of(*address).context("cannot list the interfaces")?;
+                if let Some(found) = found {
+                    return Ok((found.name, found.ip_mtu));
+                }
+                warn!("no interface owns {address}; taking an MTU of {DEFAULT_IP_MTU} for granted");
+                Ok(("?".to_owned(), DEFAULT_IP_MTU))
+            }
+            NodeAddress::Dynamic { interface: Some(name), .. } => {
+                let mtu = interface::Interface::open(name).and_then(|i| i.tap_mtu());
+                let mtu =
+                    mtu.with_context(|| format!("cannot ask interface {name} for its MTU"))?;
+                Ok((name.clone(), mtu))
+            }
+            NodeAddress::Dynamic { interface: None, .. } => Ok(("any".to_owned(), DEFAULT_IP_MTU)),
+        }
     }
 
     /// Largest UDP payload that leaves unfragmented, in bytes.
