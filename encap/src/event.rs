@@ -50,11 +50,11 @@ impl How {
     #[must_use]
     pub const fn text(self) -> &'static str {
         match self {
-            Self::Base => "nothing larger confirmed",
+            Self::Base => "base",
             Self::Probed => "probed",
-            Self::Interface => "all that the interface takes",
-            Self::Manual => "set by hand",
-            Self::BlackHole => "larger ones vanish",
+            Self::Interface => "interface",
+            Self::Manual => "manual",
+            Self::BlackHole => "black hole",
         }
     }
 }

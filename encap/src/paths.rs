@@ -299,6 +299,11 @@ impl Paths {
         transitions
     }
 
+    /// What one thread notes of one link; the control thread comes after the workers.
+    pub(crate) fn meter(&self, thread: usize, link: LinkIndex) -> Option<&LinkMeter> {
+        self.meters.get(thread * MAX_LINKS + link.at())
+    }
+
     fn meters_of(&self, link: LinkIndex) -> impl Iterator<Item = &LinkMeter> {
         self.meters.iter().skip(link.at()).step_by(MAX_LINKS)
     }
@@ -431,7 +436,14 @@ impl Paths {
             .collect();
         let mut order = self.choice.update(now, &candidates);
         order.best.retain(|link| reachable.contains(*link));
-        order.live = order.live.iter().filter(|link| reachable.contains(*link)).collect();
+        // A copy on a link that is only suspect costs little and may be the one that arrives.
+        let suspect = |link: &LinkIndex| {
+            self.liveness.state(*link) == LinkState::Suspect && !self.liveness.is_bad(*link)
+        };
+        let drained = |link: &LinkIndex| self.get(*link).is_some_and(|path| path.drained);
+        let suspects: LinkSet = self.indices().filter(suspect).filter(|l| !drained(l)).collect();
+        let live = order.live.union(suspects);
+        order.live = live.iter().filter(|link| reachable.contains(*link)).collect();
         let same = order.best == self.order.best
             && order.live == self.order.live
             && order.fade.map(|(link, _)| link) == self.order.fade.map(|(link, _)| link);
@@ -455,6 +467,14 @@ impl Paths {
         (us > 0).then(|| Duration::from_micros(us.into()))
     }
 
+    /// Why a link is in its state.
+    pub(crate) fn cause(&self, link: LinkIndex) -> Cause {
+        if self.liveness.state(link) != LinkState::Up && self.path_usable(link) == Some(false) {
+            return Cause::PathTooSmall;
+        }
+        self.liveness.cause(link)
+    }
+
     /// Links that carry no frames because they failed.
     pub(crate) fn dead(&self) -> LinkSet {
         self.indices().filter(|link| self.liveness.state(*link) != LinkState::Up).collect()
@@ -467,6 +487,18 @@ impl Paths {
         let smallest = self.indices().filter(in_use).filter_map(size).min();
         let any = || self.indices().filter_map(size).min();
         smallest.or_else(any).unwrap_or(MIN_UNDERLAY_MTU - 48)
+    }
+
+    /// The same, where links that are still being measured are taken for as good as they can be: what
+    /// senders are told lasts longer than the measurement.
+    pub(crate) fn expected_udp_payload(&self) -> usize {
+        let size = |link: LinkIndex| {
+            let path = self.get(link)?;
+            Some(path.pmtu.settled_size().unwrap_or(path.config.max_udp_payload))
+        };
+        let in_use = |link: &LinkIndex| self.liveness.state(*link) != LinkState::Down;
+        let smallest = self.indices().filter(in_use).filter_map(size).min();
+        smallest.unwrap_or_else(|| self.max_udp_payload())
     }
 
     /// Largest frame that fits a datagram on every link in use, once all are measured.

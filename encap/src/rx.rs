@@ -361,7 +361,8 @@ impl Datapath {
         if network.mss_clamp {
             let clear = origin.session.facts().suite == Suite::Clear;
             let overhead = if clear { CLEAR_OVERHEAD } else { SEALED_OVERHEAD };
-            let max_l3 = origin.peer.max_udp_payload.saturating_sub(overhead + ip.l3_offset);
+            let expected = origin.peer.expected_udp_payload;
+            let max_l3 = expected.saturating_sub(overhead + ip.l3_offset);
             if mss::clamp(buf.data_mut(), checksum, max_l3) {
                 self.counters.mss_clamped.add(1);
             }

@@ -93,6 +93,8 @@ pub struct PeerEntry {
     pub policy: Policy,
     /// Largest UDP payload in bytes that every link takes which may have to carry it.
     pub max_udp_payload: usize,
+    /// The same as it will be once all links are measured: for what senders are told.
+    pub expected_udp_payload: usize,
     /// Whether a datagram must fit all links: it may have to be sent again by another one.
     pub fits_all: bool,
     /// Which sealed datagrams are kept to be sent again.

@@ -340,7 +340,8 @@ impl Datapath {
         if let Some(ip) = &inner_ip {
             // The explicit VNI is for the moments before the peer named the network: sizes that
             // senders are told do not depend on it.
-            let max_l3 = limit.saturating_sub(overhead + ip.l3_offset);
+            let max_l3 =
+                limit.max(peer.expected_udp_payload).saturating_sub(overhead + ip.l3_offset);
             self.fit_sender(now, network, frame, ip, max_l3);
         }
         let dscp = network.dscp.as_ref().unwrap_or(&peer.dscp);

@@ -148,6 +148,9 @@ fn networks_text(networks: &[NetworkReply]) -> String {
     let mut text = table.text("no networks: this node is a member of none");
     for network in networks {
         let _ = writeln!(text, "tap MTU of {}: {}", network.tap, network.tap_mtu_arithmetic);
+        if network.looped {
+            let _ = writeln!(text, "{} is closed for a while: its network loops", network.tap);
+        }
     }
     text
 }

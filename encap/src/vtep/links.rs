@@ -81,6 +81,11 @@ impl Vtep {
         else {
             return;
         };
+        let own = self.config.workers;
+        if let Some(meter) = self.peer(index).and_then(|peer| peer.paths.meter(own, link)) {
+            // Probes are no sign that frames need the size that they test.
+            meter.sent(payload.len(), false);
+        }
         self.transmits.push_back(Transmit { uplink, remote, payload, mark });
     }
 

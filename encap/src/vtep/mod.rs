@@ -606,6 +606,7 @@ impl Vtep {
             ways: paths.ways(),
             policy: peer.config.policy,
             max_udp_payload: paths.max_udp_payload(),
+            expected_udp_payload: paths.expected_udp_payload(),
             fits_all: fits_all(peer.config.policy, peer.config.protect),
             protect: peer.config.protect,
             window: paths.window(),

@@ -12,7 +12,7 @@ use crate::forward::protect::Protect;
 use crate::id::{NodeId, Vni};
 use crate::link::estimate::Snapshot;
 use crate::link::id::LinkIndex;
-use crate::link::liveness::{State as LinkState, Transition};
+use crate::link::liveness::{Cause, State as LinkState, Transition};
 use crate::link::pmtu::{How, State};
 use crate::peer::Peer;
 use crate::stats::Traffic;
@@ -71,6 +71,8 @@ pub struct LinkStatus {
     pub state: LinkState,
     /// Since when.
     pub since: Duration,
+    /// Why.
+    pub cause: Cause,
     /// Taken out of use by command.
     pub drained: bool,
     /// Whether it carries frames now.
@@ -232,6 +234,7 @@ fn one_link(now: Instant, peer: &Peer, link: LinkIndex) -> Option<LinkStatus> {
         dynamic: matches!(path.config.remote, Remote::Dynamic(_)),
         state: paths.liveness.state(link),
         since: paths.liveness.since(link).map_or(Duration::ZERO, ago),
+        cause: paths.cause(link),
         drained: path.drained,
         sending: sending && peer.current.is_some() && !path.drained,
         priority: path.config.priority,

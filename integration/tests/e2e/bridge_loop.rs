@@ -87,7 +87,8 @@ fn flow_bridged_taps_without_a_loop_are_left_alone() {
         for netns in [&lanes.alpha, &lanes.beta] {
             netns.silence_ipv6()?;
         }
-        let config = lanes.config().without_addresses();
+        let mut config = lanes.config().without_addresses();
+        config.daemon_extra = "bum_frames_per_s = 0\n".to_owned();
         let duo = LaneDuo::with(lanes, &config)?;
         let near = Probe::attach(&duo.lanes.alpha, "tap100")?;
         let far = Probe::attach(&duo.lanes.beta, "tap100")?;

@@ -38,6 +38,7 @@ fn flow_active_loses_nothing_and_delivers_once() {
             flow.wait_received(200, PATIENCE)?;
             duo.lanes.heal(number, how)?;
             duo.wait_all_up()?;
+            flow.wait_received(200, PATIENCE)?;
         }
         let outcome = flow.finish()?;
         ensure!(outcome.lost + outcome.duplicated + outcome.damaged == 0, "{outcome:?}");

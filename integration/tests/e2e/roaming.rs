@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use integration::capture::{Capture, datagrams};
+use integration::capture::{Capture, CapturedDatagram, datagrams};
 use integration::cluster::{Mesh, overlay_v4};
 use integration::config::ClusterConfig;
 use integration::flow::{Flow, FlowOptions};
@@ -76,8 +76,10 @@ fn sec_datagrams_from_elsewhere_move_nothing() {
         let watch = Watch::start(&mesh.nodes[0])?;
         let capture = Capture::start(&mesh.star.hosts[0], UNDERLAY, "udp and src host 192.0.2.2")?;
         let [forth, back] = flows(&mesh)?;
-        back.wait_received(100, PATIENCE)?;
-        let captured = capture.finish()?;
+        back.wait_received(200, PATIENCE)?;
+        let captured = capture.finish_after("a datagram", PATIENCE, |packet| {
+            CapturedDatagram::parse(packet).is_some()
+        })?;
         let material: Vec<Vec<u8>> =
             datagrams(&captured).into_iter().map(|datagram| datagram.payload).collect();
         ensure!(material.len() > 50, "{} datagrams captured", material.len());

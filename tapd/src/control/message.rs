@@ -349,6 +349,9 @@ pub(crate) struct NetworkReply {
     pub(crate) mac: String,
     /// Addresses of the tap, with prefix lengths.
     pub(crate) addresses: Vec<String>,
+    /// A loop was found behind the tap: nothing passes for a while.
+    #[serde(default)]
+    pub(crate) looped: bool,
     /// Nodes of the network.
     pub(crate) members: Vec<MemberReply>,
     /// Entries of the forwarding database.

@@ -63,13 +63,18 @@ impl Networks {
     ) -> Result<(), Failure> {
         let auto = uplinks.tap_mtu();
         let (tap_mtu, arithmetic) = match network.tap_mtu {
+            // Below this the kernel would switch IPv6 off; what does not fit goes in fragments.
+            TapMtu::Auto if auto < MIN_IPV6_TAP_MTU => (
+                MIN_IPV6_TAP_MTU,
+                format!("{}; at least {MIN_IPV6_TAP_MTU}", uplinks.tap_mtu_arithmetic()),
+            ),
             TapMtu::Auto => (auto, uplinks.tap_mtu_arithmetic()),
             TapMtu::Fixed(fixed) => {
                 let fixed = u32::from(fixed);
                 if fixed > auto {
-                    warn!(
-                        "network {}: tap_mtu {fixed} is more than the path takes ({}); \
-                         larger frames are dropped and counted as frame_too_large",
+                    info!(
+                        "network {}: tap_mtu {fixed} is more than a datagram takes ({}); larger \
+                         frames go in fragments",
                         network.vni,
                         uplinks.tap_mtu_arithmetic()
                     );
@@ -80,9 +85,8 @@ impl Networks {
         let has_ipv6 = network.subnets.iter().any(|subnet| subnet.addr().is_ipv6());
         if has_ipv6 && tap_mtu < MIN_IPV6_TAP_MTU {
             return Err(Failure::cannot_start(anyhow!(
-                "network {}: its IPv6 subnet needs a tap MTU of {MIN_IPV6_TAP_MTU}, and the path \
-                 gives {tap_mtu} ({arithmetic}); raise the MTU of the underlay, or take the IPv6 \
-                 subnet out",
+                "network {}: its IPv6 subnet needs a tap MTU of {MIN_IPV6_TAP_MTU}; set tap_mtu to \
+                 that or more, or take the IPv6 subnet out",
                 network.vni
             )));
         }
@@ -191,7 +195,7 @@ impl Networks {
             return;
         };
         // Below 1280 the kernel would switch IPv6 off.
-        let tap_mtu = agreed.max(1280).min(network.own_tap_mtu);
+        let tap_mtu = agreed.max(MIN_IPV6_TAP_MTU).min(network.own_tap_mtu);
         if tap_mtu == network.tap_mtu {
             return;
         }

@@ -8,7 +8,7 @@ use log::{info, warn};
 
 use super::networks::packet_len;
 use super::{Daemon, protocol};
-use crate::config::{Change, Config, NetworkConfig, TapMtu};
+use crate::config::{Change, Config, MIN_IPV6_TAP_MTU, NetworkConfig, TapMtu};
 use crate::control::ReloadReply;
 use crate::logging;
 
@@ -104,7 +104,7 @@ impl Daemon {
 
     fn add_network(&mut self, config: &Config, network: &NetworkConfig) -> Result<(), String> {
         let tap_mtu = match network.tap_mtu {
-            TapMtu::Auto => self.uplinks.tap_mtu(),
+            TapMtu::Auto => self.uplinks.tap_mtu().max(MIN_IPV6_TAP_MTU.into()),
             TapMtu::Fixed(tap_mtu) => tap_mtu.into(),
         };
         if packet_len(tap_mtu) > self.max_packet_len {

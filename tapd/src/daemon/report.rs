@@ -178,7 +178,7 @@ impl Daemon {
     fn link_row(&self, peer: &PeerStatus, peer_name: String, link: &LinkStatus) -> LinkReply {
         let uplink = self.uplinks.get(link.uplink);
         let measured = &link.measured;
-        let reason = link.transitions.last().map(|(_, transition)| transition.cause.to_string());
+        let reason = Some(link.cause.to_string());
         let micros = |us: u32| (us > 0).then_some(u64::from(us));
         let transitions = link.transitions.iter().rev().map(|(ago, transition)| TransitionReply {
             ago_ms: u64::try_from(ago.as_millis()).unwrap_or(u64::MAX),
@@ -262,6 +262,7 @@ impl Daemon {
                     .filter_map(address)
                     .map(|address| address.to_string())
                     .collect(),
+                looped: status.looped,
                 members: std::iter::once(local).chain(others).collect(),
                 fdb_entries: status.fdb_entries as u64,
                 rx_frames,

@@ -14,7 +14,7 @@ use fastpath::uplink::steering;
 use fastpath::uplink::{UplinkCounters, UplinkError, UplinkOptions};
 use log::{info, warn};
 
-use crate::config::{Cipher, Config, Family, NodeAddress};
+use crate::config::{Cipher, Config, Family, MIN_UNDERLAY_MTU, NodeAddress};
 use crate::exit::Failure;
 
 /// IP MTU that is taken where the interface of an address cannot be found.
@@ -136,17 +136,23 @@ impl Uplinks {
         largest as usize + 64
     }
 
-    /// Largest tap MTU that fits every uplink without fragments.
+    /// Largest tap MTU that fits every usable uplink without fragments.
     pub(super) fn tap_mtu(&self) -> u32 {
         let fits =
             |uplink: &Uplink| uplink.max_udp_payload().saturating_sub(self.overhead + ETHERNET_LEN);
-        self.list.iter().map(fits).min().unwrap_or(0)
+        self.narrowest().map_or(0, fits)
+    }
+
+    /// The uplink that takes the least, of those that links can use at all.
+    fn narrowest(&self) -> Option<&Uplink> {
+        let usable = self.list.iter().filter(|uplink| uplink.ip_mtu >= MIN_UNDERLAY_MTU.into());
+        let narrowest = usable.min_by_key(|uplink| uplink.max_udp_payload());
+        narrowest.or_else(|| self.list.iter().max_by_key(|uplink| uplink.ip_mtu))
     }
 
     /// How [`Self::tap_mtu`] comes about.
     pub(super) fn tap_mtu_arithmetic(&self) -> String {
-        let narrowest = self.list.iter().min_by_key(|uplink| uplink.max_udp_payload());
-        narrowest.map_or_else(String::new, |uplink| {
+        self.narrowest().map_or_else(String::new, |uplink| {
             format!(
                 "uplink {} {} - {} - UDP 8 - tapd {} - Ethernet 14 = {}",
                 uplink.interface,
@@ -179,6 +185,13 @@ impl Uplink {
             .map_err(Failure::cannot_start)?;
         let local = sockets.first().map_or(local, UdpUplink::local);
         let (interface, ip_mtu) = Self::interface(address)?;
+        if ip_mtu < MIN_UNDERLAY_MTU.into() {
+            warn!(
+                "uplink {}: {interface} has an MTU of {ip_mtu}, and tapd needs \
+                 {MIN_UNDERLAY_MTU}: its links stay down until that is raised",
+                id.0
+            );
+        }
         let first = sockets.first().context("no socket was opened")?;
         let granted = first.granted_buffers();
         info!(
