@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use anyhow::{Result, anyhow};
 
 use crate::config::{ClusterConfig, ClusterDir, NODE_NAMES};
+use crate::links::{Link, PATIENCE, wait_links};
 use crate::node::Node;
 use crate::topology::{Family, Pair, Star};
 
@@ -20,6 +21,14 @@ pub fn overlay_v4(vni: u8, id: u8) -> IpAddr {
 pub fn overlay_v6(vni: u8, id: u8) -> IpAddr {
     let digits = u16::from(vni / 100) << 8 | u16::from(vni / 10 % 10) << 4 | u16::from(vni % 10);
     IpAddr::from([0xfd00, digits, 0, 0, 0, 0, 0, u16::from(id)])
+}
+
+/// Waits until it is known what the paths to a peer take: before that, large frames go in fragments.
+fn wait_measured(node: &Node, peer: u16) -> Result<()> {
+    let measured = |links: &[Link]| {
+        links.iter().all(|l| !l.flag("searching") && l.text("path_mtu_how") != "base")
+    };
+    wait_links(node, peer, "its paths to be measured", PATIENCE, measured).map(|_| ())
 }
 
 /// Two nodes on a cable, up with each other.
@@ -63,6 +72,8 @@ impl Duo {
         let beta = Node::start(&dir, &pair.beta, "beta")?;
         alpha.wait_peer_up(2)?;
         beta.wait_peer_up(1)?;
+        wait_measured(&alpha, 2)?;
+        wait_measured(&beta, 1)?;
         Ok(Self { alpha, beta, dir, pair })
     }
 }
@@ -97,6 +108,7 @@ impl Mesh {
             for peer in &config.nodes {
                 if NODE_NAMES[usize::from(peer.id) - 1] != node.name() {
                     node.wait_peer_up(peer.id)?;
+                    wait_measured(node, peer.id)?;
                 }
             }
         }
