@@ -336,6 +336,13 @@ impl Datapath {
         self.lanes.iter().flatten().count()
     }
 
+    /// Bytes of memory held for one peer: for what may be sent again, and for incomplete frames.
+    #[must_use]
+    pub fn held_bytes(&self, peer: PeerIndex) -> (usize, usize) {
+        let ring = self.rings.get(peer.0 as usize).and_then(Option::as_ref);
+        (ring.map_or(0, ResendRing::capacity), self.reassembler.peer_memory(peer.0))
+    }
+
     /// Number of other nodes that a flooded frame of a network goes to at the most.
     #[must_use]
     pub fn fan_out(&self, handle: Handle) -> usize {
