@@ -2,6 +2,8 @@
 //!
 //! Nothing here reads a clock or the system's randomness: a seed replays everything.
 
+pub mod flow;
+
 use std::cmp::Reverse;
 use std::collections::hash_map::DefaultHasher;
 use std::collections::{BinaryHeap, HashMap};
@@ -23,10 +25,12 @@ use encap::vtep::{Transmit, Vtep};
 use encap::wire::buf::{BufPool, Checksum, Datagram, Frame, PacketBuf, UplinkId};
 use encap::wire::ethernet::MacAddr;
 
-/// Runs a scenario under several seeds; a failure says which one.
+/// Runs a scenario under several seeds, `TAPD_SEEDS` of them if that is set; a failure says which
+/// one.
 pub fn for_seeds(count: u64, scenario: impl Fn(u64)) {
-    let only = std::env::var("TAPD_SEED").ok().and_then(|seed| seed.parse().ok());
-    let seeds = only.map_or(1..=count, |seed| seed..=seed);
+    let number = |name| std::env::var(name).ok().and_then(|number| number.parse().ok());
+    let count = number("TAPD_SEEDS").unwrap_or(count);
+    let seeds = number("TAPD_SEED").map_or(1..=count, |seed| seed..=seed);
     for seed in seeds {
         if let Err(failure) = catch_unwind(AssertUnwindSafe(|| scenario(seed))) {
             eprintln!("failed under seed {seed}; repeat with TAPD_SEED={seed}");
@@ -177,6 +181,10 @@ pub struct World {
     pub congested: bool,
     /// The queue to the control half loses what says that a session is proven.
     pub drop_proofs: bool,
+    /// The socket that is read first after a stall; the others follow, each to its end.
+    pub first_socket: u8,
+    /// Who reads its sockets, and has more to read.
+    reading: Option<NodeIndex>,
     queue: BinaryHeap<Reverse<(Instant, u64)>>,
     in_flight: HashMap<u64, InFlight>,
     next: u64,
@@ -184,6 +192,9 @@ pub struct World {
     /// same nonce, the same bytes are a copy on another link.
     tags: HashMap<(NodeIndex, [u8; 16]), u64>,
 }
+
+/// The bits of a datagram's number that say when it was sent; what is above, which socket holds it.
+const ORDER_BITS: u32 = 48;
 
 pub const VNI: u32 = 100;
 
@@ -285,6 +296,8 @@ impl World {
             sent: Vec::new(),
             keep_sent: true,
             drop_proofs: false,
+            first_socket: 0,
+            reading: None,
             queue: BinaryHeap::new(),
             in_flight: HashMap::new(),
             next: 0,
@@ -307,8 +320,19 @@ impl World {
 
     /// Nodes 1 and 2 with several links, all of them up and measured.
     pub fn pair(seed: u64, links: u8, change: impl Fn(&mut VtepConfig)) -> Self {
+        Self::pair_by(seed, links, |_| {}, change)
+    }
+
+    /// The same, with wires that are set before anything goes by them.
+    pub fn pair_by(
+        seed: u64,
+        links: u8,
+        wires: impl FnOnce(&mut Self),
+        change: impl Fn(&mut VtepConfig),
+    ) -> Self {
         let mut world = Self::new(seed);
         world.keep_sent = false;
+        wires(&mut world);
         for me in 1..=2 {
             let mut config = config_on(me, 2, links);
             change(&mut config);
@@ -340,10 +364,30 @@ impl World {
         change(self.link_wires.entry((from, to, link)).or_insert(usual));
     }
 
+    /// Changes both directions of a link between nodes 0 and 1.
+    pub fn on_both(&mut self, link: u8, change: impl Fn(&mut Wire)) {
+        self.on_link(0, 1, link, &change);
+        self.on_link(1, 0, link, &change);
+    }
+
     /// Cuts or heals both directions of a link between nodes 0 and 1.
     pub fn cut(&mut self, link: u8, cut: bool) {
-        self.on_link(0, 1, link, |wire| wire.cut = cut);
-        self.on_link(1, 0, link, |wire| wire.cut = cut);
+        self.on_both(link, |wire| wire.cut = cut);
+    }
+
+    /// Neither threads nor timers of the node run until then.
+    pub fn stall(&mut self, node: NodeIndex, time: Duration) {
+        self.nodes[node].stalled_until = Some(self.now + time);
+    }
+
+    pub fn is_stalled(&self, node: NodeIndex) -> bool {
+        self.nodes[node].stalled_until.is_some_and(|until| until > self.now)
+    }
+
+    /// What a worker does about once a second.
+    pub fn tidy(&mut self, node: NodeIndex) {
+        let this = &mut self.nodes[node];
+        this.datapath.tidy(self.now, &mut this.pool);
     }
 
     pub fn link_state(&self, node: NodeIndex, link: u8) -> State {
@@ -465,14 +509,23 @@ impl World {
         }
         let mut out = Vec::new();
         this.datapath.resend(self.now, &mut this.pool, &mut out);
-        this.datapath.end_pass();
-        this.datapath.end_pass();
+        // In the middle of its sockets it has not seen all that came.
+        if self.reading != Some(node) {
+            this.datapath.end_pass();
+            this.datapath.end_pass();
+        }
         self.send_all(node, out);
     }
 
     /// A datagram of any origin reaches `to`, as if from `from`.
     pub fn inject(&mut self, from: SocketAddr, to: NodeIndex, bytes: Vec<u8>) {
-        self.deliver(InFlight { from, to, uplink: UplinkId(0), mark: 0, bytes });
+        self.inject_on(from, to, 0, bytes);
+    }
+
+    /// The same, by one of its uplinks.
+    pub fn inject_on(&mut self, from: SocketAddr, to: NodeIndex, uplink: u8, bytes: Vec<u8>) {
+        self.deliver(InFlight { from, to, uplink: UplinkId(uplink), mark: 0, bytes });
+        self.nodes[to].datapath.end_pass();
     }
 
     fn put_on_wire(
@@ -543,7 +596,6 @@ impl World {
             node.delivered.push((delivery.vni, delivery.frame.buf.data().to_vec()));
             node.delivered_at.push(now);
         }
-        node.datapath.end_pass();
         self.hand_over(packet.to, control);
         self.take_returns(packet.to);
     }
@@ -604,20 +656,7 @@ impl World {
                 return done(self);
             };
             self.now = self.now.max(next);
-            while let Some(Reverse((at, number))) = self.queue.peek().copied()
-                && at <= self.now
-            {
-                self.queue.pop();
-                let packet = self.in_flight.remove(&number).unwrap();
-                // Sockets hold what comes while nobody reads.
-                match self.nodes[packet.to].stalled_until.filter(|until| *until > self.now) {
-                    Some(until) => {
-                        self.queue.push(Reverse((until, number)));
-                        self.in_flight.insert(number, packet);
-                    }
-                    None => self.deliver(packet),
-                }
-            }
+            self.read_sockets();
             for node in 0..self.nodes.len() {
                 let this = &mut self.nodes[node];
                 let stalled = this.stalled_until.is_some_and(|until| until > self.now);
@@ -627,6 +666,34 @@ impl World {
                     self.drain(node);
                 }
             }
+        }
+    }
+
+    /// Delivers all that is due.
+    fn read_sockets(&mut self) {
+        let mut readers = Vec::new();
+        while let Some(Reverse((at, number))) = self.queue.peek().copied()
+            && at <= self.now
+        {
+            self.queue.pop();
+            let packet = self.in_flight.remove(&number).unwrap();
+            // Sockets hold what comes while nobody reads.
+            if let Some(until) = self.nodes[packet.to].stalled_until.filter(|u| *u > self.now) {
+                let turn = packet.uplink.0.wrapping_sub(self.first_socket) & 7;
+                let number = u64::from(turn) << ORDER_BITS | number & ((1 << ORDER_BITS) - 1);
+                self.queue.push(Reverse((until, number)));
+                self.in_flight.insert(number, packet);
+                continue;
+            }
+            if !readers.contains(&packet.to) {
+                readers.push(packet.to);
+            }
+            self.reading = Some(packet.to);
+            self.deliver(packet);
+            self.reading = None;
+        }
+        for node in readers {
+            self.nodes[node].datapath.end_pass();
         }
     }
 }
