@@ -194,6 +194,8 @@ pub(crate) struct Paths {
     changed_at: Instant,
     /// What the estimates of all links count their time from.
     base: Instant,
+    /// Links that carry no frames because they failed.
+    pub(crate) dead: LinkSet,
     /// Failures that workers are to make good.
     pub(crate) failures: u64,
     pub(crate) meters: Arc<[LinkMeter]>,
@@ -219,6 +221,7 @@ impl Paths {
             traffic_seen: 0,
             changed_at: now,
             base: now,
+            dead: LinkSet::EMPTY,
             failures: 0,
             meters: (0..(workers + 1) * MAX_LINKS).map(|_| LinkMeter::default()).collect(),
             resting: Arc::default(),
@@ -416,9 +419,13 @@ impl Paths {
         self.reachable().iter().collect()
     }
 
-    /// Chooses anew which links carry frames; says whether that changed.
+    /// Chooses anew which links carry frames; says whether that changed. A link that is left may be
+    /// up all the same: the only one that is, and not heard by the peer.
     pub(crate) fn choose(&mut self, now: Instant) -> bool {
         let sendable = self.liveness.sendable();
+        let dead = self.indices().collect::<LinkSet>().minus(sendable);
+        self.failures += u64::from(!dead.minus(self.dead).is_empty());
+        self.dead = dead;
         let reachable = self.reachable();
         let candidates: Vec<_> = self
             .indices()
@@ -473,11 +480,6 @@ impl Paths {
             return Cause::PathTooSmall;
         }
         self.liveness.cause(link)
-    }
-
-    /// Links that carry no frames because they failed.
-    pub(crate) fn dead(&self) -> LinkSet {
-        self.indices().filter(|link| self.liveness.state(*link) != LinkState::Up).collect()
     }
 
     /// Largest UDP payload that all links take which may have to carry it (rule F7).

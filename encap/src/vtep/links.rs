@@ -197,11 +197,10 @@ impl Vtep {
         let (due, interval) = (paths.due, paths.interval());
         let judgement = paths.liveness.judge(now, due, pass, interval);
         self.wants_wake |= judgement.wants_pass;
-        let failed = judgement.transitions.iter().any(|(_, t)| t.from == LinkState::Up);
         let changed = !judgement.transitions.is_empty();
         self.report_transitions(now, index, judgement.transitions);
         let resized = self.probe_paths(now, index);
-        self.choose_links(now, index, failed, changed || resized);
+        self.choose_links(now, index, changed || resized);
         if changed || resized {
             self.settle_frame_lengths(now);
         }
@@ -260,13 +259,12 @@ impl Vtep {
     }
 
     /// Chooses the links that carry frames, and tells the workers what changed.
-    fn choose_links(&mut self, now: Instant, index: PeerIndex, failed: bool, stale: bool) {
+    fn choose_links(&mut self, now: Instant, index: PeerIndex, stale: bool) {
         let Some(peer) = self.peer_mut(index) else { return };
         let node = peer.node();
+        let failures = peer.paths.failures;
         let chosen = peer.paths.choose(now);
-        if failed {
-            peer.paths.failures += 1;
-        }
+        let failed = peer.paths.failures != failures;
         let moved = peer.paths.order.moved.take();
         if let Some(moved) = moved {
             self.events.push_back(Event::Moved { node, moved });
@@ -450,7 +448,7 @@ impl Vtep {
         if let Some(peer) = self.peer_mut(index) {
             peer.paths.liveness.set_drained(link, drained);
         }
-        self.choose_links(now, index, false, true);
+        self.choose_links(now, index, true);
         self.schedule_watch(now, index);
         self.publish_if_stale();
         Ok(())

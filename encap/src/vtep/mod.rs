@@ -611,7 +611,7 @@ impl Vtep {
             protect: peer.config.protect,
             window: paths.window(),
             failures: paths.failures,
-            dead: paths.dead(),
+            dead: paths.dead,
             resting: Arc::clone(&paths.resting),
             dscp: peer.config.dscp.clone(),
             ecn: self.config.limits.ecn,
