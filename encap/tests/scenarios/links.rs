@@ -2,6 +2,7 @@
 
 use encap::forward::policy::Policy;
 use encap::forward::protect::Protect;
+use encap::link::id::LinkIndex;
 use encap::link::liveness::State;
 use encap::link::profile::missed_for;
 
@@ -21,11 +22,11 @@ fn protect_all(config: &mut VtepConfig) {
     config.peers.iter_mut().for_each(|peer| peer.protect = Protect::All);
 }
 
-/// Wires that differ, none of which overtakes itself within 200 us.
+/// Wires that differ, on none of which anything overtakes.
 fn uneven(world: &mut World, links: u8, dice: &mut Random) {
     for link in 0..links {
         let (delay, jitter) = (us(20 + dice.below(1_000)), us(dice.below(200)));
-        world.on_both(link, |wire| (wire.delay, wire.jitter) = (delay, jitter));
+        world.on_both(link, |wire| *wire = Wire { delay, jitter, fifo: true, ..*wire });
     }
 }
 
@@ -80,5 +81,537 @@ fn flow_cuts_are_found_in_time_and_lose_nothing() {
             assert!(up, "link {link}, way {how}: not up again");
         }
         flows.assert_complete(&mut world);
+    });
+}
+
+/// Nothing is kept to be sent again.
+fn protect_off(config: &mut VtepConfig) {
+    config.peers.iter_mut().for_each(|peer| peer.protect = Protect::Off);
+}
+
+fn policy(policy: Policy, protect: Protect) -> impl Fn(&mut VtepConfig) {
+    move |config| {
+        config.peers.iter_mut().for_each(|p| (p.policy, p.protect) = (policy, protect));
+    }
+}
+
+/// Transitions that a node reported from an event on.
+fn transitions(world: &World, node: usize, from: usize, to: State) -> usize {
+    let to_it = |e: &&Event| matches!(e, Event::Link { transition, .. } if transition.to == to);
+    world.nodes[node].events[from..].iter().filter(to_it).count()
+}
+
+fn moves(world: &World, node: usize) -> usize {
+    world.nodes[node].events.iter().filter(|e| matches!(e, Event::Moved { .. })).count()
+}
+
+#[test]
+fn flow_without_protection_a_cut_costs_what_was_sent_until_it_was_found() {
+    for_seeds(20, |seed| {
+        let mut world = World::pair(seed, 2, protect_off);
+        let mut flows = Flows::both_ways(&mut world, LENS);
+        flows.run(&mut world, ms(50), us(500));
+        let limit = bound(&world, 0);
+        world.cut(0, true);
+        flows.run(&mut world, ms(300), us(500));
+        flows.settle(&mut world);
+        let most = 2 * (limit.as_micros() / 500) as usize;
+        assert!((1..=most).contains(&flows.lost().len()), "{} lost", flows.lost().len());
+    });
+}
+
+#[test]
+fn flow_two_one_way_cuts_on_different_links_leave_a_way() {
+    for_seeds(300, |seed| {
+        let mut dice = Random(seed);
+        let mut shape = dice.clone();
+        let mut world = World::pair_by(seed, 2, |world| uneven(world, 2, &mut shape), protect_all);
+        let mut flows = Flows::both_ways(&mut world, LENS);
+        flows.run(&mut world, ms(50), us(500));
+        let first = dice.below(2) as u8;
+        let limit = bound(&world, first);
+        world.on_link(0, 1, first, |wire| wire.cut = true);
+        // At once, while the first is being found, or long after.
+        let between = [0, dice.below(10_000), 200_000][dice.below(3) as usize];
+        flows.run(&mut world, us(between), us(250));
+        world.on_link(1, 0, 1 - first, |wire| wire.cut = true);
+        flows.run(&mut world, limit * 2, us(250));
+        let before = flows.sent();
+        flows.run(&mut world, ms(300), us(500));
+        flows.settle(&mut world);
+        let late = flows.lost().into_iter().filter(|(_, number)| *number > before / 2).count();
+        assert_eq!(late, 0, "there is a way");
+        for link in 0..2 {
+            world.cut(link, false);
+        }
+        let end = world.now + ms(500);
+        assert!(flows.run_until(&mut world, end, us(500), World::all_links_up));
+        flows.assert_complete(&mut world);
+    });
+}
+
+#[test]
+fn flow_grey_links_are_used_and_never_stuck() {
+    for_seeds(60, |seed| {
+        let mut dice = Random(seed);
+        let mut world = World::pair(seed, 2, protect_all);
+        let mut flows = Flows::both_ways(&mut world, LENS);
+        flows.ordered = false;
+        let loss = [1_000, 10_000, 50_000, 100_000, 200_000][dice.below(5) as usize];
+        for link in 0..2 {
+            world.on_both(link, |wire| wire.loss = loss);
+        }
+        flows.run(&mut world, ms(3_000), ms(1));
+        flows.settle(&mut world);
+        let share = flows.lost().len() as f64 / flows.sent() as f64;
+        let most = 1.3 * f64::from(loss) / 1e6 + 0.005;
+        assert!(share < most, "{share} lost at {loss} ppm");
+        for at in 0..2 {
+            let gap = flows.longest_gap(at);
+            assert!(gap < ms(40), "nothing came for {gap:?} at {loss} ppm");
+        }
+        for node in &world.nodes {
+            let down = |e: &Event| matches!(e, Event::PeerDown { .. });
+            assert!(!node.events.iter().any(down), "{:?}", node.events);
+        }
+    });
+}
+
+#[test]
+fn flow_active_loses_what_all_links_lose() {
+    for_seeds(20, |seed| {
+        let mut dice = Random(seed);
+        let links = 2 + dice.below(2) as u8;
+        let mut world =
+            World::pair(seed, links, policy(Policy::Active { copies: 0 }, Protect::Off));
+        let mut flows = Flows::both_ways(&mut world, LENS);
+        flows.ordered = false;
+        let loss = [1_000, 10_000, 50_000, 100_000, 200_000][dice.below(5) as usize];
+        for link in 0..links {
+            world.on_both(link, |wire| wire.loss = loss);
+        }
+        // Until the loss is known a link may be out for a moment.
+        flows.run(&mut world, ms(1_500), ms(1));
+        let before = flows.sent() / 2;
+        flows.run(&mut world, ms(2_000), us(200));
+        flows.settle(&mut world);
+        let lost = flows.lost().into_iter().filter(|(_, number)| *number >= before).count();
+        let share = lost as f64 / (flows.sent() - 2 * before) as f64;
+        let product = (f64::from(loss) / 1e6).powi(links.into());
+        assert!(share <= 1.5 * product + 0.0005, "{share} lost, not {product}");
+    });
+}
+
+#[test]
+fn flow_stalls_of_either_end_or_both_take_no_link_down() {
+    for_seeds(200, |seed| {
+        let mut dice = Random(seed);
+        let mut shape = dice.clone();
+        let mut world = World::pair_by(seed, 2, |world| uneven(world, 2, &mut shape), protect_all);
+        let mut flows = Flows::both_ways(&mut world, LENS);
+        flows.run(&mut world, ms(50), us(500));
+        let from: Vec<_> = world.nodes.iter().map(|node| node.events.len()).collect();
+        world.first_socket = dice.below(2) as u8;
+        for _ in 0..10 {
+            let who = dice.below(3) as usize;
+            for node in 0..2 {
+                if who != node {
+                    let time = us(1_000 + dice.below(49_000));
+                    world.stall(node, time);
+                }
+            }
+            flows.run(&mut world, us(10_000 + dice.below(90_000)), us(500));
+        }
+        for (node, from) in from.into_iter().enumerate() {
+            let events = &world.nodes[node].events[from..];
+            assert_eq!(transitions(&world, node, from, State::Down), 0, "{events:?}");
+            assert_eq!(transitions(&world, node, from, State::Suspect), 0, "{events:?}");
+        }
+        flows.assert_complete(&mut world);
+    });
+}
+
+#[test]
+fn flow_stalls_and_cuts_together_lose_nothing() {
+    for_seeds(200, |seed| {
+        let mut dice = Random(seed);
+        let mut world = World::pair(seed, 2, protect_all);
+        let mut flows = Flows::both_ways(&mut world, LENS);
+        flows.run(&mut world, ms(50), us(500));
+        world.first_socket = dice.below(2) as u8;
+        for _ in 0..6 {
+            let (link, how) = (dice.below(2) as u8, dice.below(3));
+            cut_some(&mut world, link, how, true);
+            flows.run(&mut world, us(dice.below(8_000)), us(500));
+            // As long as what is kept reaches back.
+            world.stall(dice.below(2) as usize, us(1_000 + dice.below(9_000)));
+            flows.run(&mut world, ms(100), us(500));
+            cut_some(&mut world, link, how, false);
+            let end = world.now + ms(500);
+            assert!(flows.run_until(&mut world, end, us(500), World::all_links_up));
+        }
+        flows.assert_complete(&mut world);
+    });
+}
+
+#[test]
+fn flow_all_links_silent_is_a_peer_that_is_gone_and_comes_back() {
+    for_seeds(100, |seed| {
+        let mut dice = Random(seed);
+        let mut world = World::pair(seed, 2, protect_all);
+        let mut flows = Flows::both_ways(&mut world, LENS);
+        flows.run(&mut world, ms(200), ms(1));
+        let from: Vec<_> = world.nodes.iter().map(|node| node.events.len()).collect();
+        world.cut(0, true);
+        world.cut(1, true);
+        flows.run(&mut world, ms(900), ms(1));
+        for (node, from) in from.iter().enumerate() {
+            let events = &world.nodes[node].events[*from..];
+            assert_eq!(transitions(&world, node, *from, State::Suspect), 0, "{events:?}");
+            assert!(world.nodes[node].is_up(world.now, id(2 - node as u16)));
+        }
+        flows.run(&mut world, ms(300), ms(1));
+        for (node, from) in from.iter().enumerate() {
+            let silent = Event::PeerDown { node: id(2 - node as u16), reason: DownReason::Silent };
+            let events = &world.nodes[node].events[*from..];
+            assert!(events.contains(&silent), "{events:?}");
+        }
+        flows.run(&mut world, ms(dice.below(3_000)), ms(1));
+        let (first, other) = (dice.below(2) as u8, ms(dice.below(300)));
+        world.cut(first, false);
+        flows.run(&mut world, other, ms(1));
+        world.cut(1 - first, false);
+        let end = world.now + ms(1_000);
+        assert!(flows.run_until(&mut world, end, ms(1), World::all_links_up), "not up again");
+        let before = flows.sent() / 2;
+        flows.run(&mut world, ms(200), ms(1));
+        flows.settle(&mut world);
+        let late: Vec<_> = flows.lost().into_iter().filter(|lost| lost.1 >= before).collect();
+        assert!(late.is_empty(), "{late:?}");
+    });
+}
+
+#[test]
+fn flow_a_short_silence_of_all_links_is_no_failure() {
+    for_seeds(100, |seed| {
+        let mut dice = Random(seed);
+        let mut world = World::pair(seed, 3, protect_all);
+        let mut flows = Flows::both_ways(&mut world, LENS);
+        flows.run(&mut world, ms(100), ms(1));
+        let from: Vec<_> = world.nodes.iter().map(|node| node.events.len()).collect();
+        for link in 0..3 {
+            world.cut(link, true);
+        }
+        flows.run(&mut world, ms(1 + dice.below(800)), ms(1));
+        for link in 0..3 {
+            world.cut(link, false);
+        }
+        flows.run(&mut world, ms(200), ms(1));
+        for (node, from) in from.into_iter().enumerate() {
+            let events = &world.nodes[node].events[from..];
+            assert_eq!(transitions(&world, node, from, State::Down), 0, "{events:?}");
+            assert_eq!(transitions(&world, node, from, State::Suspect), 0, "{events:?}");
+        }
+    });
+}
+
+#[test]
+fn flow_a_flapping_link_is_left_alone() {
+    for_seeds(3, |seed| {
+        let mut dice = Random(seed);
+        let mut world = World::pair(seed, 2, protect_all);
+        let mut flows = Flows::both_ways(&mut world, LENS);
+        flows.run(&mut world, ms(100), ms(2));
+        let end = world.now + secs(60);
+        while world.now < end {
+            cut_some(&mut world, 0, dice.below(3), true);
+            flows.run(&mut world, ms(5 + dice.below(150)), ms(2));
+            world.cut(0, false);
+            flows.run(&mut world, ms(20 + dice.below(400)), ms(2));
+        }
+        for node in 0..2 {
+            let moves = moves(&world, node);
+            assert!((1..=3).contains(&moves), "node {node}: {moves} moves in a minute");
+        }
+        flows.assert_complete(&mut world);
+    });
+}
+
+#[test]
+fn flow_frames_return_to_a_link_without_a_gap() {
+    for_seeds(20, |seed| {
+        let mut dice = Random(seed);
+        let mut shape = dice.clone();
+        let wires = |world: &mut World| uneven(world, 2, &mut shape);
+        let mut world = World::pair_by(seed, 2, wires, |config| {
+            config.peers[0].links[0].priority = 1;
+            protect_off(config);
+        });
+        let mut flows = Flows::both_ways(&mut world, LENS);
+        flows.run(&mut world, ms(50), us(500));
+        cut_some(&mut world, 0, dice.below(3), true);
+        flows.run(&mut world, ms(100), ms(1));
+        world.cut(0, false);
+        flows.settle(&mut world);
+        let before = flows.sent() / 2;
+        let from: Vec<_> = world.nodes.iter().map(|node| node.events.len()).collect();
+        flows.run(&mut world, ms(6_000), us(700));
+        for (node, from) in world.nodes.iter().zip(from) {
+            let back = |e: &&Event| matches!(e, Event::Moved { moved, .. } if moved.to.get() == 0);
+            assert_eq!(node.events[from..].iter().filter(back).count(), 1);
+        }
+        flows.settle(&mut world);
+        let late: Vec<_> = flows.lost().into_iter().filter(|lost| lost.1 >= before).collect();
+        assert!(late.is_empty(), "{late:?}");
+    });
+}
+
+#[test]
+fn flow_draining_a_link_loses_nothing() {
+    for_seeds(100, |seed| {
+        let mut dice = Random(seed);
+        let links = 2 + dice.below(3) as u8;
+        let mut shape = dice.clone();
+        let mut world =
+            World::pair_by(seed, links, |world| uneven(world, links, &mut shape), protect_off);
+        let mut flows = Flows::both_ways(&mut world, LENS);
+        flows.run(&mut world, ms(50), us(500));
+        for _ in 0..20 {
+            let (node, link) = (dice.below(2) as usize, dice.below(links.into()) as u8);
+            let (index, drained) = (LinkIndex::new(link).unwrap(), dice.below(2) == 0);
+            let peer = id(2 - node as u16);
+            world.nodes[node].vtep.drain_link(world.now, peer, index, drained).unwrap();
+            world.drain(node);
+            // Until it has faded.
+            flows.run(&mut world, us(15_000 + dice.below(15_000)), us(500));
+            let status = &world.nodes[node].vtep.peer_status(world.now)[0];
+            let others = status.links.iter().any(|link| !link.drained);
+            flows.send(&mut world, node);
+            let used = world.last_ways.last() == Some(&link);
+            assert!(!(drained && others && used), "a drained link carries frames");
+            flows.run(&mut world, us(dice.below(30_000)), us(500));
+        }
+        flows.assert_complete(&mut world);
+    });
+}
+
+#[test]
+fn flow_flow_hash_moves_only_the_flows_of_a_dead_link() {
+    for_seeds(30, |seed| {
+        let mut dice = Random(seed);
+        let links = 3 + dice.below(2) as u8;
+        let mut world = World::pair(seed, links, policy(Policy::FlowHash, Protect::All));
+        let mut flows = Flows::new(&mut world, &[(0, 1); 40], LENS);
+        let ways = |world: &mut World, flows: &mut Flows| -> Vec<u8> {
+            let way = |at| {
+                flows.send(world, at);
+                assert!(world.last_ways.windows(2).all(|two| two[0] == two[1]));
+                world.last_ways[0]
+            };
+            let ways = (0..40).map(way).collect();
+            world.run_for(ms(2));
+            flows.check(world);
+            ways
+        };
+        let before = ways(&mut world, &mut flows);
+        for link in 0..links {
+            assert!(before.contains(&link), "{before:?}");
+        }
+        flows.run(&mut world, ms(50), ms(1));
+        let dead = dice.below(links.into()) as u8;
+        cut_some(&mut world, dead, dice.below(3), true);
+        flows.run(&mut world, ms(100), ms(1));
+        let after = ways(&mut world, &mut flows);
+        for (was, is) in before.iter().zip(&after) {
+            assert!(if *was == dead { *is != dead } else { is == was }, "{before:?} {after:?}");
+        }
+        world.cut(dead, false);
+        flows.run(&mut world, secs(6), ms(20));
+        assert_eq!(ways(&mut world, &mut flows), before, "all are back");
+        flows.assert_complete(&mut world);
+    });
+}
+
+#[test]
+fn flow_round_robin_takes_turns_on_what_is_alive() {
+    for_seeds(30, |seed| {
+        let mut dice = Random(seed);
+        let mut world = World::pair(seed, 3, policy(Policy::RoundRobin, Protect::All));
+        let mut flows = Flows::both_ways(&mut world, LENS);
+        flows.ordered = false;
+        let shares = |world: &mut World, flows: &mut Flows| {
+            let mut shares = [0; 3];
+            for _ in 0..300 {
+                flows.send(world, 0);
+                shares[usize::from(world.last_ways[0])] += 1;
+                world.run_for(us(500));
+                flows.check(world);
+            }
+            shares
+        };
+        assert_eq!(shares(&mut world, &mut flows), [100; 3]);
+        let dead = dice.below(3) as u8;
+        cut_some(&mut world, dead, dice.below(3), true);
+        flows.run(&mut world, ms(50), us(500));
+        let without = shares(&mut world, &mut flows);
+        for link in 0..3 {
+            assert_eq!(without[usize::from(link)], if link == dead { 0 } else { 150 });
+        }
+        world.cut(dead, false);
+        flows.run(&mut world, secs(6), ms(5));
+        assert_eq!(shares(&mut world, &mut flows), [100; 3]);
+        flows.assert_complete(&mut world);
+    });
+}
+
+#[test]
+fn flow_eight_links_die_one_after_the_other_and_nothing_is_lost() {
+    for_seeds(40, |seed| {
+        let mut dice = Random(seed);
+        let mut shape = dice.clone();
+        let mut world = World::pair_by(seed, 8, |world| uneven(world, 8, &mut shape), protect_all);
+        let mut flows = Flows::both_ways(&mut world, LENS);
+        flows.run(&mut world, ms(50), us(500));
+        let mut alive: Vec<u8> = (0..8).collect();
+        while alive.len() > 1 {
+            let link = alive.swap_remove(dice.below(alive.len() as u64) as usize);
+            cut_some(&mut world, link, dice.below(3), true);
+            flows.run(&mut world, ms(10 + dice.below(60)), us(500));
+        }
+        flows.run(&mut world, ms(100), us(500));
+        for link in 0..8 {
+            world.cut(link, false);
+        }
+        let end = world.now + ms(500);
+        assert!(flows.run_until(&mut world, end, us(500), World::all_links_up));
+        flows.assert_complete(&mut world);
+    });
+}
+
+#[test]
+fn flow_several_links_of_eight_die_at_once_and_nothing_is_lost() {
+    for_seeds(100, |seed| {
+        let mut dice = Random(seed);
+        let mut world = World::pair(seed, 8, protect_all);
+        let mut flows = Flows::both_ways(&mut world, LENS);
+        flows.run(&mut world, ms(50), us(500));
+        for _ in 0..4 {
+            let stays = dice.below(8) as u8;
+            for link in (0..8).filter(|link| *link != stays) {
+                cut_some(&mut world, link, dice.below(3), true);
+                flows.run(&mut world, us(dice.below(1_000)), us(250));
+            }
+            flows.run(&mut world, ms(100), us(500));
+            for link in 0..8 {
+                world.cut(link, false);
+            }
+            let end = world.now + ms(500);
+            assert!(flows.run_until(&mut world, end, us(500), World::all_links_up));
+        }
+        flows.assert_complete(&mut world);
+    });
+}
+
+#[test]
+fn flow_rotation_during_failover_loses_nothing() {
+    for_seeds(30, |seed| {
+        let mut dice = Random(seed);
+        let soft_packets = [100, 300, 1_000][dice.below(3) as usize];
+        let mut world = World::pair(seed, 2, |config| {
+            config.limits.key = KeyLimits { soft_packets, ..KeyLimits::AES_256_GCM };
+            protect_all(config);
+        });
+        let mut flows = Flows::both_ways(&mut world, flow::SHORTEST..=3_000);
+        flows.run(&mut world, ms(50), us(100));
+        for _ in 0..6 {
+            let (link, how) = (dice.below(2) as u8, dice.below(3));
+            cut_some(&mut world, link, how, true);
+            flows.run(&mut world, ms(60), us(50));
+            cut_some(&mut world, link, how, false);
+            let end = world.now + ms(500);
+            assert!(flows.run_until(&mut world, end, us(50), World::all_links_up));
+        }
+        flows.assert_complete(&mut world);
+        let (epoch, _) = world.nodes[0].vtep.peer_status(world.now)[0].epochs.unwrap();
+        assert!(epoch >= 5, "epoch {epoch}");
+    });
+}
+
+#[test]
+fn flow_rehandshake_during_failover_loses_nothing() {
+    for_seeds(60, |seed| {
+        let mut dice = Random(seed);
+        let mut world = World::pair(seed, 2, protect_all);
+        let mut flows = Flows::both_ways(&mut world, LENS);
+        flows.run(&mut world, ms(50), us(500));
+        for _ in 0..4 {
+            let (link, how) = (dice.below(2) as u8, dice.below(3));
+            cut_some(&mut world, link, how, true);
+            flows.run(&mut world, us(dice.below(8_000)), us(250));
+            let node = dice.below(2) as usize;
+            world.nodes[node].vtep.rehandshake(world.now, None).unwrap();
+            world.drain(node);
+            flows.run(&mut world, ms(100), us(500));
+            cut_some(&mut world, link, how, false);
+            let end = world.now + ms(500);
+            assert!(flows.run_until(&mut world, end, us(500), World::all_links_up));
+        }
+        flows.assert_complete(&mut world);
+    });
+}
+
+#[test]
+fn flow_a_restart_during_failover_heals() {
+    for_seeds(100, |seed| {
+        let mut dice = Random(seed);
+        let mut world = World::pair(seed, 2, protect_all);
+        let mut flows = Flows::both_ways(&mut world, LENS);
+        flows.ordered = false;
+        flows.run(&mut world, ms(50), us(500));
+        let (link, how, node) = (dice.below(2) as u8, dice.below(3), dice.below(2) as usize);
+        cut_some(&mut world, link, how, true);
+        flows.run(&mut world, us(dice.below(10_000)), us(500));
+        world.kill(node);
+        flows.run(&mut world, ms(dice.below(2_000)), us(500));
+        world.restart(node);
+        flows.run(&mut world, ms(2_000), ms(2));
+        let before: Vec<_> = flows.list.iter().map(|flow| flow.sent.len()).collect();
+        flows.run(&mut world, ms(300), us(500));
+        cut_some(&mut world, link, how, false);
+        let end = world.now + ms(500);
+        assert!(flows.run_until(&mut world, end, us(500), World::all_links_up));
+        flows.settle(&mut world);
+        let late: Vec<_> = flows.lost().into_iter().filter(|l| l.1 >= before[l.0]).collect();
+        assert!(late.is_empty(), "{} {late:?}", late.len());
+    });
+}
+
+#[test]
+fn flow_copies_damage_and_disorder_are_never_seen() {
+    for_seeds(60, |seed| {
+        let mut dice = Random(seed);
+        let active = Policy::Active { copies: 0 };
+        let policies = [Policy::Passive, active, Policy::FlowHash, Policy::RoundRobin];
+        let which = policies[dice.below(4) as usize];
+        let mut world = World::pair(seed, 3, policy(which, Protect::All));
+        let mut flows = Flows::both_ways(&mut world, flow::SHORTEST..=4_000);
+        flows.ordered = false;
+        for link in 0..3 {
+            let (jitter, corrupt) = (us(dice.below(5_000)), dice.below(50_000) as u32);
+            world.on_both(link, |wire| {
+                *wire = Wire { duplicate: 200_000, corrupt, jitter, ..*wire };
+            });
+        }
+        for _ in 0..3 {
+            let (link, how) = (dice.below(3) as u8, dice.below(3));
+            cut_some(&mut world, link, how, true);
+            flows.run(&mut world, ms(150), us(300));
+            cut_some(&mut world, link, how, false);
+            flows.run(&mut world, ms(150), us(300));
+        }
+        flows.settle(&mut world);
+        // Damage is loss: of one in 20 datagrams, of which a frame may have four.
+        let share = flows.lost().len() as f64 / flows.sent() as f64;
+        assert!(share < 0.25, "{share}");
     });
 }

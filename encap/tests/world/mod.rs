@@ -84,6 +84,8 @@ pub struct Wire {
     pub delay: Duration,
     /// Added to it at random: what arrives out of order.
     pub jitter: Duration,
+    /// Nothing overtakes what was sent before.
+    pub fifo: bool,
     /// Largest UDP payload that passes.
     pub max_udp_payload: usize,
     /// Nothing passes.
@@ -98,6 +100,7 @@ impl Default for Wire {
             corrupt: 0,
             delay: Duration::from_micros(100),
             jitter: Duration::from_micros(20),
+            fifo: false,
             max_udp_payload: 1472,
             cut: false,
         }
@@ -177,14 +180,19 @@ pub struct World {
     pub keep_sent: bool,
     /// Datagrams that were put on each link, by sender and uplink.
     pub put: HashMap<(NodeIndex, u8), u64>,
+    /// The uplinks of the datagrams that the last frame became.
+    pub last_ways: Vec<u8>,
     /// Congestion marks that the wires set: on all that may be marked.
     pub congested: bool,
     /// The queue to the control half loses what says that a session is proven.
     pub drop_proofs: bool,
-    /// The socket that is read first after a stall; the others follow, each to its end.
+    /// The socket that is read first after a stall; the others follow, each to its end. Not to be
+    /// changed during one.
     pub first_socket: u8,
     /// Who reads its sockets, and has more to read.
     reading: Option<NodeIndex>,
+    /// When the last datagram of each wire comes, by sender, receiver and uplink.
+    last: HashMap<(NodeIndex, NodeIndex, u8), Instant>,
     queue: BinaryHeap<Reverse<(Instant, u64)>>,
     in_flight: HashMap<u64, InFlight>,
     next: u64,
@@ -291,6 +299,7 @@ impl World {
             wires: HashMap::new(),
             link_wires: HashMap::new(),
             put: HashMap::new(),
+            last_ways: Vec::new(),
             congested: false,
             default_wire: Wire::default(),
             sent: Vec::new(),
@@ -298,6 +307,7 @@ impl World {
             drop_proofs: false,
             first_socket: 0,
             reading: None,
+            last: HashMap::new(),
             queue: BinaryHeap::new(),
             in_flight: HashMap::new(),
             next: 0,
@@ -377,7 +387,8 @@ impl World {
 
     /// Neither threads nor timers of the node run until then.
     pub fn stall(&mut self, node: NodeIndex, time: Duration) {
-        self.nodes[node].stalled_until = Some(self.now + time);
+        let until = self.nodes[node].stalled_until.unwrap_or(self.now);
+        self.nodes[node].stalled_until = Some(until.max(self.now + time));
     }
 
     pub fn is_stalled(&self, node: NodeIndex) -> bool {
@@ -470,7 +481,9 @@ impl World {
         let mut frames = vec![Frame { buf, checksum: Checksum::Complete }];
         let mut out = Vec::new();
         this.datapath.resend(now, &mut this.pool, &mut out);
+        let before = out.len();
         this.datapath.encapsulate(now, handle, &mut this.pool, &mut frames, &mut out);
+        self.last_ways = out[before..].iter().map(|datagram| datagram.uplink.0).collect();
         self.send_all(node, out);
         self.take_returns(node);
     }
@@ -572,7 +585,12 @@ impl World {
                     bytes[at] ^= 1 << self.random.below(8);
                 }
                 let jitter = self.random.below(wire.jitter.as_nanos() as u64 + 1);
-                let at = self.now + wire.delay + Duration::from_nanos(jitter);
+                let mut at = self.now + wire.delay + Duration::from_nanos(jitter);
+                let last = self.last.entry((from, to, uplink.0)).or_insert(at);
+                if wire.fifo {
+                    at = at.max(*last);
+                }
+                *last = at;
                 self.queue.push(Reverse((at, self.next)));
                 let packet = InFlight { from: source, to, uplink: to_uplink, mark, bytes };
                 self.in_flight.insert(self.next, packet);
