@@ -302,7 +302,8 @@ impl<F: FramePort, D: DatagramPort> Worker<F, D> {
         if self.mailbox.waiting.swap(false, Ordering::AcqRel) {
             self.take_commands();
         }
-        let moved = self.overlay_to_underlay(now) + self.underlay_to_overlay()?;
+        // Heartbeats first: `now` is when they are read, which is what round trips are measured by.
+        let moved = self.underlay_to_overlay(now)? + self.overlay_to_underlay(now);
         self.datapath.end_pass();
         Ok(moved)
     }
@@ -433,7 +434,7 @@ impl<F: FramePort, D: DatagramPort> Worker<F, D> {
     ///
     /// # Errors
     /// An uplink is broken for good.
-    fn underlay_to_overlay(&mut self) -> io::Result<usize> {
+    fn underlay_to_overlay(&mut self, now: Instant) -> io::Result<usize> {
         let mut moved = 0;
         for uplink in &mut self.uplinks {
             uplink.rx_burst(&mut self.pool, &mut self.datagrams)?;
@@ -441,9 +442,8 @@ impl<F: FramePort, D: DatagramPort> Worker<F, D> {
                 continue;
             }
             moved += self.datagrams.len();
-            // What heartbeats measure begins when they were read, not when this turn began.
             self.datapath.decapsulate(
-                Instant::now(),
+                now,
                 &mut self.pool,
                 &mut self.datagrams,
                 &mut self.deliveries,

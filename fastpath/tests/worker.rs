@@ -5,23 +5,26 @@ use std::collections::HashSet;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::RawFd;
-use std::sync::mpsc::{Receiver, channel, sync_channel};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
 use std::time::{Duration, Instant};
 
 use encap::crypto::aead::Suite;
 use encap::crypto::key::ClusterKey;
+use encap::datapath::ControlInput;
 use encap::id::{NodeId, Vni};
 use encap::rng::Rng;
 use encap::stats::DropReason;
-use encap::tables::LinkAddress;
 use encap::vtep::Vtep;
-use encap::vtep::config::{Limits, NetworkConfig, PeerConfig, VtepConfig};
+use encap::vtep::config::{Limits, LinkConfig, NetworkConfig, PeerConfig, VtepConfig};
 use encap::wire::buf::{BufPool, Burst, Checksum, Datagram, Frame, PacketBuf, UplinkId};
 use fastpath::capture::{Capture, CaptureFilter};
 use fastpath::memory::{Faults, MemoryDatagramPort, MemoryFramePort, datagram_cable, frame_cable};
 use fastpath::port::{DatagramPort, FrameCapabilities, FramePort, TxReport};
 use fastpath::wake::Waker;
-use fastpath::worker::{Command, Notice, Worker, WorkerHandle, WorkerOptions};
+use fastpath::worker::{
+    Command, Notice, PULSE_QUEUE, Pulses, ToControl, Worker, WorkerHandle, WorkerOptions,
+};
 
 const MAX_FRAME: usize = 1446;
 
@@ -50,6 +53,7 @@ struct Node {
     worker: Worker<MemoryFramePort, MemoryDatagramPort>,
     handle: WorkerHandle<MemoryFramePort>,
     notices: Receiver<Notice>,
+    pulses: Arc<Pulses>,
     host: MemoryFramePort,
     /// The control thread's way out: the same end of the cable.
     out: Vec<(SocketAddr, Vec<u8>)>,
@@ -64,14 +68,10 @@ fn config(me: u8, vnis: &[u32]) -> VtepConfig {
         node: NodeId::new(me.into()).unwrap(),
         keys: vec![ClusterKey::new([5; 32])],
         suites: vec![Suite::Aes256Gcm],
-        peers: vec![PeerConfig {
-            node: NodeId::new(other.into()).unwrap(),
-            links: vec![LinkAddress {
-                uplink: UplinkId(0),
-                remote: address(other),
-                max_udp_payload: 1472,
-            }],
-        }],
+        peers: vec![PeerConfig::new(
+            NodeId::new(other.into()).unwrap(),
+            vec![LinkConfig::to(UplinkId(0), address(other), 1472)],
+        )],
         networks: vnis
             .iter()
             .map(|vni| NetworkConfig {
@@ -79,7 +79,12 @@ fn config(me: u8, vnis: &[u32]) -> VtepConfig {
                 members: vec![NodeId::new(other.into()).unwrap()],
                 stp: true,
                 max_frame_len: 1446,
+                follows_path: true,
                 static_fdb: vec![],
+                policy: None,
+                dscp: None,
+                mss_clamp: true,
+                too_big: true,
             })
             .collect(),
         limits: Limits { bum_rate: 0, ..Limits::default() },
@@ -88,16 +93,20 @@ fn config(me: u8, vnis: &[u32]) -> VtepConfig {
     }
 }
 
+fn to_control(notices: SyncSender<Notice>, pulses: &Arc<Pulses>) -> ToControl {
+    ToControl { notices, pulses: Arc::clone(pulses), waker: Waker::new().unwrap() }
+}
+
 fn node(me: u8, now: Instant, uplink: MemoryDatagramPort, faults: Faults) -> Node {
     let mut vtep = Vtep::new(now, config(me, &[100]), Box::new(Seeded(u64::from(me))));
     let (tx, notices) = sync_channel(256);
     let capture = Capture::new();
     let options = WorkerOptions { dedicated: false, max_packet_len: 2048 };
+    let pulses = Arc::new(Pulses::new(PULSE_QUEUE));
     let (worker, handle) = Worker::new(
         vtep.datapath(),
         vec![uplink],
-        tx,
-        Waker::new().unwrap(),
+        to_control(tx, &pulses),
         capture.tap(),
         &options,
     )
@@ -106,7 +115,7 @@ fn node(me: u8, now: Instant, uplink: MemoryDatagramPort, faults: Faults) -> Nod
     let network = vtep.tables().handles[&vni()];
     handle.send(Command::AddTap { handle: network, vni: vni(), port: tap });
     let pool = BufPool::new(2048, 64);
-    Node { vtep, worker, handle, notices, host, out: Vec::new(), capture, pool }
+    Node { vtep, worker, handle, notices, pulses, host, out: Vec::new(), capture, pool }
 }
 
 /// Both nodes and the cable between them. The middle of the cable is the test's: what the control
@@ -158,6 +167,9 @@ impl Pair {
                     node.vtep.handle_input(self.now, input);
                 }
             }
+            while let Some(pulse) = node.pulses.pop() {
+                node.vtep.handle_input(self.now, ControlInput::Pulse(Box::new(pulse)));
+            }
             if node.vtep.poll_timeout() <= self.now {
                 node.vtep.handle_timeout(self.now);
             }
@@ -174,6 +186,7 @@ impl Pair {
                 buf: PacketBuf::from_slice(&payload),
                 uplink: UplinkId(0),
                 remote,
+                mark: 0,
             }));
             moved += datagrams.len();
             // What was received is labelled with its sender; it goes on to the other node.
@@ -332,11 +345,11 @@ fn sec_frames_of_a_dying_tap_are_not_taken_for_another_network() {
     let mut vtep = Vtep::new(now, config(1, &[100, 200]), Box::new(Seeded(1)));
     let options = WorkerOptions { dedicated: false, max_packet_len: 2048 };
     let capture = Capture::new();
+    let pulses = Arc::new(Pulses::new(PULSE_QUEUE));
     let (mut worker, handle) = Worker::new(
         vtep.datapath(),
         vec![uplink],
-        tx,
-        Waker::new().unwrap(),
+        to_control(tx, &pulses),
         capture.tap(),
         &options,
     )

@@ -194,10 +194,10 @@ impl Vtep {
         if silent >= SESSION_SILENCE_LIMIT.as_millis() {
             self.drop_sessions(now, index, DownReason::Silent);
             self.start_handshake(now, index);
-        } else if apart >= SILENCE_LIMIT.as_millis() {
-            if self.peer(index).is_some_and(|peer| peer.outgoing.is_none()) {
-                self.start_handshake(now, index);
-            }
+        } else if apart >= SILENCE_LIMIT.as_millis()
+            && self.peer(index).is_some_and(|peer| peer.outgoing.is_none())
+        {
+            self.start_handshake(now, index);
         }
     }
 

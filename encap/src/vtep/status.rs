@@ -251,6 +251,6 @@ fn one_link(now: Instant, peer: &Peer, link: LinkIndex) -> Option<LinkStatus> {
         tx: (paths.sum(link, |m| m.tx_datagrams.get()), paths.sum(link, |m| m.tx_bytes.get())),
         copies: paths.sum(link, |m| m.copies.get()),
         resent: paths.sum(link, |m| m.resent.get()),
-        transitions: history.iter().map(|t| (ago(t.at), t.clone())).collect(),
+        transitions: history.iter().map(|t| (ago(t.at), *t)).collect(),
     })
 }
