@@ -20,7 +20,7 @@ use crate::stats::LinkMeter;
 use crate::tables::{Arrival, Clock, LinkEntry, canonical, same};
 use crate::vtep::config::{LinkConfig, PeerConfig, Remote};
 use crate::wire::header::{CLEAR_OVERHEAD, SEALED_OVERHEAD};
-use crate::wire::heartbeat::LinkReport;
+use crate::wire::heartbeat::{Heartbeat, LinkReport};
 
 /// Smallest IP MTU of an underlay, in bytes (RFC 8200 section 5).
 pub(crate) const MIN_UNDERLAY_MTU: usize = 1280;
@@ -61,6 +61,8 @@ pub(crate) struct Path {
     pub(crate) remote: Option<SocketAddr>,
     /// Taken out of use by command.
     pub(crate) drained: bool,
+    /// The same at the other end.
+    pub(crate) drained_there: bool,
     /// Largest UDP payload by command.
     pub(crate) manual: Option<usize>,
     pub(crate) pmtu: PathMtu,
@@ -97,6 +99,7 @@ impl Path {
         Self {
             remote,
             drained: false,
+            drained_there: false,
             manual: None,
             pmtu,
             estimate: Estimate::new(base),
@@ -130,6 +133,11 @@ impl Path {
         self.config = config;
     }
 
+    /// Whether somebody took the link out of use, at either end.
+    pub(crate) fn is_drained(&self) -> bool {
+        self.drained || self.drained_there
+    }
+
     /// Smallest UDP payload that every supported path takes.
     pub(crate) fn base(&self) -> usize {
         MIN_UNDERLAY_MTU - self.config.ip_overhead
@@ -151,6 +159,7 @@ impl Path {
     fn report(&self, now: Instant, datagrams: u64) -> LinkReport {
         let delay = self.heard.map_or(Duration::ZERO, |at| now.saturating_duration_since(at));
         LinkReport {
+            tag: self.config.tag,
             highest: self.highest,
             echo_us: self.echo_us,
             echo_delay_us: u32::try_from(delay.as_micros()).unwrap_or(u32::MAX),
@@ -409,6 +418,21 @@ impl Paths {
         self.get(link).map_or_else(LinkReport::default, |path| path.report(now, datagrams))
     }
 
+    /// Links that somebody took out of use here.
+    pub(crate) fn drained_here(&self) -> LinkSet {
+        self.indices().filter(|link| self.get(*link).is_some_and(|path| path.drained)).collect()
+    }
+
+    /// Our link of each report of the peer, which may number its links otherwise.
+    pub(crate) fn mapping(&self, heartbeat: &Heartbeat) -> [Option<LinkIndex>; MAX_LINKS] {
+        let mut own = [None; MAX_LINKS];
+        for (place, report) in own.iter_mut().zip(heartbeat.reports()) {
+            let same = |(_, path): &(LinkIndex, &Path)| path.config.tag == report.tag;
+            *place = self.indices().zip(&self.list).find(same).map(|(link, _)| link);
+        }
+        own
+    }
+
     /// Links that may be sent by: a dynamic one only once it was heard.
     fn reachable(&self) -> LinkSet {
         self.indices().filter(|link| self.get(*link).is_some_and(|p| p.remote.is_some())).collect()
@@ -434,7 +458,7 @@ impl Paths {
                 state: self.liveness.state(link),
                 sendable: sendable.contains(link) && reachable.contains(link),
                 heard_by_peer: self.liveness.heard_by_peer(link),
-                drained: path.drained,
+                drained: path.is_drained(),
                 priority: path.config.priority,
                 weight: path.config.weight,
                 loss: path.estimate.loss_in().max(path.estimate.loss_out()),
@@ -447,7 +471,7 @@ impl Paths {
         let suspect = |link: &LinkIndex| {
             self.liveness.state(*link) == LinkState::Suspect && !self.liveness.is_bad(*link)
         };
-        let drained = |link: &LinkIndex| self.get(*link).is_some_and(|path| path.drained);
+        let drained = |link: &LinkIndex| self.get(*link).is_some_and(Path::is_drained);
         let suspects: LinkSet = self.indices().filter(suspect).filter(|l| !drained(l)).collect();
         let live = order.live.union(suspects);
         order.live = live.iter().filter(|link| reachable.contains(*link)).collect();

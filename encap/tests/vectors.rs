@@ -434,7 +434,9 @@ fn check_sealed_heartbeat(vectors: &Vectors) {
     heartbeat.sent_us = 1_000_000;
     heartbeat.interval_us = 10_000;
     heartbeat.lost = LinkSet(2);
+    heartbeat.drained = LinkSet(1);
     heartbeat.push(LinkReport {
+        tag: 0x0102_0304,
         highest: 8,
         echo_us: 990_000,
         echo_delay_us: 150,

@@ -285,13 +285,22 @@ impl<F: FramePort, D: DatagramPort> Worker<F, D> {
                 self.tidied = now;
                 self.tidy(now);
             }
-            if self.step(now)? > 0 {
+            let frames = self.frames_seen();
+            self.step(now)?;
+            // Heartbeats come thousands of times a second and are no reason to spin.
+            if self.frames_seen() != frames {
                 busy_at = now;
             } else if !self.dedicated {
                 self.idle(now, busy_at);
             }
         }
         Ok(())
+    }
+
+    /// Frames that went by, either way.
+    fn frames_seen(&self) -> u64 {
+        let counters = self.datapath.counters();
+        counters.frames_in.get().wrapping_add(counters.frames_out.get())
     }
 
     /// One turn of the loop: a burst of every port in both directions; gives the number of packets.
@@ -543,9 +552,14 @@ impl<F: FramePort, D: DatagramPort> Worker<F, D> {
                 Command::Inject { handle, frame } => {
                     let buf = PacketBuf::from_slice(&frame);
                     let frame = Frame { buf, checksum: Checksum::Complete };
-                    if let Some(tap) = self.taps.iter_mut().find(|tap| tap.handle == handle) {
-                        tap.out.push(frame);
-                        self.deliver();
+                    match self.taps.iter_mut().find(|tap| tap.handle == handle) {
+                        Some(tap) => {
+                            tap.out.push(frame);
+                            self.deliver();
+                        }
+                        None => {
+                            self.datapath.counters().count_drop(DropReason::NetworkUnknown);
+                        }
                     }
                 }
             }

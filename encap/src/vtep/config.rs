@@ -32,6 +32,8 @@ pub struct LinkConfig {
     pub uplink: UplinkId,
     /// The other end.
     pub remote: Remote,
+    /// Names the link to the other end: both give it the same.
+    pub tag: u32,
     /// Higher is preferred.
     pub priority: u8,
     /// Share of the flows, relative to the other links'; at least 1.
@@ -51,6 +53,7 @@ impl LinkConfig {
         Self {
             uplink,
             remote: Remote::Static(remote),
+            tag: u32::from(uplink.0) + 1,
             priority: 0,
             weight: 1,
             max_udp_payload,

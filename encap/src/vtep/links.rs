@@ -10,7 +10,7 @@ use crate::datapath::{Pulse, current_lane};
 use crate::event::{DownReason, Event};
 use crate::forward::marks::CONTROL_MARK;
 use crate::id::{NodeId, PeerIndex};
-use crate::link::id::LinkIndex;
+use crate::link::id::{LinkIndex, LinkSet, MAX_LINKS};
 use crate::link::liveness::{Cause, Signal, State as LinkState, Transition};
 use crate::paths::{Pace, Paths};
 use crate::peer::Peer;
@@ -126,6 +126,7 @@ impl Vtep {
             sent_us,
             interval_us: u32::try_from(interval.as_micros()).unwrap_or(u32::MAX),
             lost: paths.liveness.lost(),
+            drained: paths.drained_here(),
             ..Heartbeat::default()
         };
         for link in paths.indices() {
@@ -446,10 +447,13 @@ impl Vtep {
     ) -> Result<(), CommandError> {
         let index = self.with_path(node, link, |path| path.drained = drained)?;
         if let Some(peer) = self.peer_mut(index) {
-            peer.paths.liveness.set_drained(link, drained);
+            let either = peer.paths.get(link).is_some_and(crate::paths::Path::is_drained);
+            peer.paths.liveness.set_drained(link, either);
         }
         self.choose_links(now, index, true);
         self.schedule_watch(now, index);
+        // The other end is to leave it too.
+        self.send_round(now, index);
         self.publish_if_stale();
         Ok(())
     }
@@ -517,17 +521,32 @@ fn rounds_per_second(peer: &Peer) -> f64 {
 
 /// Takes over what a heartbeat says.
 fn note_pulse(paths: &mut Paths, at_us: u32, at: Instant, link: LinkIndex, heartbeat: &Heartbeat) {
-    for (other, report) in paths.indices().zip(heartbeat.reports()) {
-        if let Some(path) = paths.list.get_mut(other.at()) {
-            path.estimate.on_report(report.highest, report.rounds);
+    let own = paths.mapping(heartbeat);
+    let translate = |set: LinkSet| -> LinkSet {
+        LinkIndex::all(MAX_LINKS).filter(|l| set.contains(*l)).filter_map(|l| own[l.at()]).collect()
+    };
+    let (lost, drained) = (translate(heartbeat.lost), translate(heartbeat.drained));
+    let mut echo = None;
+    for (other, report) in own.into_iter().zip(heartbeat.reports()) {
+        let Some(path) = other.and_then(|other| paths.list.get_mut(other.at())) else { continue };
+        path.estimate.on_report(report.highest, report.rounds);
+        if other == Some(link) {
+            echo = Some(*report);
         }
+    }
+    for other in paths.indices() {
+        let there = drained.contains(other);
+        let Some(path) = paths.list.get_mut(other.at()) else { continue };
+        path.drained_there = there;
+        let either = path.is_drained();
+        paths.liveness.set_drained(other, either);
     }
     let Some(path) = paths.list.get_mut(link.at()) else { return };
     path.note_round(at, heartbeat.round, heartbeat.sent_us);
     path.estimate.on_arrival(at, heartbeat.sent_us);
     path.estimate.on_round(heartbeat.round);
     // The echo is of our round on the same link: there and back by one way.
-    if let Some(echo) = heartbeat.report(link).filter(|report| path.is_new_echo(report.echo_us)) {
+    if let Some(echo) = echo.filter(|report| path.is_new_echo(report.echo_us)) {
         let rtt = at_us.wrapping_sub(echo.echo_us).wrapping_sub(echo.echo_delay_us);
         if rtt < MAX_RTT_US {
             path.estimate.on_rtt(at, Duration::from_micros(rtt.into()));
@@ -538,6 +557,6 @@ fn note_pulse(paths: &mut Paths, at_us: u32, at: Instant, link: LinkIndex, heart
     let loss = path.estimate.loss_in();
     paths.liveness.on_round(at, link, heartbeat.round, jitter, transit, loss);
     let interval = Duration::from_micros(heartbeat.interval_us.into());
-    paths.liveness.on_report(link, heartbeat.lost, interval);
+    paths.liveness.on_report(link, lost, interval);
     paths.peer_interval = interval;
 }

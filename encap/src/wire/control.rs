@@ -229,20 +229,28 @@ mod tests {
     }
 
     fn heartbeat() -> impl Strategy<Value = Heartbeat> {
-        let reports = prop::collection::vec(any::<[u32; 5]>(), 0..=8);
-        (any::<[u32; 4]>(), any::<u8>(), reports).prop_map(|(words, lost, reports)| {
+        let reports = prop::collection::vec(any::<[u32; 6]>(), 0..=8);
+        (any::<[u32; 4]>(), any::<[u8; 2]>(), reports).prop_map(|(words, sets, reports)| {
             let [round, epoch_opened, sent_us, interval_us] = words;
-            let lost = LinkSet(lost);
+            let [lost, drained] = sets.map(LinkSet);
             let mut heartbeat = Heartbeat {
                 round,
                 epoch_opened,
                 sent_us,
                 interval_us,
                 lost,
+                drained,
                 ..Heartbeat::default()
             };
-            for [highest, echo_us, echo_delay_us, rounds, datagrams] in reports {
-                heartbeat.push(LinkReport { highest, echo_us, echo_delay_us, rounds, datagrams });
+            for [tag, highest, echo_us, echo_delay_us, rounds, datagrams] in reports {
+                heartbeat.push(LinkReport {
+                    tag,
+                    highest,
+                    echo_us,
+                    echo_delay_us,
+                    rounds,
+                    datagrams,
+                });
             }
             heartbeat
         })

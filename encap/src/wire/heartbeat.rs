@@ -1,8 +1,8 @@
 //! Heartbeats: one round goes out on all links of a peer at once, and says what came in on each.
 //!
 //! ```text
-//! round(4) epoch_opened(4) sent_us(4) interval_us(4) lost(1) count(1)
-//! count times: highest(4) echo_us(4) echo_delay_us(4) rounds(4) datagrams(4)
+//! round(4) epoch_opened(4) sent_us(4) interval_us(4) lost(1) drained(1) count(1)
+//! count times: tag(4) highest(4) echo_us(4) echo_delay_us(4) rounds(4) datagrams(4)
 //! ```
 //!
 //! Big-endian. Rule C2 is in `docs/protocol.md`.
@@ -13,6 +13,8 @@ use crate::link::id::{LinkIndex, LinkSet, MAX_LINKS};
 /// What the sender received on one link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct LinkReport {
+    /// Which link: the hash of its name, so that two nodes may number their links differently.
+    pub tag: u32,
     /// Highest round that came.
     pub highest: u32,
     /// `sent_us` of that round; 0 for none.
@@ -36,8 +38,10 @@ pub struct Heartbeat {
     pub sent_us: u32,
     /// Time to the next round as the sender intends it, in microseconds.
     pub interval_us: u32,
-    /// Links on which the sender hears nothing although it hears others.
+    /// Links on which the sender hears nothing although it hears others, by place in the reports.
     pub lost: LinkSet,
+    /// Links that somebody took out of use at the sender, by place in the reports.
+    pub drained: LinkSet,
     pub(crate) reports: [LinkReport; MAX_LINKS],
     pub(crate) count: u8,
 }
@@ -67,10 +71,10 @@ impl Heartbeat {
         for word in [self.round, self.epoch_opened, self.sent_us, self.interval_us] {
             out.extend(word.to_be_bytes());
         }
-        out.extend([self.lost.0, self.count]);
+        out.extend([self.lost.0, self.drained.0, self.count]);
         for report in self.reports() {
-            let LinkReport { highest, echo_us, echo_delay_us, rounds, datagrams } = report;
-            for word in [highest, echo_us, echo_delay_us, rounds, datagrams] {
+            let LinkReport { tag, highest, echo_us, echo_delay_us, rounds, datagrams } = report;
+            for word in [tag, highest, echo_us, echo_delay_us, rounds, datagrams] {
                 out.extend(word.to_be_bytes());
             }
         }
@@ -83,6 +87,7 @@ impl Heartbeat {
             sent_us: reader.u32()?,
             interval_us: reader.u32()?,
             lost: LinkSet(reader.u8()?),
+            drained: LinkSet(reader.u8()?),
             ..Self::default()
         };
         let count = reader.u8()?;
@@ -91,6 +96,7 @@ impl Heartbeat {
         }
         for _ in 0..count {
             heartbeat.push(LinkReport {
+                tag: reader.u32()?,
                 highest: reader.u32()?,
                 echo_us: reader.u32()?,
                 echo_delay_us: reader.u32()?,

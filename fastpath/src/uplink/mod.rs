@@ -26,12 +26,14 @@ pub struct UplinkOptions {
     /// (IPv4). The interface keeps its hold by number: one that is deleted and made anew is
     /// another one, and the socket has to be bound anew too.
     pub interface: Option<String>,
+    /// Bind even if no interface has the address at the moment (`IP_FREEBIND`).
+    pub freebind: bool,
 }
 
 impl Default for UplinkOptions {
     /// One socket, 8 MiB in each direction, by any interface.
     fn default() -> Self {
-        Self { reuse_port: false, buffer_len: 8 << 20, interface: None }
+        Self { reuse_port: false, buffer_len: 8 << 20, interface: None, freebind: false }
     }
 }
 
@@ -67,6 +69,7 @@ impl UplinkErrorKind {
             | libc::ENETUNREACH
             | libc::EHOSTDOWN
             | libc::ENETDOWN
+            | libc::ENODEV
             | libc::EADDRNOTAVAIL => Self::Unreachable,
             _ => Self::Other,
         }

@@ -9,6 +9,8 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use encap::wire::buf::{BufPool, Burst, Datagram, UplinkId};
 use socket2::{Domain, Protocol, Socket, Type};
@@ -27,6 +29,8 @@ const MAX_KEPT_ERRORS: usize = 32;
 const MAX_DRAINED_ERRORS: usize = 64;
 /// Calls repeated because the kernel reported an earlier datagram's error instead of working.
 const MAX_PENDING_RETRIES: usize = 4;
+/// How long after an error from the network a call's error is not taken for our kernel's own, in ms.
+const DOUBT_MS: u64 = 100;
 /// Calls repeated in one burst for want of room in the kernel.
 const MAX_ROOM_RETRIES: usize = 3;
 /// Largest UDP payload: 65,535 bytes of IP packet or payload without the headers.
@@ -48,6 +52,34 @@ pub struct UdpUplink {
     errors_remain: bool,
     /// The kernel's own count of drops on this socket, as last seen.
     kernel_drops: u32,
+    doubt: Doubt,
+}
+
+/// When a packet from the network last put an error on a socket, for all ports over that socket: for
+/// a while after that, what a call reports may be of the same origin, and anybody can forge it.
+#[derive(Debug, Clone)]
+struct Doubt {
+    start: Instant,
+    until_ms: Arc<AtomicU64>,
+}
+
+impl Doubt {
+    fn new() -> Self {
+        Self { start: Instant::now(), until_ms: Arc::default() }
+    }
+
+    fn raise(&self) {
+        let until = self.now_ms() + DOUBT_MS;
+        self.until_ms.store(until, Ordering::Relaxed);
+    }
+
+    fn is_raised(&self) -> bool {
+        self.now_ms() < self.until_ms.load(Ordering::Relaxed)
+    }
+
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
 }
 
 /// What the error queue held.
@@ -117,6 +149,7 @@ impl UdpUplink {
             errors: VecDeque::with_capacity(MAX_KEPT_ERRORS),
             errors_remain: false,
             kernel_drops: 0,
+            doubt: Doubt::new(),
         }
     }
 
@@ -127,7 +160,8 @@ impl UdpUplink {
     /// No file descriptor is left.
     pub fn try_clone(&self) -> io::Result<Self> {
         let socket = self.socket.try_clone()?;
-        Ok(Self::over(self.id, socket, self.local, self.granted))
+        let doubt = self.doubt.clone();
+        Ok(Self { doubt, ..Self::over(self.id, socket, self.local, self.granted) })
     }
 
     /// The local attachment that datagrams are labelled with.
@@ -201,6 +235,7 @@ impl UdpUplink {
             };
             counter.add(1);
             self.keep(error);
+            self.doubt.raise();
             drained.foreign = true;
         }
         drained
@@ -253,8 +288,17 @@ impl UdpUplink {
                         0
                     } else {
                         pending_retries = 0;
-                        let lost = as_lost(rest, errno);
-                        self.refused(first.remote(), errno, drained.own_mtu, lost, &mut report);
+                        // What may be of the network's making costs one datagram, no more.
+                        let forged = !own && self.doubt.is_raised();
+                        let lost = if forged { 1 } else { as_lost(rest, errno) };
+                        let told = UplinkError {
+                            remote: first.remote(),
+                            kind: UplinkErrorKind::from_errno(errno),
+                            errno,
+                            ip_mtu: drained.own_mtu,
+                            local: !forged,
+                        };
+                        self.refused(told, lost, &mut report);
                         lost
                     }
                 }
@@ -287,15 +331,8 @@ impl UdpUplink {
     }
 
     /// Accounts for `lost` datagrams that the kernel did not take.
-    fn refused(
-        &mut self,
-        remote: SocketAddr,
-        errno: i32,
-        ip_mtu: Option<u32>,
-        lost: usize,
-        report: &mut TxReport,
-    ) {
-        let kind = UplinkErrorKind::from_errno(errno);
+    fn refused(&mut self, error: UplinkError, lost: usize, report: &mut TxReport) {
+        let kind = error.kind;
         match kind {
             UplinkErrorKind::TooBig => {
                 report.too_large += lost;
@@ -310,7 +347,7 @@ impl UdpUplink {
                 self.counters.tx_dropped_refused.add(lost as u64);
             }
         }
-        self.keep(UplinkError { remote, kind, errno, ip_mtu, local: true });
+        self.keep(error);
     }
 
     /// Hands over what the batch has received.

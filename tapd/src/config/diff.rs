@@ -93,7 +93,16 @@ pub(super) fn with_live_changes(old: &Config, new: &Config) -> Config {
     if let (Some(kept), Some(node)) =
         (old.own_node(), merged.nodes.iter_mut().find(|node| node.id == old.own))
     {
+        // Links pair by their names: other ones for the peers would have no counterpart here.
+        let same = node.links == kept.links;
         node.links.clone_from(&kept.links);
+        if !same {
+            for node in &mut merged.nodes {
+                if let Some(kept) = old.nodes.iter().find(|kept| kept.id == node.id) {
+                    node.links.clone_from(&kept.links);
+                }
+            }
+        }
     }
     for network in merged.networks.iter_mut().filter(|n| n.members.contains(&old.own)) {
         if let Some(kept) = old.own_networks().find(|kept| kept.vni == network.vni) {
@@ -109,6 +118,9 @@ pub(super) fn with_live_changes(old: &Config, new: &Config) -> Config {
 
 fn nodes(old: &Config, new: &Config, changes: &mut Changes) {
     let find = |nodes: &[NodeConfig], id| nodes.iter().position(|node| node.id == id);
+    let own_links =
+        |config: &Config| config.nodes.iter().find(|n| n.id == old.own).map(|n| n.links.clone());
+    let own_links_change = own_links(old) != own_links(new);
     for node in old.nodes.iter().filter(|node| node.id != old.own) {
         if find(&new.nodes, node.id).is_none() {
             changes.live(
@@ -134,7 +146,12 @@ fn nodes(old: &Config, new: &Config, changes: &mut Changes) {
         if node.id != old.own {
             if before.links != node.links {
                 let (what, from, to) = links(&before.links, &node.links);
-                different.push(format!("{what} {from} -> {to}"));
+                if own_links_change {
+                    // They pair with ours, which are other ones only after a restart.
+                    changes.restart.push(format!("node {}: {what} {from} -> {to}", node.id));
+                } else {
+                    different.push(format!("{what} {from} -> {to}"));
+                }
             }
             if before.policy != node.policy {
                 different.push(format!("policy = {}", own_or_cluster(node.policy.as_ref())));

@@ -2,6 +2,7 @@
 //! links.
 
 use std::net::IpAddr;
+use std::os::fd::RawFd;
 use std::time::Instant;
 
 use encap::datapath::ControlInput;
@@ -11,6 +12,7 @@ use encap::vtep::{PathTrouble, UplinkNews};
 use fastpath::interface;
 use fastpath::monitor::{LinkNews, Monitor};
 use fastpath::uplink::{UplinkError, UplinkErrorKind};
+use fastpath::wake::PollSet;
 use fastpath::worker::{Command, PULSE_QUEUE};
 use log::{info, warn};
 
@@ -50,10 +52,20 @@ impl Daemon {
         match monitor.poll() {
             Ok(news) => self.tell_news(news),
             Err(error) => {
-                warn!("the kernel tells of its interfaces no more ({error})");
+                warn!("the kernel's news of interfaces broke off ({error}); asking anew");
                 self.monitor = None;
             }
         }
+    }
+
+    /// Opens the monitor again after it broke off, and takes the interfaces as they are then.
+    pub(super) fn mend_monitor(&mut self, poll_set: &mut PollSet, fixed: [RawFd; 3]) {
+        if self.monitor.is_some() {
+            return;
+        }
+        self.monitor = open_monitor(&self.config, &self.uplinks);
+        poll_set.set(fixed.into_iter().chain(self.monitor.as_ref().map(Monitor::fd)));
+        self.look_at_interfaces();
     }
 
     /// Other peers: their neighbour entries are watched now.
@@ -140,6 +152,25 @@ impl Daemon {
     ) -> Result<(), String> {
         let (node, link) = self.link(node, link)?;
         self.vtep.drain_link(now, node, link, drained).map_err(|error| error.to_string())
+    }
+
+    /// A path takes no more than the interface that it begins at.
+    pub(super) fn check_link_mtu(
+        &self,
+        node: NodeId,
+        link: LinkIndex,
+        size: Option<u16>,
+    ) -> Result<(), String> {
+        let peer = self.config.nodes.iter().find(|peer| peer.id == node);
+        let pairs = peer.map(|peer| self.config.pairs(peer)).unwrap_or_default();
+        let uplink = pairs.get(link.at()).and_then(|pair| self.uplinks.iter().nth(pair.local));
+        match (size, uplink) {
+            (Some(size), Some(uplink)) if u32::from(size) > uplink.ip_mtu => Err(format!(
+                "{size} is more than the interface {} takes, {}; raise its MTU first",
+                uplink.interface, uplink.ip_mtu
+            )),
+            _ => Ok(()),
+        }
     }
 
     /// A peer's link by its name, or by its index.

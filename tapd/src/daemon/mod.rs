@@ -246,6 +246,7 @@ impl Daemon {
         self.look_at_interfaces();
         let mut sleep = SleepWatch::new();
         let mut more = false;
+        let mut looked_at = Instant::now();
         self.drain();
         loop {
             let wait = self.vtep.poll_timeout().saturating_duration_since(Instant::now());
@@ -276,9 +277,12 @@ impl Daemon {
                 self.vtep.handle_timeout(now);
             }
             self.drain();
-            if !called && !more {
+            let look_around = now.saturating_duration_since(looked_at) >= LONGEST_WAIT;
+            if !called && !more && !look_around {
                 continue;
             }
+            looked_at = now;
+            self.mend_monitor(&mut poll_set, fixed);
             for incoming in requests.try_iter().take(REQUESTS_AT_ONCE) {
                 self.answer(incoming);
                 self.drain();

@@ -80,9 +80,15 @@ impl Notices {
                 info!("peer {} is down: {}", name(*node), reason.text());
             }
             Event::Link { node, link, transition } => {
+                let link_index = *link;
                 let Transition { from, to, cause, .. } = transition;
                 let (name, link) = (name(*node), link_name(config, *node, *link));
-                if let Some(more) = self.admit(now, "link state", Some(*node)) {
+                let key = LimitKey {
+                    kind: state_kind(*to),
+                    peer: Some(*node),
+                    link: Some(link_index.get()),
+                };
+                if let Some(more) = self.limit.admit(now, key) {
                     info!("link {link} to {name}: {from} -> {to}: {cause}{more}");
                 }
             }
@@ -178,6 +184,15 @@ fn name(config: &Config, node: NodeId) -> String {
     known.map_or_else(|| format!("node {node}"), |known| known.name.clone())
 }
 
+/// Each state has lines of its own, so that the last one is not held back by the one before.
+const fn state_kind(state: State) -> &'static str {
+    match state {
+        State::Up => "link up",
+        State::Suspect => "link suspect",
+        State::Down => "link down",
+    }
+}
+
 /// The name of a link to a node, as the configuration has it.
 pub(super) fn link_name(config: &Config, node: NodeId, link: LinkIndex) -> String {
     let peer = config.nodes.iter().find(|known| known.id == node);
@@ -210,9 +225,14 @@ pub(super) fn told(config: &Config, event: &Event) -> Option<control::Event> {
                 MoveCause::Preferred => "preferred",
                 MoveCause::Drain => "drained",
             };
+            let (from, to) =
+                (link_name(config, *node, moved.from), link_name(config, *node, moved.to));
             let mut told = Told::new(name, moved.cause.text());
-            told.link = Some(link_name(config, *node, moved.to));
-            told.more.insert("from".to_owned(), link_name(config, *node, moved.from).into());
+            // Who reads "drained" wants to know which.
+            let drained = moved.cause == MoveCause::Drain;
+            told.link = Some(if drained { from.clone() } else { to.clone() });
+            told.more.insert("from".to_owned(), from.into());
+            told.more.insert("to".to_owned(), to.into());
             (node, told)
         }
         Event::PathMtu { node, link, from, to, how } => {

@@ -136,12 +136,18 @@ fn link_config(config: &Config, pair: &Pair, uplinks: &Uplinks) -> anyhow::Resul
     Ok(LinkConfig {
         uplink: id,
         remote,
+        tag: tag(&pair.name),
         priority: pair.options.priority,
         weight: pair.options.weight,
         max_udp_payload: uplink.max_udp_payload() as usize,
         ip_overhead,
         fixed_udp_payload: pair.options.mtu.map(|mtu| usize::from(mtu) - ip_overhead),
     })
+}
+
+/// What both ends call a link on the wire: FNV-1a, 32 bits, of its name.
+fn tag(name: &str) -> u32 {
+    name.bytes().fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
 }
 
 fn ranges(texts: &[String]) -> anyhow::Result<Vec<AddressRange>> {

@@ -27,6 +27,8 @@ impl Daemon {
         }
         let changes = self.config.diff(&new);
         let mut config = self.config.with_live_changes(&new);
+        protocol::vtep_config(&config, &self.uplinks, &self.networks)
+            .map_err(|error| format!("{error:#}; nothing was changed"))?;
         let mut reply = ReloadReply { needs_restart: changes.restart, ..ReloadReply::default() };
         // What goes away goes first: what comes may want the same tap name.
         let removal = |change: &Change| matches!(change, Change::NetworkRemoved(_));

@@ -60,6 +60,7 @@ impl Daemon {
             }
             Request::LinkMtu { node, link, size } => {
                 let outcome = self.link(&node, &link).and_then(|(node, link)| {
+                    self.check_link_mtu(node, link, size)?;
                     let size = size.map(usize::from);
                     self.vtep.set_link_mtu(now, node, link, size).map_err(|e| e.to_string())
                 });

@@ -169,7 +169,10 @@ impl Uplink {
     fn open(id: UplinkId, address: &NodeAddress, config: &Config) -> Result<Self, Failure> {
         let (local, options) = match address {
             NodeAddress::Static(address) => {
-                (SocketAddr::new(*address, config.cluster.port), UplinkOptions::default())
+                // One of several links may come up later than the node does.
+                let freebind = config.own_node().is_some_and(|own| own.links.len() > 1);
+                let options = UplinkOptions { freebind, ..UplinkOptions::default() };
+                (SocketAddr::new(*address, config.cluster.port), options)
             }
             // Nobody has to know the port of an address that nobody knows.
             NodeAddress::Dynamic { family, interface } => {
