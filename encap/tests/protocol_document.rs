@@ -13,7 +13,7 @@ const PROTOCOL: &str = include_str!("../../docs/protocol.md");
 
 /// Rules by id, with their text: paragraphs that begin with `**H1. `, up to the next rule.
 fn rules() -> BTreeMap<String, String> {
-    let (body, _) = PROTOCOL.split_once("\n## 11 ").expect("the section of the counters");
+    let (body, _) = PROTOCOL.split_once("\n## 13 ").expect("the section of the counters");
     let mut rules = BTreeMap::new();
     for part in body.split("\n**").skip(1) {
         let Some((rule, text)) = part.split_once(". ").filter(|(rule, _)| is_id(rule)) else {
@@ -25,11 +25,13 @@ fn rules() -> BTreeMap<String, String> {
     rules
 }
 
+/// A letter and a number from 1 to 99.
 fn is_id(word: &str) -> bool {
-    let mut bytes = word.bytes();
-    bytes.next().is_some_and(|b| b.is_ascii_uppercase())
-        && word.len() == 2
-        && bytes.all(|b| b.is_ascii_digit())
+    let Some((letter, number)) = word.split_at_checked(1) else { return false };
+    letter.bytes().all(|b| b.is_ascii_uppercase())
+        && (1..=2).contains(&number.len())
+        && number.bytes().all(|b| b.is_ascii_digit())
+        && !number.starts_with('0')
 }
 
 /// The rows of the table under a heading: first and second column.
@@ -82,10 +84,10 @@ fn citations(text: &str) -> BTreeSet<String> {
                 "to" => range = true,
                 "and" | "or" => {}
                 id if is_id(id) => {
-                    let digit = |id: &str| id.as_bytes()[1];
-                    let first = last.filter(|_| range).map_or(digit(id), digit);
+                    let number = |id: &str| id[1..].parse::<u8>().expect("a number");
+                    let first = last.filter(|_| range).map_or(number(id), number);
                     let letter = &id[..1];
-                    cited.extend((first..=digit(id)).map(|d| format!("{letter}{}", d as char)));
+                    cited.extend((first..=number(id)).map(|n| format!("{letter}{n}")));
                     (last, range) = (Some(id), false);
                 }
                 _ => break,
@@ -124,6 +126,7 @@ fn citations_are_found_in_all_their_forms() {
     assert_eq!(found("a frame (rule H1)."), ["H1"]);
     assert_eq!(found("the peer (rules F1, F3, F4)."), ["F1", "F3", "F4"]);
     assert_eq!(found("//! Rules E1 to E3 and L2 are in\n//! `docs`"), ["E1", "E2", "E3", "L2"]);
+    assert_eq!(found("rules D8 to D11, and more"), ["D10", "D11", "D8", "D9"]);
     assert_eq!(found("as the rule\n    /// K5 says"), ["K5"]);
     assert_eq!(found("the rule of H1; IPv4 and V6"), [] as [&str; 0]);
 }
@@ -138,10 +141,19 @@ fn every_rule_says_what_its_breach_gives() {
         assert!(named || event || text.contains("unseen"), "{rule} names no counter and no event");
         // No counter of that name would be worse than none.
         for name in quoted.iter().filter(|name| name.contains('_') && !name.contains('(')) {
-            let field = ["max_frame_len", "learn_refused", "epoch_opened", "sent_us", "echo_us"];
+            let fields = [
+                "max_frame_len",
+                "learn_refused",
+                "resend_overruns",
+                "epoch_opened",
+                "sent_us",
+                "interval_us",
+                "echo_us",
+                "echo_delay_us",
+            ];
             let known = counters.contains(name)
-                || field.contains(name)
-                || matches!(*name, "echo_delay_us" | "Noise_NNpsk0_25519_AESGCM_SHA256");
+                || fields.contains(name)
+                || *name == "Noise_NNpsk0_25519_AESGCM_SHA256";
             assert!(known, "{rule}: nothing is called {name}");
         }
     }
@@ -149,7 +161,7 @@ fn every_rule_says_what_its_breach_gives() {
 
 #[test]
 fn every_drop_reason_is_in_the_document() {
-    let listed = table("\n## 11 Drop counters\n");
+    let listed = table("\n## 13 Drop counters\n");
     let names: Vec<_> = listed.iter().map(|(name, _)| name.as_str()).collect();
     let all: Vec<_> = DropReason::ALL.iter().map(|reason| reason.name()).collect();
     assert_eq!(names, all, "the table lists each once, in the order of the counters");
