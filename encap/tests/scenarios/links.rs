@@ -13,12 +13,12 @@ use crate::world::*;
 /// Frames of all lengths that the paths take whole.
 const LENS: std::ops::RangeInclusive<usize> = flow::SHORTEST..=1446;
 
-const fn us(us: u64) -> Duration {
+pub const fn us(us: u64) -> Duration {
     Duration::from_micros(us)
 }
 
 /// Everything is kept to be sent again.
-fn protect_all(config: &mut VtepConfig) {
+pub fn protect_all(config: &mut VtepConfig) {
     config.peers.iter_mut().for_each(|peer| peer.protect = Protect::All);
 }
 
@@ -31,7 +31,7 @@ fn uneven(world: &mut World, links: u8, dice: &mut Random) {
 }
 
 /// Cuts one way of a link, the other, or both.
-fn cut_some(world: &mut World, link: u8, how: u64, cut: bool) {
+pub fn cut_some(world: &mut World, link: u8, how: u64, cut: bool) {
     if how != 1 {
         world.on_link(0, 1, link, |wire| wire.cut = cut);
     }
@@ -42,7 +42,7 @@ fn cut_some(world: &mut World, link: u8, how: u64, cut: bool) {
 
 /// How long a link may be cut before it is found: the rounds that its loss asks for and 4 more, and
 /// what it is slower and less steady.
-fn bound(world: &World, link: u8) -> Duration {
+pub fn bound(world: &World, link: u8) -> Duration {
     let longest = |node: usize| {
         let status = &world.nodes[node].vtep.peer_status(world.now)[0];
         let link = &status.links[usize::from(link)];
@@ -85,11 +85,11 @@ fn flow_cuts_are_found_in_time_and_lose_nothing() {
 }
 
 /// Nothing is kept to be sent again.
-fn protect_off(config: &mut VtepConfig) {
+pub fn protect_off(config: &mut VtepConfig) {
     config.peers.iter_mut().for_each(|peer| peer.protect = Protect::Off);
 }
 
-fn policy(policy: Policy, protect: Protect) -> impl Fn(&mut VtepConfig) {
+pub fn policy(policy: Policy, protect: Protect) -> impl Fn(&mut VtepConfig) {
     move |config| {
         config.peers.iter_mut().for_each(|p| (p.policy, p.protect) = (policy, protect));
     }

@@ -11,6 +11,8 @@ mod keys;
 mod peers;
 mod forwarding;
 mod links;
+mod paths;
+mod roaming;
 mod attacks;
 
 use std::collections::HashSet;

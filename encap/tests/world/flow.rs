@@ -101,13 +101,6 @@ impl Flows {
         Self::new(world, &[(0, 1), (1, 0)], lens)
     }
 
-    /// Other lengths from now on.
-    pub fn set_lens(&mut self, lens: RangeInclusive<usize>) {
-        for flow in &mut self.list {
-            flow.lens = lens.clone();
-        }
-    }
-
     /// The next frame of a flow goes into the tap.
     pub fn send(&mut self, world: &mut World, at: usize) {
         let flow = &mut self.list[at];
