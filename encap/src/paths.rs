@@ -384,20 +384,28 @@ impl Paths {
         }
     }
 
-    /// The same, as the budget allows.
+    /// The same as this node says it, as the budget allows.
     pub(crate) fn announced_interval(&self) -> Duration {
-        let wanted = self.wanted_interval();
-        let stretched = wanted.as_micros() as u64 * self.stretch_milli / 1000;
-        Duration::from_micros(stretched).min(self.profile.idle.max(wanted))
+        self.stretched(self.wanted_interval())
     }
 
-    /// Time between rounds: as often as the peer, where that is oftener.
-    pub(crate) fn interval(&self) -> Duration {
-        let own = self.announced_interval();
+    /// Interval that the paces of both ends ask for: as often as the peer, where that is oftener.
+    pub(crate) fn common_interval(&self) -> Duration {
+        let own = self.wanted_interval();
         if self.peer_interval.is_zero() || self.list.len() < 2 {
             return own;
         }
         own.min(self.peer_interval.max(self.profile.fast))
+    }
+
+    /// Time between rounds: a peer in a hurry takes no more of the budget than others do.
+    pub(crate) fn interval(&self) -> Duration {
+        self.stretched(self.common_interval())
+    }
+
+    fn stretched(&self, wanted: Duration) -> Duration {
+        let stretched = wanted.as_micros() as u64 * self.stretch_milli / 1000;
+        Duration::from_micros(stretched).min(self.profile.idle.max(wanted))
     }
 
     /// Whether a round goes out on a link.

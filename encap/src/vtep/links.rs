@@ -513,9 +513,9 @@ impl Vtep {
     }
 }
 
-/// Datagrams a second that a peer's pace asks for.
+/// Datagrams a second that the pace of a peer and our own ask for.
 fn rounds_per_second(peer: &Peer) -> f64 {
-    let interval = peer.paths.wanted_interval().as_secs_f64().max(1e-6);
+    let interval = peer.paths.common_interval().as_secs_f64().max(1e-6);
     peer.paths.list.len() as f64 / interval
 }
 
