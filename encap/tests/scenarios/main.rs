@@ -13,6 +13,7 @@ mod forwarding;
 mod links;
 mod paths;
 mod roaming;
+mod budget;
 mod attacks;
 
 use std::collections::HashSet;

@@ -110,7 +110,7 @@ fn flow_steps_of_all_paths_at_random_times_are_followed() {
             flows.run(&mut world, ms(300 + dice.below(2_000)), ms(1));
             if dice.below(2) == 0 {
                 let link = dice.below(2) as u8;
-                    world.cut(link, true);
+                world.cut(link, true);
                 flows.run(&mut world, ms(100), ms(1));
                 world.cut(link, false);
                 let end = world.now + ms(500);
