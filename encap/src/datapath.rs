@@ -17,7 +17,7 @@ use crate::forward::policer::Policer;
 use crate::forward::too_big::TooBigLimiter;
 use crate::id::PeerIndex;
 use crate::id::Vni;
-use crate::link::id::LinkIndex;
+use crate::link::id::{LinkIndex, MAX_LINKS};
 use crate::link::resend::ResendRing;
 use crate::reassembly::{FragmentDrop, Reassembler};
 use crate::stats::{Counters, DropReason};
@@ -208,8 +208,8 @@ pub struct Datapath {
     pub(crate) local_source: FdbCache,
     /// What was sealed lately, by peer index.
     pub(crate) rings: Vec<Option<ResendRing>>,
-    /// By peer index: the failures that were made good.
-    pub(crate) failures: Vec<u64>,
+    /// By peer index, then by link: the failures that were made good.
+    pub(crate) failures: Vec<[u32; MAX_LINKS]>,
     /// The tables that the rings were last held against.
     pub(crate) resend_generation: u64,
     /// Position in the round-robin.
@@ -224,6 +224,8 @@ pub struct Datapath {
     pub(crate) unknown_sources: Policer,
     /// Rations notices of such addresses.
     pub(crate) moves: Policer,
+    /// Rations notices of loop probes.
+    pub(crate) probes: Policer,
     /// Passes over all sockets that are complete.
     passes: Arc<AtomicU64>,
 }
@@ -261,6 +263,7 @@ impl Datapath {
             news: Burst::new(),
             unknown_sources: Policer::new(clock.0, STRANGERS_PER_SECOND, STRANGERS_PER_SECOND / 10),
             moves: Policer::new(clock.0, MOVES_PER_SECOND, MOVES_PER_SECOND / 10),
+            probes: Policer::new(clock.0, 10, 10),
             passes: Arc::default(),
         }
     }

@@ -36,6 +36,8 @@ const STALL_ALLOWANCE: Duration = Duration::from_millis(15);
 const MIN_WINDOW: Duration = Duration::from_millis(25);
 /// A link whose attachment is down is tried this often only: its signal may be wrong.
 const TRY_BAD: Duration = Duration::from_millis(100);
+/// The longest: what was sealed earlier the peer may not be able to open any more (rule E5).
+const MAX_WINDOW: Duration = Duration::from_millis(2_500);
 /// How long a challenge waits for its response.
 const CHALLENGE_LIFE: Duration = Duration::from_secs(1);
 
@@ -118,12 +120,8 @@ impl Path {
     }
 
     /// Takes another configuration over; a change of address begins anew.
-    fn reconfigure(&mut self, now: Instant, base: Instant, index: usize, config: LinkConfig) {
-        if config.uplink != self.config.uplink || config.remote != self.config.remote {
-            let drained = self.drained;
-            *self = Self { drained, ..Self::new(now, base, index, config) };
-            return;
-        }
+    /// Takes other settings of the same link over.
+    fn reconfigure(&mut self, now: Instant, config: LinkConfig) {
         if config.max_udp_payload != self.config.max_udp_payload {
             self.pmtu.on_local_limit(now, config.max_udp_payload);
         }
@@ -131,6 +129,12 @@ impl Path {
             self.pmtu.set_manual(now, config.fixed_udp_payload);
         }
         self.config = config;
+    }
+
+    /// Whether it leads the same way.
+    fn is_same(&self, config: &LinkConfig) -> bool {
+        let own = &self.config;
+        own.uplink == config.uplink && own.remote == config.remote && own.tag == config.tag
     }
 
     /// Whether somebody took the link out of use, at either end.
@@ -143,10 +147,11 @@ impl Path {
         MIN_UNDERLAY_MTU - self.config.ip_overhead
     }
 
-    /// Notes a round; false if it had come before or is overtaken.
+    /// Notes a round. Their numbers wrap.
     pub(crate) fn note_round(&mut self, at: Instant, round: u32, sent_us: u32) {
         self.rounds = self.rounds.wrapping_add(1);
-        if round > self.highest {
+        let newer = round.wrapping_sub(self.highest) as i32 > 0;
+        if self.heard.is_none() || newer {
             (self.highest, self.echo_us, self.heard) = (round, sent_us, Some(at));
         }
     }
@@ -205,8 +210,10 @@ pub(crate) struct Paths {
     base: Instant,
     /// Links that carry no frames because they failed.
     pub(crate) dead: LinkSet,
-    /// Failures that workers are to make good.
-    pub(crate) failures: u64,
+    /// By link: failures that workers are to make good.
+    pub(crate) failures: [u32; MAX_LINKS],
+    /// The window that the workers were told.
+    pub(crate) window_told: Duration,
     pub(crate) meters: Arc<[LinkMeter]>,
     pub(crate) resting: Arc<AtomicBool>,
 }
@@ -231,7 +238,8 @@ impl Paths {
             changed_at: now,
             base: now,
             dead: LinkSet::EMPTY,
-            failures: 0,
+            failures: [0; MAX_LINKS],
+            window_told: Duration::ZERO,
             meters: (0..(workers + 1) * MAX_LINKS).map(|_| LinkMeter::default()).collect(),
             resting: Arc::default(),
         };
@@ -243,14 +251,40 @@ impl Paths {
         self.profile = config.profile;
         self.liveness.set_profile(config.profile);
         self.choice.set_profile(config.profile);
-        self.list.truncate(config.links.len());
-        for (at, link) in config.links.iter().take(MAX_LINKS).enumerate() {
-            match self.list.get_mut(at) {
-                Some(path) => path.reconfigure(now, self.base, at, link.clone()),
-                None => self.list.push(Path::new(now, self.base, at, link.clone())),
+        let links: Vec<_> = config.links.iter().take(MAX_LINKS).collect();
+        let kept = self.list.len() == links.len()
+            && self.list.iter().zip(&links).all(|(path, link)| path.is_same(link));
+        if kept {
+            for (path, link) in self.list.iter_mut().zip(links) {
+                path.reconfigure(now, link.clone());
+            }
+            self.choose(now);
+            return;
+        }
+        // What is known of a link by its place does not hold for another one in that place: all
+        // begin anew, which a link that is alive does with the next datagram.
+        let drained =
+            |config: &LinkConfig| self.list.iter().any(|path| path.is_same(config) && path.drained);
+        let mut list = Vec::new();
+        for (at, link) in links.into_iter().enumerate() {
+            let drained = drained(link);
+            list.push(Path { drained, ..Path::new(now, self.base, at, link.clone()) });
+        }
+        self.list = list;
+        self.liveness = Liveness::new(now, self.profile, self.list.len());
+        for link in self.indices() {
+            let drained = self.get(link).is_some_and(Path::is_drained);
+            self.liveness.set_drained(link, drained);
+        }
+        self.choice.reset();
+        for (link, before) in
+            self.indices().map(|link| (link, self.received(link))).collect::<Vec<_>>()
+        {
+            if let Some(path) = self.get_mut(link) {
+                path.datagrams_before = before;
             }
         }
-        self.liveness.set_count(now, self.list.len());
+        self.note_change(now);
         self.choose(now);
     }
 
@@ -456,7 +490,11 @@ impl Paths {
     pub(crate) fn choose(&mut self, now: Instant) -> bool {
         let sendable = self.liveness.sendable();
         let dead = self.indices().collect::<LinkSet>().minus(sendable);
-        self.failures += u64::from(!dead.minus(self.dead).is_empty());
+        for link in dead.minus(self.dead).iter() {
+            if let Some(count) = self.failures.get_mut(link.at()) {
+                *count = count.wrapping_add(1);
+            }
+        }
         self.dead = dead;
         let reachable = self.reachable();
         let candidates: Vec<_> = self
@@ -514,11 +552,17 @@ impl Paths {
         self.liveness.cause(link)
     }
 
+    /// Whether a link carries frames or may have to: also one that is down, if there is no better.
+    fn is_in_use(&self, link: LinkIndex) -> bool {
+        self.liveness.state(link) != LinkState::Down
+            || self.order.best.contains(&link)
+            || self.order.live.contains(link)
+    }
+
     /// Largest UDP payload that all links take which may have to carry it (rule F7).
     pub(crate) fn max_udp_payload(&self) -> usize {
         let size = |link: LinkIndex| self.get(link).map(|path| path.pmtu.size());
-        let in_use = |link: &LinkIndex| self.liveness.state(*link) != LinkState::Down;
-        let smallest = self.indices().filter(in_use).filter_map(size).min();
+        let smallest = self.indices().filter(|l| self.is_in_use(*l)).filter_map(size).min();
         let any = || self.indices().filter_map(size).min();
         smallest.or_else(any).unwrap_or(MIN_UNDERLAY_MTU - 48)
     }
@@ -530,16 +574,17 @@ impl Paths {
             let path = self.get(link)?;
             Some(path.pmtu.settled_size().unwrap_or(path.config.max_udp_payload))
         };
-        let in_use = |link: &LinkIndex| self.liveness.state(*link) != LinkState::Down;
-        let smallest = self.indices().filter(in_use).filter_map(size).min();
+        let smallest = self.indices().filter(|l| self.is_in_use(*l)).filter_map(size).min();
         smallest.unwrap_or_else(|| self.max_udp_payload())
     }
 
     /// Largest frame that fits a datagram on every link in use, once all are measured.
     pub(crate) fn settled_frame_len(&self, suite: Suite) -> Option<usize> {
         let overhead = if suite == Suite::Clear { CLEAR_OVERHEAD } else { SEALED_OVERHEAD };
-        let in_use = |link: &LinkIndex| self.liveness.state(*link) != LinkState::Down;
-        let sizes = self.indices().filter(in_use).map(|link| self.get(link)?.pmtu.settled_size());
+        let sizes = self
+            .indices()
+            .filter(|l| self.is_in_use(*l))
+            .map(|link| self.get(link)?.pmtu.settled_size());
         let smallest = sizes.collect::<Option<Vec<_>>>()?.into_iter().min()?;
         Some(smallest.saturating_sub(overhead))
     }
@@ -554,7 +599,7 @@ impl Paths {
             interval * rounds + grace * 2 + path.estimate.srtt()
         };
         let longest = self.list.iter().map(one).max().unwrap_or_default();
-        (longest + STALL_ALLOWANCE).max(MIN_WINDOW)
+        (longest + STALL_ALLOWANCE).clamp(MIN_WINDOW, MAX_WINDOW)
     }
 
     pub(crate) fn entries(&self) -> Vec<LinkEntry> {

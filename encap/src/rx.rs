@@ -319,7 +319,7 @@ impl Datapath {
             Checksum::Complete
         };
         self.keep_awake(origin.peer);
-        self.notice_probe(now, network, buf.data());
+        self.notice_probe(now, tables, network, buf.data());
         self.accept(network, handle, origin.peer, buf, self.clock.ms(now))?;
         self.adapt(network, origin, mark, checksum, buf)?;
         self.counters.frames_out.add(1);

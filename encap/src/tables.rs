@@ -16,7 +16,7 @@ use crate::forward::marks::Dscp;
 use crate::forward::policy::{Policy, Ways};
 use crate::forward::protect::Protect;
 use crate::id::{NodeId, PeerIndex, Vni};
-use crate::link::id::{LinkIndex, LinkSet, MAX_LINKS};
+use crate::link::id::{LinkIndex, MAX_LINKS};
 use crate::stats::{LinkMeter, Traffic};
 use crate::wire::buf::UplinkId;
 use crate::wire::header::{Handle, Slot};
@@ -101,10 +101,8 @@ pub struct PeerEntry {
     pub protect: Protect,
     /// For how long.
     pub window: Duration,
-    /// Grows whenever links stop carrying frames: what left by those is sent again.
-    pub failures: u64,
-    /// Links that carry no frames at the moment.
-    pub dead: LinkSet,
+    /// By link: grows whenever it stops carrying frames. What left by it is sent again.
+    pub failures: [u32; MAX_LINKS],
     /// Set by the control thread when it lets the heartbeats rest for want of traffic.
     pub resting: Arc<AtomicBool>,
     /// Where the outer DSCP comes from where the network does not say.
@@ -205,6 +203,8 @@ impl NetworkEntry {
 pub struct Tables {
     /// Differs from that of all other tables.
     pub generation: u64,
+    /// This node.
+    pub node: Option<NodeId>,
     /// Peers by [`PeerIndex`].
     pub peers: Vec<Option<Arc<PeerEntry>>>,
     /// Networks by our handle.

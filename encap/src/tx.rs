@@ -17,7 +17,7 @@ use crate::forward::policy::{Policy, flow_of};
 use crate::forward::protect::{Protect, is_control};
 use crate::forward::{filter, marks, mss, too_big};
 use crate::id::PeerIndex;
-use crate::link::id::{LinkIndex, LinkSet};
+use crate::link::id::{LinkIndex, LinkSet, MAX_LINKS};
 use crate::link::resend::ResendRing;
 use crate::stats::DropReason;
 use crate::tables::{NetworkEntry, PeerEntry, Tables};
@@ -29,6 +29,9 @@ use crate::wire::header::{
     CLEAR_OVERHEAD, EXPLICIT_VNI_LEN, Handle, INNER_HEADER_LEN, InnerHeader, Kind, SEALED_OVERHEAD,
 };
 use crate::wire::inner_ip::InnerIp;
+
+/// Smallest MTU of an IPv6 path, in bytes (RFC 8200 section 5).
+const MIN_IPV6_MTU: usize = 1280;
 
 /// Who a frame is for.
 enum Target {
@@ -73,7 +76,7 @@ impl Datapath {
         let now_ms = self.clock.ms(now);
         if network.looped {
             for frame in frames.drain(..) {
-                self.notice_probe(now, network, frame.buf.data());
+                self.notice_probe(now, &tables, network, frame.buf.data());
                 self.discard(frame, DropReason::NetworkLooped, pool);
             }
             return;
@@ -89,7 +92,7 @@ impl Datapath {
                     self.send_or_wait(now, handle, &tables, network, peer, frame, pool, out);
                 }
                 Ok(Target::Flood) => {
-                    self.notice_probe(now, network, frame.buf.data());
+                    self.notice_probe(now, &tables, network, frame.buf.data());
                     self.flood(now, handle, &tables, network, frame, pool, out);
                 }
                 Err(reason) => self.discard(frame, reason, pool),
@@ -265,12 +268,20 @@ impl Datapath {
         }
     }
 
-    /// Tells the control thread of a loop probe, a few times a second: tenants can make some too.
-    pub(crate) fn notice_probe(&mut self, now: Instant, network: &NetworkEntry, frame: &[u8]) {
+    /// Tells the control thread of a loop probe of this node's, a few times a second: tenants can
+    /// make some too.
+    pub(crate) fn notice_probe(
+        &mut self,
+        now: Instant,
+        tables: &Tables,
+        network: &NetworkEntry,
+        frame: &[u8],
+    ) {
         let to_group = frame.first().is_some_and(|first| first & 1 == 1);
         if to_group
             && let Some(probe) = LoopProbe::read(frame)
-            && self.notices.take(now)
+            && Some(probe.node) == tables.node
+            && self.probes.take(now)
         {
             self.news.push(ControlInput::LoopProbe { vni: network.vni, probe });
         }
@@ -376,7 +387,9 @@ impl Datapath {
             self.counters.mss_clamped.add(1);
         }
         let l3_len = frame.buf.len().saturating_sub(ip.l3_offset);
-        if !network.too_big || l3_len <= max_l3 {
+        // RFC 8200 section 5: no IPv6 sender goes below 1280 bytes, whatever it is told.
+        let hopeless = ip.version == 6 && l3_len <= MIN_IPV6_MTU;
+        if !network.too_big || l3_len <= max_l3 || hopeless {
             return;
         }
         let now_ms = self.clock.ms(now);
@@ -526,10 +539,16 @@ impl Datapath {
             return;
         }
         self.resend_generation = tables.generation;
-        self.failures.resize(tables.peers.len().max(self.failures.len()), 0);
+        let count = tables.peers.len().max(self.failures.len());
+        self.failures.resize(count, [0; MAX_LINKS]);
         for (index, seen) in (0..).zip(&mut self.failures) {
             let Some(peer) = tables.peer(PeerIndex(index)) else { continue };
-            if std::mem::replace(seen, peer.failures) == peer.failures {
+            let before = std::mem::replace(seen, peer.failures);
+            // Also a link that is alive again by now: what was lost on it stays lost.
+            let failed: LinkSet = LinkIndex::all(MAX_LINKS)
+                .filter(|link| before.get(link.at()) != peer.failures.get(link.at()))
+                .collect();
+            if failed.is_empty() {
                 continue;
             }
             let ring = self.rings.get_mut(index as usize).and_then(Option::as_mut);
@@ -538,10 +557,14 @@ impl Datapath {
             let (Some(ring), Some((link, uplink, remote))) = (ring, target) else { continue };
             ring.expire(now);
             let (worker, counters) = (self.worker, &self.counters);
-            ring.resend(peer.dead, LinkSet::only(link), |bytes, mark| {
+            let base = peer.links.get(link.at()).map_or(0, |entry| entry.base_udp_payload);
+            ring.resend(failed, LinkSet::only(link), |bytes, mark| {
                 counters.resent.add(1);
+                counters.datagrams_out.add(1);
+                counters.datagram_bytes_out.add(bytes.len() as u64);
                 if let Some(meter) = peer.meter(worker, link) {
                     meter.resent.add(1);
+                    meter.sent(bytes.len(), bytes.len() > base);
                 }
                 let mut buf = pool.alloc();
                 if buf.append(bytes.len()).map(|room| room.copy_from_slice(bytes)).is_err() {

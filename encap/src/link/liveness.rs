@@ -192,6 +192,13 @@ impl Liveness {
         }
     }
 
+    /// The path has to be measured again before the link comes up.
+    pub fn forget_path_usable(&mut self, link: LinkIndex) {
+        if let Some(link) = self.links.get_mut(link.at()) {
+            link.path_usable = None;
+        }
+    }
+
     /// Looks at all links. `due` is when this call was meant to happen: if that was long ago we
     /// were held up ourselves, and deadlines move on by as much. `pass` counts the complete passes
     /// of all workers over all their sockets; `own_interval` is the time between our rounds.

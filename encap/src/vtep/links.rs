@@ -197,12 +197,24 @@ impl Vtep {
         }
         let (due, interval) = (paths.due, paths.interval());
         let judgement = paths.liveness.judge(now, due, pass, interval);
-        self.wants_wake |= judgement.wants_pass;
         let changed = !judgement.transitions.is_empty();
+        let down = |state: LinkState| state == LinkState::Down;
+        let in_or_out = judgement.transitions.iter().any(|(_, t)| down(t.from) || down(t.to));
+        for (link, _) in judgement.transitions.iter().filter(|(_, t)| down(t.to)) {
+            paths.liveness.forget_path_usable(*link);
+        }
+        let window = paths.window();
+        let grown = window > paths.window_told;
+        if grown || changed {
+            paths.window_told = window;
+        }
+        self.wants_wake |= judgement.wants_pass;
         self.report_transitions(now, index, judgement.transitions);
         let resized = self.probe_paths(now, index);
-        self.choose_links(now, index, changed || resized);
-        if changed || resized {
+        self.choose_links(now, index, changed || resized || grown);
+        if in_or_out || resized {
+            // The workers first: what follows takes longer.
+            self.publish_if_stale();
             self.settle_frame_lengths(now);
         }
         if judgement.peer_silent {

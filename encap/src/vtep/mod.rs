@@ -571,6 +571,7 @@ impl Vtep {
         let reassembly_ms = self.config.limits.reassembly.as_millis();
         Tables {
             generation: self.generation,
+            node: Some(self.config.node),
             peers: peers.collect(),
             networks: self.network_entries(),
             handles: Arc::new(self.networks.values().map(|n| (n.config.vni, n.handle)).collect()),
@@ -611,7 +612,6 @@ impl Vtep {
             protect: peer.config.protect,
             window: paths.window(),
             failures: paths.failures,
-            dead: paths.dead,
             resting: Arc::clone(&paths.resting),
             dscp: peer.config.dscp.clone(),
             ecn: self.config.limits.ecn,

@@ -1,6 +1,5 @@
 //! Many peers: heartbeats stay within their budget, and what that costs in detection time.
 
-use encap::link::id::LinkSet;
 use encap::link::profile::{FAST, missed_for};
 
 use super::*;
@@ -77,7 +76,7 @@ fn flow_peers_in_a_hurry_do_not_take_more_than_the_budget() {
 fn is_left(world: &World, leaf: NodeIndex) -> bool {
     let left = |node: NodeIndex, peer: usize| {
         let tables = world.nodes[node].vtep.tables();
-        tables.peers[peer].as_ref().is_some_and(|peer| peer.dead == LinkSet(1))
+        tables.peers[peer].as_ref().is_some_and(|peer| peer.failures[0] > 0)
     };
     left(0, leaf - 1) && left(leaf, 0)
 }

@@ -216,6 +216,8 @@ fn hostile_heartbeat(dice: &mut Random, round: u32) -> Heartbeat {
     heartbeat.lost = LinkSet(dice.next() as u8);
     for _ in 0..dice.below(9) {
         heartbeat.push(LinkReport {
+            // Now and then the name of a link that there is.
+            tag: dice.below(4) as u32,
             highest: any_number(dice),
             echo_us: any_number(dice),
             echo_delay_us: any_number(dice),

@@ -46,6 +46,8 @@ impl Daemon {
         self.config = config;
         self.reconfigure()?;
         self.watch_remotes();
+        // Links that came with it have not heard of interfaces yet.
+        self.look_at_interfaces();
         Ok(reply)
     }
 
