@@ -7,11 +7,11 @@ fn rule_c1_one_fault_voids_the_whole_payload() {
     let mut world = clear_world();
     let mut goodbye = Vec::new();
     Message::Goodbye.write(&mut goodbye);
-    let heartbeat = |len: u8, count: u8| [&[1, 0, len][..], &[0; 17], &[count]].concat();
+    let heartbeat = |len: u8, count: u8| [&[1, 0, len][..], &[0; 18], &[count]].concat();
     let faults: [&[u8]; 7] = [
-        &heartbeat(17, 0)[..20],            // short heartbeat
-        &heartbeat(18, 1),                  // a report is missing
-        &heartbeat(18, 9),                  // nine links
+        &heartbeat(18, 0)[..21],            // short heartbeat
+        &heartbeat(19, 1),                  // a report is missing
+        &heartbeat(19, 9),                  // nine links
         &[2, 0, 5, 0, 0, 0, 1],             // length too long
         &[9, 0],                            // no length
         &[3, 0, 8, 0, 0, 0, 9, 1, 1, 0, 0], // part 1 of 1

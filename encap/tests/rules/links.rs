@@ -148,6 +148,48 @@ fn rule_d3_what_is_not_heard_is_reported() {
 }
 
 #[test]
+fn rule_c2_links_are_told_apart_by_tags_not_by_places() {
+    // What is link 0 to one is link 1 to the other.
+    let mut world = clear_pair(2, |config| {
+        if config.node == id(2) {
+            config.peers[0].links.reverse();
+        }
+    });
+    world.transmit(0, &frame(MacAddr::BROADCAST, mac(1), b"wakes it"));
+    world.on_link(0, 1, 1, |wire| wire.cut = true);
+    world.run_for(ms(200));
+    let deaf = *heartbeats(&world, 1).last().unwrap();
+    assert_eq!(deaf.lost, LinkSet(1), "the first of its reports");
+    assert!(deaf.reports()[0].highest < deaf.reports()[1].highest);
+    let ours: Vec<_> = heartbeats(&world, 0)[0].reports().iter().map(|r| r.tag).collect();
+    let theirs: Vec<_> = deaf.reports().iter().rev().map(|r| r.tag).collect();
+    assert_eq!(ours, theirs);
+    for (node, cut) in [(0, 1), (1, 0)] {
+        assert_ne!(world.link_state(node, cut), State::Up);
+        assert_eq!(world.link_state(node, 1 - cut), State::Up);
+    }
+}
+
+#[test]
+fn rule_d7_a_drain_is_told_to_the_other_end() {
+    let mut world = clear_pair(2, |_| {});
+    let sending = |world: &World, node: usize| -> Vec<bool> {
+        let status = world.nodes[node].vtep.peer_status(world.now);
+        status[0].links.iter().map(|link| link.sending).collect()
+    };
+    assert_eq!((sending(&world, 0), sending(&world, 1)), (vec![true, false], vec![true, false]));
+    let now = world.now;
+    world.nodes[0].vtep.drain_link(now, id(2), LinkIndex::FIRST, true).unwrap();
+    world.drain(0);
+    world.run_for(ms(1));
+    assert_eq!(heartbeats(&world, 0).last().unwrap().drained, LinkSet(1));
+    // The old way gets copies for a moment.
+    world.run_for(secs(1));
+    assert_eq!((sending(&world, 0), sending(&world, 1)), (vec![false, true], vec![false, true]));
+    assert_eq!(world.link_state(1, 0), State::Up, "watched as before");
+}
+
+#[test]
 fn rule_d5_hearsay_of_the_network_moves_nothing() {
     use encap::vtep::PathTrouble;
     let mut world = clear_pair(2, |_| {});
