@@ -203,6 +203,8 @@ pub(crate) struct Paths {
     pub(crate) stretch_milli: u64,
     /// What the peer says its interval is.
     pub(crate) peer_interval: Duration,
+    /// The newest round that the peer's own settings were taken from.
+    told_round: Option<u32>,
     traffic_at: Option<Instant>,
     traffic_seen: u64,
     changed_at: Instant,
@@ -233,6 +235,7 @@ impl Paths {
             pace: Pace::Normal,
             stretch_milli: 1000,
             peer_interval: Duration::ZERO,
+            told_round: None,
             traffic_at: None,
             traffic_seen: 0,
             changed_at: now,
@@ -334,6 +337,7 @@ impl Paths {
         let transitions = self.liveness.reset(now, cause);
         self.choice.reset();
         self.peer_interval = Duration::ZERO;
+        self.told_round = None;
         let totals: Vec<_> = self.indices().map(|link| self.received(link)).collect();
         for (path, total) in self.list.iter_mut().zip(totals) {
             (path.highest, path.echo_us, path.heard, path.rounds) = (0, 0, None, 0);
@@ -463,6 +467,15 @@ impl Paths {
     /// Links that somebody took out of use here.
     pub(crate) fn drained_here(&self) -> LinkSet {
         self.indices().filter(|link| self.get(*link).is_some_and(|path| path.drained)).collect()
+    }
+
+    /// Whether a heartbeat is no older than all before it: one by a slow link may be out of date.
+    pub(crate) fn is_up_to_date(&mut self, round: u32) -> bool {
+        let newest = self.told_round.is_none_or(|told| round.wrapping_sub(told) as i32 >= 0);
+        if newest {
+            self.told_round = Some(round);
+        }
+        newest
     }
 
     /// Our link of each report of the peer, which may number its links otherwise.

@@ -318,6 +318,7 @@ impl Datapath {
         } else {
             Checksum::Complete
         };
+        network.member(origin.peer.index).ok_or(DropReason::NetworkNotMember)?;
         self.keep_awake(origin.peer);
         self.notice_probe(now, tables, network, buf.data());
         self.accept(network, handle, origin.peer, buf, self.clock.ms(now))?;
@@ -379,7 +380,6 @@ impl Datapath {
         buf: &PacketBuf,
         now_ms: u64,
     ) -> Result<(), DropReason> {
-        network.member(peer.index).ok_or(DropReason::NetworkNotMember)?;
         let view = EthernetView::new(buf.data()).map_err(|_| DropReason::InnerFrameInvalid)?;
         if view.source().is_multicast() || view.source().is_zero() {
             return Err(DropReason::InnerFrameInvalid);

@@ -546,7 +546,8 @@ fn note_pulse(paths: &mut Paths, at_us: u32, at: Instant, link: LinkIndex, heart
             echo = Some(*report);
         }
     }
-    for other in paths.indices() {
+    let up_to_date = paths.is_up_to_date(heartbeat.round);
+    for other in paths.indices().filter(|_| up_to_date) {
         let there = drained.contains(other);
         let Some(path) = paths.list.get_mut(other.at()) else { continue };
         path.drained_there = there;
@@ -570,5 +571,7 @@ fn note_pulse(paths: &mut Paths, at_us: u32, at: Instant, link: LinkIndex, heart
     paths.liveness.on_round(at, link, heartbeat.round, jitter, transit, loss);
     let interval = Duration::from_micros(heartbeat.interval_us.into());
     paths.liveness.on_report(link, lost, interval);
-    paths.peer_interval = interval;
+    if up_to_date {
+        paths.peer_interval = interval;
+    }
 }
