@@ -56,7 +56,7 @@ pub fn bound(world: &World, link: u8) -> Duration {
 
 #[test]
 fn flow_cuts_are_found_in_time_and_lose_nothing() {
-    for_seeds(60, |seed| {
+    for_seeds(150, |seed| {
         let mut dice = Random(seed);
         let links = 2 + dice.below(2) as u8;
         let mut shape = dice.clone();
@@ -122,7 +122,7 @@ fn flow_without_protection_a_cut_costs_what_was_sent_until_it_was_found() {
 
 #[test]
 fn flow_two_one_way_cuts_on_different_links_leave_a_way() {
-    for_seeds(300, |seed| {
+    for_seeds(150, |seed| {
         let mut dice = Random(seed);
         let mut shape = dice.clone();
         let mut world = World::pair_by(seed, 2, |world| uneven(world, 2, &mut shape), protect_all);
@@ -152,7 +152,7 @@ fn flow_two_one_way_cuts_on_different_links_leave_a_way() {
 
 #[test]
 fn flow_grey_links_are_used_and_never_stuck() {
-    for_seeds(60, |seed| {
+    for_seeds(30, |seed| {
         let mut dice = Random(seed);
         let mut world = World::pair(seed, 2, protect_all);
         let mut flows = Flows::both_ways(&mut world, LENS);
@@ -179,7 +179,7 @@ fn flow_grey_links_are_used_and_never_stuck() {
 
 #[test]
 fn flow_active_loses_what_all_links_lose() {
-    for_seeds(20, |seed| {
+    for_seeds(8, |seed| {
         let mut dice = Random(seed);
         let links = 2 + dice.below(2) as u8;
         let mut world =
@@ -204,7 +204,7 @@ fn flow_active_loses_what_all_links_lose() {
 
 #[test]
 fn flow_stalls_of_either_end_or_both_take_no_link_down() {
-    for_seeds(200, |seed| {
+    for_seeds(80, |seed| {
         let mut dice = Random(seed);
         let mut shape = dice.clone();
         let mut world = World::pair_by(seed, 2, |world| uneven(world, 2, &mut shape), protect_all);
@@ -233,7 +233,7 @@ fn flow_stalls_of_either_end_or_both_take_no_link_down() {
 
 #[test]
 fn flow_stalls_and_cuts_together_lose_nothing() {
-    for_seeds(200, |seed| {
+    for_seeds(60, |seed| {
         let mut dice = Random(seed);
         let mut world = World::pair(seed, 2, protect_all);
         let mut flows = Flows::both_ways(&mut world, LENS);
@@ -256,7 +256,7 @@ fn flow_stalls_and_cuts_together_lose_nothing() {
 
 #[test]
 fn flow_all_links_silent_is_a_peer_that_is_gone_and_comes_back() {
-    for_seeds(100, |seed| {
+    for_seeds(40, |seed| {
         let mut dice = Random(seed);
         let mut world = World::pair(seed, 2, protect_all);
         let mut flows = Flows::both_ways(&mut world, LENS);
@@ -293,7 +293,7 @@ fn flow_all_links_silent_is_a_peer_that_is_gone_and_comes_back() {
 
 #[test]
 fn flow_a_short_silence_of_all_links_is_no_failure() {
-    for_seeds(100, |seed| {
+    for_seeds(60, |seed| {
         let mut dice = Random(seed);
         let mut world = World::pair(seed, 3, protect_all);
         let mut flows = Flows::both_ways(&mut world, LENS);
@@ -317,7 +317,7 @@ fn flow_a_short_silence_of_all_links_is_no_failure() {
 
 #[test]
 fn flow_a_flapping_link_is_left_alone() {
-    for_seeds(3, |seed| {
+    for_seeds(2, |seed| {
         let mut dice = Random(seed);
         let mut world = World::pair(seed, 2, protect_all);
         let mut flows = Flows::both_ways(&mut world, LENS);
@@ -339,7 +339,7 @@ fn flow_a_flapping_link_is_left_alone() {
 
 #[test]
 fn flow_frames_return_to_a_link_without_a_gap() {
-    for_seeds(20, |seed| {
+    for_seeds(10, |seed| {
         let mut dice = Random(seed);
         let mut shape = dice.clone();
         let wires = |world: &mut World| uneven(world, 2, &mut shape);
@@ -368,7 +368,7 @@ fn flow_frames_return_to_a_link_without_a_gap() {
 
 #[test]
 fn flow_draining_a_link_loses_nothing() {
-    for_seeds(100, |seed| {
+    for_seeds(50, |seed| {
         let mut dice = Random(seed);
         let links = 2 + dice.below(3) as u8;
         let mut shape = dice.clone();
@@ -397,7 +397,7 @@ fn flow_draining_a_link_loses_nothing() {
 
 #[test]
 fn flow_flow_hash_moves_only_the_flows_of_a_dead_link() {
-    for_seeds(30, |seed| {
+    for_seeds(8, |seed| {
         let mut dice = Random(seed);
         let links = 3 + dice.below(2) as u8;
         let mut world = World::pair(seed, links, policy(Policy::FlowHash, Protect::All));
@@ -434,7 +434,7 @@ fn flow_flow_hash_moves_only_the_flows_of_a_dead_link() {
 
 #[test]
 fn flow_round_robin_takes_turns_on_what_is_alive() {
-    for_seeds(30, |seed| {
+    for_seeds(8, |seed| {
         let mut dice = Random(seed);
         let mut world = World::pair(seed, 3, policy(Policy::RoundRobin, Protect::All));
         let mut flows = Flows::both_ways(&mut world, LENS);
@@ -466,7 +466,7 @@ fn flow_round_robin_takes_turns_on_what_is_alive() {
 
 #[test]
 fn flow_eight_links_die_one_after_the_other_and_nothing_is_lost() {
-    for_seeds(40, |seed| {
+    for_seeds(30, |seed| {
         let mut dice = Random(seed);
         let mut shape = dice.clone();
         let mut world = World::pair_by(seed, 8, |world| uneven(world, 8, &mut shape), protect_all);
@@ -490,7 +490,7 @@ fn flow_eight_links_die_one_after_the_other_and_nothing_is_lost() {
 
 #[test]
 fn flow_several_links_of_eight_die_at_once_and_nothing_is_lost() {
-    for_seeds(100, |seed| {
+    for_seeds(30, |seed| {
         let mut dice = Random(seed);
         let mut world = World::pair(seed, 8, protect_all);
         let mut flows = Flows::both_ways(&mut world, LENS);
@@ -514,7 +514,7 @@ fn flow_several_links_of_eight_die_at_once_and_nothing_is_lost() {
 
 #[test]
 fn flow_rotation_during_failover_loses_nothing() {
-    for_seeds(30, |seed| {
+    for_seeds(10, |seed| {
         let mut dice = Random(seed);
         let soft_packets = [100, 300, 1_000][dice.below(3) as usize];
         let mut world = World::pair(seed, 2, |config| {
@@ -539,7 +539,7 @@ fn flow_rotation_during_failover_loses_nothing() {
 
 #[test]
 fn flow_rehandshake_during_failover_loses_nothing() {
-    for_seeds(60, |seed| {
+    for_seeds(100, |seed| {
         let mut dice = Random(seed);
         let mut world = World::pair(seed, 2, protect_all);
         let mut flows = Flows::both_ways(&mut world, LENS);
@@ -562,7 +562,7 @@ fn flow_rehandshake_during_failover_loses_nothing() {
 
 #[test]
 fn flow_a_restart_during_failover_heals() {
-    for_seeds(100, |seed| {
+    for_seeds(40, |seed| {
         let mut dice = Random(seed);
         let mut world = World::pair(seed, 2, protect_all);
         let mut flows = Flows::both_ways(&mut world, LENS);
@@ -588,7 +588,7 @@ fn flow_a_restart_during_failover_heals() {
 
 #[test]
 fn flow_copies_damage_and_disorder_are_never_seen() {
-    for_seeds(60, |seed| {
+    for_seeds(15, |seed| {
         let mut dice = Random(seed);
         let active = Policy::Active { copies: 0 };
         let policies = [Policy::Passive, active, Policy::FlowHash, Policy::RoundRobin];

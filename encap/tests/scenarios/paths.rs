@@ -71,7 +71,7 @@ fn flow_sizes_are_found_to_within_8_bytes_and_never_above() {
 
 #[test]
 fn flow_a_black_hole_heals_within_a_second_and_small_frames_never_notice() {
-    for_seeds(40, |seed| {
+    for_seeds(20, |seed| {
         let mut dice = Random(seed);
         let links = 1 + dice.below(2) as u8;
         let mut world = World::pair(seed, links, |config| {
@@ -100,7 +100,7 @@ fn flow_a_black_hole_heals_within_a_second_and_small_frames_never_notice() {
 
 #[test]
 fn flow_steps_of_all_paths_at_random_times_are_followed() {
-    for_seeds(8, |seed| {
+    for_seeds(4, |seed| {
         let mut dice = Random(seed);
         let mut world = World::pair_by(seed, 2, all_take(1_472), protect_all);
         let mut flows = Flows::both_ways(&mut world, SHORTEST..=3_000);
@@ -176,7 +176,7 @@ fn flow_failover_onto_a_smaller_path_drops_nothing() {
 
 #[test]
 fn flow_frames_up_to_the_longest_cross_whatever_fails() {
-    for_seeds(30, |seed| {
+    for_seeds(20, |seed| {
         let mut dice = Random(seed);
         let mut world = World::pair_by(seed, 2, all_take(BASE), protect_all);
         let mut flows = Flows::both_ways(&mut world, SHORTEST..=65_535);
@@ -195,7 +195,7 @@ fn flow_frames_up_to_the_longest_cross_whatever_fails() {
 
 #[test]
 fn flow_fragments_under_loss_and_disorder_are_never_mixed() {
-    for_seeds(40, |seed| {
+    for_seeds(12, |seed| {
         let mut dice = Random(seed);
         let active = Policy::Active { copies: 0 };
         let policies = [Policy::Passive, active, Policy::RoundRobin];

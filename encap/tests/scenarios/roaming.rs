@@ -42,7 +42,7 @@ fn roamed(world: &World) -> usize {
 
 #[test]
 fn flow_a_peer_that_moves_is_followed() {
-    for_seeds(60, |seed| {
+    for_seeds(12, |seed| {
         let mut dice = Random(seed);
         let filter = AddressFilter::default();
         let links = 1 + dice.below(3) as u8;
@@ -81,7 +81,7 @@ fn flow_a_peer_that_moves_is_followed() {
 
 #[test]
 fn flow_only_the_port_of_a_peer_changes() {
-    for_seeds(20, |seed| {
+    for_seeds(8, |seed| {
         let mut world = World::pair(seed, 2, |config| dynamic(config, &AddressFilter::default()));
         let mut flows = Flows::both_ways(&mut world, SHORTEST..=1_446);
         flows.run(&mut world, ms(300), us(500));
@@ -96,7 +96,7 @@ fn flow_only_the_port_of_a_peer_changes() {
 
 #[test]
 fn flow_a_peer_that_moves_while_links_fail_or_it_restarts_is_found_again() {
-    for_seeds(60, |seed| {
+    for_seeds(40, |seed| {
         let mut dice = Random(seed);
         let mut world = World::pair(seed, 2, |config| dynamic(config, &AddressFilter::default()));
         let mut flows = Flows::both_ways(&mut world, SHORTEST..=1_446);
@@ -258,7 +258,7 @@ fn hostile_payload(dice: &mut Random, round: u32) -> (Kind, Vec<u8>) {
 
 #[test]
 fn sec_a_hostile_peer_harms_nobody_else() {
-    for_seeds(40, |seed| {
+    for_seeds(12, |seed| {
         let mut dice = Random(seed);
         let mut world = World::new(seed);
         world.keep_sent = false;
