@@ -49,9 +49,9 @@ fn flow_sizes_are_found_to_within_8_bytes_and_never_above() {
             }
         }
         let set = |world: &mut World| {
-            for from in 0..2 {
-                for link in 0..2 {
-                    set_size(world, from, link, sizes[from][usize::from(link)]);
+            for (from, of_node) in sizes.iter().enumerate() {
+                for (link, size) in (0..).zip(of_node) {
+                    set_size(world, from, link, *size);
                 }
             }
         };
