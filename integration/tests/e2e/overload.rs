@@ -44,9 +44,9 @@ impl Drop for Busy {
     }
 }
 
-/// Seconds of the busy run: `TAPD_BUSY_SECONDS`, 20 without it.
+/// Seconds of the busy run: `TAPD_BUSY_SECONDS`, 60 without it.
 fn seconds() -> u64 {
-    std::env::var("TAPD_BUSY_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(20)
+    std::env::var("TAPD_BUSY_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(60)
 }
 
 #[test]
