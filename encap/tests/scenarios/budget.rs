@@ -105,7 +105,7 @@ fn flow_detection_time_by_number_of_peers() {
         let (mut interval, mut bound) = expected(&world, 1);
         let mut times = Vec::new();
         // A cut is loss too, as far as the next one on the same link goes.
-        for leaf in 1..=usize::from(peers.min(10)) {
+        for leaf in 1..=usize::from(peers.min(6)) {
             (interval, bound) = expected(&world, leaf);
             world.run_for(Duration::from_micros(dice.below(interval.as_micros() as u64)));
             let at = world.now;

@@ -11,6 +11,7 @@ mod keys;
 mod peers;
 mod forwarding;
 mod links;
+mod policies;
 mod paths;
 mod roaming;
 mod budget;
