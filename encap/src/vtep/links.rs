@@ -24,6 +24,8 @@ use crate::wire::probe;
 
 /// How often the budget of heartbeats is shared out anew.
 pub(super) const PACE_INTERVAL: Duration = Duration::from_millis(200);
+/// When to judge again after the workers were asked to read their sockets.
+const PASS_PATIENCE: Duration = Duration::from_micros(300);
 /// A round trip longer than this is a misunderstanding.
 const MAX_RTT_US: u32 = 60_000_000;
 
@@ -221,6 +223,12 @@ impl Vtep {
             self.handle_silent_peer(now, index);
         }
         self.schedule_watch(now, index);
+        if judgement.wants_pass {
+            // The workers take microseconds; the next round may be long away.
+            if let Some(peer) = self.peer_mut(index) {
+                peer.timers.set_earliest(Timer::Watch, now + PASS_PATIENCE);
+            }
+        }
         if quickened {
             self.schedule_beat(now, index);
         }

@@ -35,9 +35,11 @@ fn burst_to(uplink: &mut UdpUplink, remote: SocketAddr) -> TxReport {
 }
 
 fn interface_down(near: IpAddr, far: IpAddr) {
-    let _far = cable(1);
+    let cable = cable(1);
+    // Somebody listens: no ICMP comes back that could be behind what follows.
+    let there = cable.run(move || uplink_at(far));
     let mut uplink = uplink_at(near);
-    let remote = SocketAddr::new(far, 9);
+    let remote = there.local();
     assert_eq!(burst_to(&mut uplink, remote).sent, MAX_BURST);
     Interface::open("near1").unwrap().set_up(false).unwrap();
     // What the kernel still had of the first burst may have failed meanwhile.
@@ -59,6 +61,24 @@ fn interface_that_is_down_refuses_at_once_ipv4() {
 #[test]
 fn interface_that_is_down_refuses_at_once_ipv6() {
     in_namespace(|| interface_down(near_ipv6(1).into(), far_ipv6(1).into()));
+}
+
+#[test]
+fn sec_errors_soon_after_one_from_the_network_are_not_taken_for_our_own() {
+    in_namespace(|| {
+        let _far = cable(1);
+        let mut uplink = uplink_at(near_ipv4(1).into());
+        let remote = SocketAddr::new(far_ipv4(1).into(), 9);
+        // Nobody listens: the answers are ICMP, which anybody could send.
+        burst_to(&mut uplink, remote);
+        let told = || uplink.poll_error();
+        let refused: Vec<_> = std::iter::from_fn(told).collect();
+        assert!(refused.iter().all(|error| !error.local), "{refused:?}");
+        Interface::open("near1").unwrap().set_up(false).unwrap();
+        burst_to(&mut uplink, remote);
+        let after: Vec<_> = std::iter::from_fn(|| uplink.poll_error()).collect();
+        assert!(!after.is_empty() && after.iter().all(|error| !error.local), "{after:?}");
+    });
 }
 
 #[test]
