@@ -364,7 +364,7 @@ impl Datapath {
             let overhead = if clear { CLEAR_OVERHEAD } else { SEALED_OVERHEAD };
             let expected = origin.peer.expected_udp_payload;
             let max_l3 = expected.saturating_sub(overhead + ip.l3_offset);
-            if mss::clamp(buf.data_mut(), checksum, max_l3) {
+            if mss::clamp(buf.data_mut(), &ip, checksum, max_l3) {
                 self.counters.mss_clamped.add(1);
             }
         }

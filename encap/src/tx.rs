@@ -40,7 +40,10 @@ enum Target {
 }
 
 /// How a frame leaves for a peer.
-struct Outbound {
+struct Outbound<'t> {
+    now: Instant,
+    peer: &'t PeerEntry,
+    session: &'t Session,
     inner: InnerHeader,
     /// The links that it leaves by, each with the same datagrams.
     links: LinkSet,
@@ -50,8 +53,8 @@ struct Outbound {
     overhead: usize,
     /// Outer TOS or traffic class.
     mark: u8,
-    /// Kept to be sent again.
-    keep: bool,
+    /// Kept to be sent again, among so many bytes at most.
+    keep: Option<usize>,
 }
 
 impl Datapath {
@@ -304,13 +307,11 @@ impl Datapath {
             return self.discard(frame, DropReason::PeerNoSession, pool);
         };
         self.keep_awake(peer);
-        let outcome = match self.prepare(now, peer, network, &mut frame) {
-            Ok((session, outbound)) if frame.buf.len() + outbound.overhead <= outbound.limit => {
-                self.send_whole(now, tables, peer, session, &outbound, frame.buf, pool, out)
+        let outcome = match self.prepare(now, tables, peer, network, &mut frame) {
+            Ok(outbound) if frame.buf.len() + outbound.overhead <= outbound.limit => {
+                self.send_whole(&outbound, frame.buf, pool, out)
             }
-            Ok((session, outbound)) => {
-                self.send_pieces(now, tables, peer, session, &outbound, frame.buf, pool, out)
-            }
+            Ok(outbound) => self.send_pieces(&outbound, frame.buf, pool, out),
             Err(reason) => Err((reason, frame.buf)),
         };
         match outcome {
@@ -332,22 +333,26 @@ impl Datapath {
     fn prepare<'t>(
         &mut self,
         now: Instant,
+        tables: &Tables,
         peer: &'t PeerEntry,
         network: &NetworkEntry,
         frame: &mut Frame,
-    ) -> Result<(&'t Session, Outbound), DropReason> {
+    ) -> Result<Outbound<'t>, DropReason> {
         let session = peer.session.as_deref().ok_or(DropReason::PeerNoSession)?;
         let suite = session.facts().suite;
         let handle = network.member(peer.index).ok_or(DropReason::FrameNoMember)?.handle;
         let overhead = if suite == Suite::Clear { CLEAR_OVERHEAD } else { SEALED_OVERHEAD };
         let policy = network.policy.unwrap_or(peer.policy);
-        let flow = if policy == Policy::FlowHash { flow_of(frame.buf.data()) } else { 0 };
+        let inner_ip = InnerIp::find(frame.buf.data());
+        let flow = match policy {
+            Policy::FlowHash => flow_of(frame.buf.data(), inner_ip.as_ref()),
+            _ => 0,
+        };
         let links = peer.ways.choose(policy, flow, &mut self.turn);
         if links.is_empty() {
             return Err(DropReason::PeerNoPath);
         }
         let limit = largest_payload(peer, links);
-        let inner_ip = InnerIp::find(frame.buf.data());
         if let Some(ip) = &inner_ip {
             // The explicit VNI is for the moments before the peer named the network: sizes that
             // senders are told do not depend on it.
@@ -357,11 +362,13 @@ impl Datapath {
         }
         let dscp = network.dscp.as_ref().unwrap_or(&peer.dscp);
         let mark = marks::mark(dscp, peer.ecn, inner_ip.as_ref());
-        let keep = match peer.protect {
-            Protect::Off => false,
-            Protect::Control => is_control(frame.buf.data(), inner_ip.as_ref()),
-            Protect::All => true,
-        };
+        let keep = peer.links.len() > 1
+            && match peer.protect {
+                Protect::Off => false,
+                Protect::Control => is_control(frame.buf.data(), inner_ip.as_ref()),
+                Protect::All => true,
+            };
+        let keep = keep.then_some(tables.resend_bytes);
         let kind = self.mark_checksum(frame, suite, handle)?;
         if handle == Handle::NONE {
             let [a, b, c] = network.vni.to_be_bytes();
@@ -370,7 +377,7 @@ impl Datapath {
             front.copy_from_slice(&[a, b, c, 0]);
         }
         let inner = InnerHeader { kind, handle };
-        Ok((session, Outbound { inner, links, limit, overhead, mark, keep }))
+        Ok(Outbound { now, peer, session, inner, links, limit, overhead, mark, keep })
     }
 
     /// Has the sender make packets that fit: by TCP's segment size as a connection begins, else by
@@ -383,19 +390,23 @@ impl Datapath {
         ip: &InnerIp,
         max_l3: usize,
     ) {
-        if network.mss_clamp && mss::clamp(frame.buf.data_mut(), frame.checksum, max_l3) {
+        if network.mss_clamp && mss::clamp(frame.buf.data_mut(), ip, frame.checksum, max_l3) {
             self.counters.mss_clamped.add(1);
         }
         let l3_len = frame.buf.len().saturating_sub(ip.l3_offset);
         // RFC 8200 section 5: no IPv6 sender goes below 1280 bytes, whatever it is told.
         let hopeless = ip.version == 6 && l3_len <= MIN_IPV6_MTU;
-        if !network.too_big || l3_len <= max_l3 || hopeless {
+        let heeds = ip.version == 6 || ip.dont_fragment;
+        if !network.too_big || l3_len <= max_l3 || hopeless || !heeds {
             return;
         }
+        // The ration first: a stream of large packets must not have a message built for each.
         let now_ms = self.clock.ms(now);
+        if !self.too_big.admits(ip.src, ip.dst, now_ms) {
+            return;
+        }
         let mtu = u32::try_from(max_l3).unwrap_or(u32::MAX);
-        let Some(message) = too_big::build(frame.buf.data(), mtu) else { return };
-        if self.too_big.admits(ip.src, ip.dst, now_ms) {
+        if let Some(message) = too_big::build(frame.buf.data(), mtu) {
             self.counters.too_big_sent.add(1);
             let frame =
                 Frame { buf: PacketBuf::from_slice(&message), checksum: Checksum::Complete };
@@ -403,22 +414,16 @@ impl Datapath {
         }
     }
 
-    #[allow(clippy::too_many_arguments)] // a stage of the packet path: everything is at hand
     fn send_whole(
         &mut self,
-        now: Instant,
-        tables: &Tables,
-        peer: &PeerEntry,
-        session: &Session,
-        outbound: &Outbound,
+        outbound: &Outbound<'_>,
         mut buf: PacketBuf,
         pool: &mut BufPool,
         out: &mut Burst<Datagram>,
     ) -> Result<(), (DropReason, PacketBuf)> {
-        match self.seal(peer, session, outbound.inner, &mut buf, true) {
+        match self.seal(outbound.peer, outbound.session, outbound.inner, &mut buf, true) {
             Ok(epoch) => {
-                let epoch = (session.facts().serial, epoch);
-                self.emit(now, tables, peer, outbound, epoch, buf, pool, out);
+                self.emit(outbound, epoch, buf, pool, out);
                 Ok(())
             }
             Err(reason) => Err((reason, buf)),
@@ -426,14 +431,9 @@ impl Datapath {
     }
 
     /// Cuts the sealed part to be into equal pieces, and seals each for itself (rule F8).
-    #[allow(clippy::too_many_arguments)] // a stage of the packet path: everything is at hand
     fn send_pieces(
         &mut self,
-        now: Instant,
-        tables: &Tables,
-        peer: &PeerEntry,
-        session: &Session,
-        outbound: &Outbound,
+        outbound: &Outbound<'_>,
         mut buf: PacketBuf,
         pool: &mut BufPool,
         out: &mut Burst<Datagram>,
@@ -456,36 +456,33 @@ impl Datapath {
             let Some(mut part) = fragment_buf(pool, &header.write(), content) else {
                 return Err((DropReason::FrameTooLarge, buf));
             };
+            let Outbound { peer, session, .. } = *outbound;
             let epoch = match self.seal(peer, session, inner, &mut part, number == 0) {
-                Ok(epoch) => (session.facts().serial, epoch),
+                Ok(epoch) => epoch,
                 Err(reason) => {
                     pool.free(part);
                     return Err((reason, buf));
                 }
             };
             self.counters.fragments_out.add(1);
-            self.emit(now, tables, peer, outbound, epoch, part, pool, out);
+            self.emit(outbound, epoch, part, pool, out);
         }
         pool.free(buf);
         Ok(())
     }
 
     /// Puts a sealed datagram on its links, and keeps a copy where it may have to be sent again.
-    #[allow(clippy::too_many_arguments)] // a stage of the packet path: everything is at hand
     fn emit(
         &mut self,
-        now: Instant,
-        tables: &Tables,
-        peer: &PeerEntry,
-        outbound: &Outbound,
-        epoch: (u64, u32),
+        outbound: &Outbound<'_>,
+        epoch: u32,
         buf: PacketBuf,
         pool: &mut BufPool,
         out: &mut Burst<Datagram>,
     ) {
-        let Outbound { links, mark, keep, .. } = *outbound;
-        if keep && peer.links.len() > 1 {
-            self.keep_for_resending(now, tables, peer, links, mark, epoch, buf.data());
+        let Outbound { peer, links, mark, .. } = *outbound;
+        if let Some(most) = outbound.keep {
+            self.keep_for_resending(outbound, most, epoch, buf.data());
         }
         let mut targets = links.iter().filter_map(|link| address(peer, link)).peekable();
         let mut buf = Some(buf);
@@ -508,26 +505,23 @@ impl Datapath {
         }
     }
 
-    #[allow(clippy::too_many_arguments)] // a stage of the packet path: everything is at hand
     fn keep_for_resending(
         &mut self,
-        now: Instant,
-        tables: &Tables,
-        peer: &PeerEntry,
-        links: LinkSet,
-        mark: u8,
-        epoch: (u64, u32),
+        outbound: &Outbound<'_>,
+        most: usize,
+        epoch: u32,
         bytes: &[u8],
     ) {
+        let Outbound { now, peer, session, links, mark, .. } = *outbound;
         let index = peer.index.0 as usize;
         if self.rings.len() <= index {
             self.rings.resize_with(index + 1, || None);
         }
         let Some(place) = self.rings.get_mut(index) else { return };
-        let ring = place.get_or_insert_with(|| ResendRing::new(tables.resend_bytes));
+        let ring = place.get_or_insert_with(|| ResendRing::new(most));
         ring.set_window(peer.window);
         let before = ring.overruns();
-        ring.push(now, epoch, links, mark, bytes);
+        ring.push(now, (session.facts().serial, epoch), links, mark, bytes);
         self.counters.resend_overruns.add(ring.overruns() - before);
     }
 

@@ -31,10 +31,9 @@ const OPTION_MSS_LEN: usize = 4;
 ///
 /// Never raises it, and never goes below what the IP version promises to carry. The TCP checksum
 /// follows when it is complete; a partial one does not cover the options yet. A SYN without the
-/// option stays without, and one whose options do not parse is let alone.
-pub fn clamp(frame: &mut [u8], checksum: Checksum, max_l3: usize) -> bool {
-    let Some(ip) = InnerIp::find(frame) else { return false };
-    let Some((tcp, options)) = syn(frame, &ip) else { return false };
+/// option stays without, and one whose options do not parse is let alone. `ip` was found in `frame`.
+pub fn clamp(frame: &mut [u8], ip: &InnerIp, checksum: Checksum, max_l3: usize) -> bool {
+    let Some((tcp, options)) = syn(frame, ip) else { return false };
     let limit = if ip.version == 4 {
         max_l3.saturating_sub(IPV4_HEADERS_LEN).max(IPV4_LEAST_MSS)
     } else {
@@ -119,6 +118,10 @@ mod tests {
     use etherparse::{NetHeaders, PacketBuilder, PacketHeaders, TransportHeader};
     use proptest::prelude::*;
 
+    fn clamped(frame: &mut [u8], checksum: Checksum, max_l3: usize) -> bool {
+        InnerIp::find(frame).is_some_and(|ip| clamp(frame, &ip, checksum, max_l3))
+    }
+
     /// A SYN with these option bytes, behind so many tags; the checksum is etherparse's.
     fn syn_frame(ipv6: bool, tags: usize, options: &[u8], payload: &[u8]) -> Vec<u8> {
         let builder = PacketBuilder::ethernet2([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]);
@@ -183,7 +186,7 @@ mod tests {
         ] {
             let [high, low] = u16::to_be_bytes(mss);
             let mut frame = syn_frame(ipv6, 1, &[2, 4, high, low], &[]);
-            assert_eq!(clamp(&mut frame, Checksum::Complete, max_l3), mss != expected);
+            assert_eq!(clamped(&mut frame, Checksum::Complete, max_l3), mss != expected);
             assert_eq!(options_of(&frame)[2..4], u16::to_be_bytes(expected));
             assert!(checksum_is_right(&frame));
         }
@@ -194,7 +197,7 @@ mod tests {
         let mut frame = syn_frame(false, 0, &[2, 4, 5, 0xb4], &[]);
         let before = frame[50..52].to_vec();
         let partial = Checksum::Partial { start: 34, offset: 16 };
-        assert!(clamp(&mut frame, partial, 1432));
+        assert!(clamped(&mut frame, partial, 1432));
         assert_eq!(frame[50..52], before);
         assert_eq!(options_of(&frame)[2..4], 1392_u16.to_be_bytes());
     }
@@ -203,7 +206,7 @@ mod tests {
     fn repeated_and_odd_options_are_all_lowered() {
         let options = [1, 2, 4, 5, 0xb4, 1, 2, 4, 0x23, 0, 4, 2];
         let mut frame = syn_frame(false, 2, &options, b"fast open");
-        assert!(clamp(&mut frame, Checksum::Complete, 1432));
+        assert!(clamped(&mut frame, Checksum::Complete, 1432));
         assert_eq!(options_of(&frame), [1, 2, 4, 5, 0x70, 1, 2, 4, 5, 0x70, 4, 2]);
         assert!(checksum_is_right(&frame));
     }
@@ -220,7 +223,7 @@ mod tests {
         ] {
             let mut frame = syn_frame(false, 0, options, &[]);
             let before = frame.clone();
-            assert!(!clamp(&mut frame, Checksum::Complete, 1000), "{options:?}");
+            assert!(!clamped(&mut frame, Checksum::Complete, 1000), "{options:?}");
             assert_eq!(frame, before);
         }
     }
@@ -228,7 +231,7 @@ mod tests {
     #[test]
     fn what_lies_behind_the_end_is_no_option() {
         let mut frame = syn_frame(false, 0, &[0, 0, 0, 0, 2, 4, 5, 0xb4], &[]);
-        assert!(!clamp(&mut frame, Checksum::Complete, 1000));
+        assert!(!clamped(&mut frame, Checksum::Complete, 1000));
     }
 
     #[test]
@@ -246,15 +249,15 @@ mod tests {
             let mut frame = good.clone();
             frame[at] = byte;
             let before = frame.clone();
-            assert!(!clamp(&mut frame, Checksum::Complete, 1000), "{what}");
+            assert!(!clamped(&mut frame, Checksum::Complete, 1000), "{what}");
             assert_eq!(frame, before);
         }
         let mut first_fragment = good.clone();
         first_fragment[20] = 0x20;
-        assert!(clamp(&mut first_fragment, Checksum::Complete, 1000));
+        assert!(clamped(&mut first_fragment, Checksum::Complete, 1000));
         let mut syn_ack = good;
         syn_ack[47] = 0x12;
-        assert!(clamp(&mut syn_ack, Checksum::Complete, 1000));
+        assert!(clamped(&mut syn_ack, Checksum::Complete, 1000));
     }
 
     /// Option lists of well-formed options at any alignment, filled up with NOPs.
@@ -293,7 +296,7 @@ mod tests {
         ) {
             let before = syn_frame(ipv6, tags, &options, &payload);
             let mut frame = before.clone();
-            let changed = clamp(&mut frame, Checksum::Complete, max_l3);
+            let changed = clamped(&mut frame, Checksum::Complete, max_l3);
             prop_assert_eq!(changed, frame != before);
             prop_assert!(checksum_is_right(&frame));
             let (headers, least) = if ipv6 { (60, 1220) } else { (40, 536) };
@@ -306,7 +309,7 @@ mod tests {
                 expected[place..place + 2].copy_from_slice(&value.to_be_bytes());
             }
             prop_assert_eq!(options_of(&frame), expected);
-            prop_assert!(!clamp(&mut frame, Checksum::Complete, max_l3));
+            prop_assert!(!clamped(&mut frame, Checksum::Complete, max_l3));
         }
 
         #[test]
@@ -318,7 +321,7 @@ mod tests {
             max_l3 in any::<usize>(),
         ) {
             let mut frame = syn_frame(ipv6, 0, &options, &[]);
-            clamp(&mut frame.clone(), Checksum::Complete, max_l3);
+            clamped(&mut frame.clone(), Checksum::Complete, max_l3);
             for (at, byte) in faults {
                 if let Some(target) = frame.get_mut(at) {
                     *target = byte;
@@ -326,7 +329,7 @@ mod tests {
             }
             frame.truncate(keep);
             let len = frame.len();
-            clamp(&mut frame, Checksum::Complete, max_l3);
+            clamped(&mut frame, Checksum::Complete, max_l3);
             prop_assert_eq!(frame.len(), len);
         }
     }

@@ -218,10 +218,10 @@ const fn log2_table() -> [u64; 257] {
 /// Of an IP packet: addresses, protocol and, for protocols that have them, ports. Of a fragment
 /// the addresses alone, so that all pieces of a packet go one way. Of any other frame: the MAC
 /// addresses and the EtherType. The way back is another flow. Not keyed: a tenant can find flows
-/// that meet on one link, which costs that tenant alone.
+/// that meet on one link, which costs that tenant alone. `ip` is what was found in `frame`, if any.
 #[must_use]
-pub fn flow_of(frame: &[u8]) -> u64 {
-    let Some(ip) = InnerIp::find(frame) else { return flow_of_addresses(frame) };
+pub fn flow_of(frame: &[u8], ip: Option<&InnerIp>) -> u64 {
+    let Some(ip) = ip else { return flow_of_addresses(frame) };
     let addresses = match (ip.src, ip.dst) {
         (IpAddr::V4(src), IpAddr::V4(dst)) => {
             u64::from(src.to_bits()) << 32 | u64::from(dst.to_bits())
@@ -232,7 +232,7 @@ pub fn flow_of(frame: &[u8]) -> u64 {
     let transport = if ip.is_fragment {
         0
     } else {
-        u64::from(ip.proto) << 32 | u64::from(ports(frame, &ip).unwrap_or(0))
+        u64::from(ip.proto) << 32 | u64::from(ports(frame, ip).unwrap_or(0))
     };
     mix(mix(addresses ^ FRAME_KEY, FLOW_KEY) ^ transport, FRAME_KEY)
 }
@@ -267,6 +267,10 @@ mod tests {
     use super::*;
     use etherparse::PacketBuilder;
     use proptest::prelude::*;
+
+    fn flow(frame: &[u8]) -> u64 {
+        flow_of(frame, InnerIp::find(frame).as_ref())
+    }
 
     fn link(index: u8) -> LinkIndex {
         LinkIndex::new(index).unwrap()
@@ -379,7 +383,7 @@ mod tests {
         let taken: Vec<_> =
             (0..16).map(|flow| one(&ways, Policy::FlowHash, flow, &mut 0).get()).collect();
         assert_eq!(taken, KNOWN_WAYS);
-        assert_eq!(flow_of(&udp(1, 2)), KNOWN_FLOW);
+        assert_eq!(flow(&udp(1, 2)), KNOWN_FLOW);
     }
 
     const KNOWN_WAYS: [u8; 16] = [1, 2, 2, 2, 2, 0, 0, 1, 1, 2, 2, 0, 1, 1, 2, 0];
@@ -405,21 +409,21 @@ mod tests {
 
     #[test]
     fn flow_is_of_ports_unless_the_packet_is_in_pieces() {
-        assert_eq!(flow_of(&udp(1, 2)), flow_of(&udp(1, 2)));
-        assert_ne!(flow_of(&udp(1, 2)), flow_of(&udp(2, 1)));
+        assert_eq!(flow(&udp(1, 2)), flow(&udp(1, 2)));
+        assert_ne!(flow(&udp(1, 2)), flow(&udp(2, 1)));
         let (mut first, mut later) = (udp(1, 2), udp(3, 4));
         first[20] = 0x20;
         later[21] = 9;
-        assert_eq!(flow_of(&first), flow_of(&later));
-        assert_ne!(flow_of(&first), flow_of(&udp(1, 2)));
+        assert_eq!(flow(&first), flow(&later));
+        assert_ne!(flow(&first), flow(&udp(1, 2)));
 
         let esp = |spi: u16| {
             let mut bytes = udp(spi, 2);
             bytes[23] = 50;
             bytes
         };
-        assert_eq!(flow_of(&esp(1)), flow_of(&esp(2)));
-        assert_ne!(flow_of(&esp(1)), flow_of(&udp(1, 2)));
+        assert_eq!(flow(&esp(1)), flow(&esp(2)));
+        assert_ne!(flow(&esp(1)), flow(&udp(1, 2)));
     }
 
     #[test]
@@ -428,9 +432,9 @@ mod tests {
         for (at, differs) in [(5, true), (11, true), (13, true), (20, false)] {
             let mut other = base.clone();
             other[at] ^= 1;
-            assert_eq!(flow_of(&other) != flow_of(&base), differs, "byte {at}");
+            assert_eq!(flow(&other) != flow(&base), differs, "byte {at}");
         }
-        assert_eq!(flow_of(&[]), 0);
+        assert_eq!(flow(&[]), 0);
         let v6 = |last: u8| {
             let mut dst = [0xfd; 16];
             dst[15] = last;
@@ -439,7 +443,7 @@ mod tests {
                 .udp(1, 2);
             let mut bytes = Vec::new();
             builder.write(&mut bytes, &[]).unwrap();
-            flow_of(&bytes)
+            flow(&bytes)
         };
         assert_ne!(v6(1), v6(2));
     }
@@ -450,7 +454,7 @@ mod tests {
         let ways = ways(&[(0, 1), (1, 1), (2, 1), (3, 1)]);
         let mut counts = [0_u32; 4];
         for port in 0..20_000 {
-            let taken = one(&ways, Policy::FlowHash, flow_of(&udp(30_000 + port, 80)), &mut 0);
+            let taken = one(&ways, Policy::FlowHash, flow(&udp(30_000 + port, 80)), &mut 0);
             counts[taken.at()] += 1;
         }
         assert!(counts.iter().all(|count| (4500..=5500).contains(count)), "{counts:?}");
