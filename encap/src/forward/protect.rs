@@ -1,5 +1,7 @@
 //! Which frames are kept for the moment after a link fails.
 
+use std::fmt;
+
 use crate::wire::ethernet::EthernetView;
 use crate::wire::inner_ip::InnerIp;
 
@@ -24,6 +26,16 @@ pub enum Protect {
     Control,
     /// All: a failed link loses nothing.
     All,
+}
+
+impl fmt::Display for Protect {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Off => "off",
+            Self::Control => "control",
+            Self::All => "all",
+        })
+    }
 }
 
 /// Whether a frame is small or controls something: ARP, neighbour discovery, spanning tree, and

@@ -85,21 +85,6 @@ pub const KNET_LIKE: Profile = Profile {
     ..FAST
 };
 
-/// The names that [`by_name`] knows.
-pub const NAMES: [&str; 4] = ["fast", "normal", "wan", "knet-like"];
-
-/// The profile of this name.
-#[must_use]
-pub fn by_name(name: &str) -> Option<Profile> {
-    match name {
-        "fast" => Some(FAST),
-        "normal" => Some(NORMAL),
-        "wan" => Some(WAN),
-        "knet-like" => Some(KNET_LIKE),
-        _ => None,
-    }
-}
-
 impl Default for Profile {
     fn default() -> Self {
         FAST
@@ -151,15 +136,13 @@ mod tests {
     }
 
     #[test]
-    fn every_name_has_a_profile() {
-        for name in NAMES {
-            let profile = by_name(name).unwrap();
+    fn the_values_of_each_profile_agree() {
+        for profile in [FAST, NORMAL, WAN, KNET_LIKE] {
             assert!(profile.fast <= profile.normal && profile.normal <= profile.idle);
             assert!(profile.min_missed <= profile.max_missed && profile.max_missed <= 32);
             assert!(profile.hold <= profile.max_hold && profile.down_after < profile.peer_timeout);
         }
-        assert_eq!(by_name("fast"), Some(Profile::default()));
-        assert_eq!(by_name("quick"), None);
+        assert_eq!(Profile::default(), FAST);
     }
 
     proptest! {

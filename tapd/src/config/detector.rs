@@ -3,6 +3,8 @@
 use std::fmt;
 use std::time::Duration;
 
+use encap::link::profile;
+
 use super::checks::or;
 use super::fault::{At, Collector};
 use super::fields::Field;
@@ -50,24 +52,13 @@ impl Profile {
         })
     }
 
-    /// What [`validate`] compares, in the units of the keys.
-    const fn values(self) -> Compared {
-        let lan = Compared {
-            fast_us: 1_000,
-            normal_ms: 10,
-            idle_ms: 1_000,
-            min_missed: 3,
-            max_missed: 16,
-            hold_s: 5,
-            max_hold_s: 60,
-        };
+    /// Its intervals and thresholds.
+    pub(crate) const fn values(self) -> profile::Profile {
         match self {
-            Self::Fast => lan,
-            Self::Normal => Compared { fast_us: 10_000, normal_ms: 50, ..lan },
-            Self::Wan => Compared { fast_us: 50_000, normal_ms: 200, ..lan },
-            Self::KnetLike => {
-                Compared { fast_us: 1_000_000, normal_ms: 1_000, min_missed: 2, ..lan }
-            }
+            Self::Fast => profile::FAST,
+            Self::Normal => profile::NORMAL,
+            Self::Wan => profile::WAN,
+            Self::KnetLike => profile::KNET_LIKE,
         }
     }
 }
@@ -76,17 +67,6 @@ impl fmt::Display for Profile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
     }
-}
-
-/// The values of a profile that two keys must agree on.
-struct Compared {
-    fast_us: u32,
-    normal_ms: u32,
-    idle_ms: u32,
-    min_missed: u8,
-    max_missed: u8,
-    hold_s: u32,
-    max_hold_s: u32,
 }
 
 /// `profile` and `[detector]`: what is absent is the profile's.
@@ -135,9 +115,12 @@ pub(super) fn validate(
     let own = profile.values();
     let mut order = Order { profile, faults };
     // In microseconds, where the keys' units differ.
-    let fast = Side::new("fast_us", &raw.fast_us, own.fast_us, 1);
-    let normal = Side::new("normal_ms", &raw.normal_ms, own.normal_ms, 1_000);
-    let idle = Side::new("idle_ms", &raw.idle_ms, own.idle_ms, 1_000);
+    let whole = |count: u128| u32::try_from(count).unwrap_or(u32::MAX);
+    let (ms, s) =
+        (|time: Duration| whole(time.as_millis()), |t: Duration| whole(t.as_secs().into()));
+    let fast = Side::new("fast_us", &raw.fast_us, whole(own.fast.as_micros()), 1);
+    let normal = Side::new("normal_ms", &raw.normal_ms, ms(own.normal), 1_000);
+    let idle = Side::new("idle_ms", &raw.idle_ms, ms(own.idle), 1_000);
     order.check(&fast, &normal);
     order.check(&normal, &idle);
     order.check(
@@ -145,8 +128,8 @@ pub(super) fn validate(
         &Side::new("max_missed", &raw.max_missed, own.max_missed, 1),
     );
     order.check(
-        &Side::new("hold_s", &raw.hold_s, own.hold_s, 1),
-        &Side::new("max_hold_s", &raw.max_hold_s, own.max_hold_s, 1),
+        &Side::new("hold_s", &raw.hold_s, s(own.hold), 1),
+        &Side::new("max_hold_s", &raw.max_hold_s, s(own.max_hold), 1),
     );
     let micros = |field: Field<u32>| field.map(|us| Duration::from_micros(us.value.into()));
     let millis = |field: Field<u32>| field.map(|ms| Duration::from_millis(ms.value.into()));
@@ -236,8 +219,8 @@ mod tests {
             assert!(faults.is_empty());
             assert_eq!((config.profile, config.heartbeats_per_s), (profile, 5_000));
             let own = profile.values();
-            assert!(own.fast_us <= own.normal_ms * 1_000 && own.normal_ms <= own.idle_ms);
-            assert!(own.min_missed <= own.max_missed && own.hold_s <= own.max_hold_s);
+            assert!(own.fast <= own.normal && own.normal <= own.idle);
+            assert!(own.min_missed <= own.max_missed && own.hold <= own.max_hold);
         }
         assert!(Profile::parse("slow").unwrap_err().contains("\"knet-like\""));
     }

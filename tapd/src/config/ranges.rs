@@ -71,6 +71,8 @@ mod tests {
         ] {
             let range = AddressRange::parse(text).unwrap();
             assert_eq!((range.text.as_str(), range.family), (text, family));
+            // What is good here is what the protocol reads.
+            assert!(text.parse::<encap::forward::address_filter::AddressRange>().is_ok(), "{text}");
         }
     }
 

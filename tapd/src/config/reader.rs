@@ -13,7 +13,7 @@ use super::fields::{Field, Fields, parse_with, text_of};
 use super::links::Family;
 use super::ranges::AddressRange;
 use super::sections::{CLUSTER, DAEMON, DETECTOR, FDB, LINK, NETWORK, NODE, NODE_LINK, TOP};
-use super::traffic::{DSCP_MAX, Dscp, Policy, Protect};
+use super::traffic::{DSCP_MAX, Dscp, Policy, Protect, parse_policy, parse_protect};
 use super::tree::{Item, Table, Value};
 use super::{Cipher, MAX_TAP_MTU, MIN_TAP_MTU, MIN_UNDERLAY_MTU, MacPolicy, Profile, TapMtu};
 
@@ -200,8 +200,8 @@ fn read_cluster(at: At, table: &Table, faults: &mut Collector) -> RawCluster {
         ),
         insecure: fields.boolean("insecure"),
         port: fields.integer("port", 1..=65_535),
-        policy: fields.parsed("policy", Policy::parse),
-        protect: fields.parsed("protect", Protect::parse),
+        policy: fields.parsed("policy", parse_policy),
+        protect: fields.parsed("protect", parse_protect),
         profile: fields.parsed("profile", Profile::parse),
         mesh: fields.boolean("mesh"),
         dscp: read_dscp(&mut fields),
@@ -336,8 +336,8 @@ fn read_node(at: At, table: &Table, faults: &mut Collector) -> RawNode {
                 None
             }
         }),
-        policy: fields.parsed("policy", Policy::parse),
-        protect: fields.parsed("protect", Protect::parse),
+        policy: fields.parsed("policy", parse_policy),
+        protect: fields.parsed("protect", parse_protect),
     }
 }
 
@@ -438,7 +438,7 @@ fn read_network(at: At, table: &Table, faults: &mut Collector) -> RawNetwork {
         mss_clamp: fields.boolean("mss_clamp"),
         too_big: fields.boolean("too_big"),
         loop_probe: fields.boolean("loop_probe"),
-        policy: fields.parsed("policy", Policy::parse),
+        policy: fields.parsed("policy", parse_policy),
         dscp: read_dscp(&mut fields),
     }
 }

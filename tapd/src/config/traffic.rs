@@ -2,100 +2,42 @@
 
 use std::fmt;
 
+use encap::forward::policy::InvalidPolicy;
+pub(crate) use encap::forward::policy::Policy;
+pub(crate) use encap::forward::protect::Protect;
+
 use super::MAX_LINKS;
 
 /// Largest differentiated services code point (RFC 2474).
 pub(super) const DSCP_MAX: u8 = 63;
 
-/// Which links carry a frame.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) enum Policy {
-    /// The best one.
-    #[default]
-    Passive,
-    /// Several at once, each with a copy.
-    Active {
-        /// How many, 2 to [`MAX_LINKS`]; 0 is all.
-        copies: u8,
-    },
-    /// One of them for each flow, by weight.
-    FlowHash,
-    /// One after the other, by weight.
-    RoundRobin,
-}
-
-impl Policy {
-    /// From the configuration's text.
-    ///
-    /// # Errors
-    /// What is wrong, to be read behind the text.
-    pub(super) fn parse(text: &str) -> Result<Self, String> {
-        let copies = match text {
-            "passive" => return Ok(Self::Passive),
-            "active" => return Ok(Self::Active { copies: 0 }),
-            "flow-hash" => return Ok(Self::FlowHash),
-            "round-robin" => return Ok(Self::RoundRobin),
-            _ => text.strip_prefix("active:"),
-        };
-        let Some(copies) = copies else {
-            return Err("is no policy; there are \"passive\", \"active\", \"active:2\", \
-                        \"flow-hash\", \"round-robin\""
-                .to_owned());
-        };
-        match copies.parse::<u8>() {
-            Ok(1) => Err("sends one copy; that is \"passive\"".to_owned()),
-            Ok(copies) if (2..=MAX_LINKS).contains(&copies.into()) => Ok(Self::Active { copies }),
-            _ => Err(format!("must have 2 to {MAX_LINKS} copies, or be \"active\" for all links")),
+/// A policy from the configuration's text.
+///
+/// # Errors
+/// What is wrong, to be read behind the text.
+pub(super) fn parse_policy(text: &str) -> Result<Policy, String> {
+    match text.parse() {
+        Ok(Policy::Active { copies: 1 }) => Err("sends one copy; that is \"passive\"".to_owned()),
+        Ok(policy) => Ok(policy),
+        Err(InvalidPolicy) if text.starts_with("active:") => {
+            Err(format!("must have 2 to {MAX_LINKS} copies, or be \"active\" for all links"))
         }
+        Err(InvalidPolicy) => Err("is no policy; there are \"passive\", \"active\", \
+                                   \"active:2\", \"flow-hash\", \"round-robin\""
+            .to_owned()),
     }
 }
 
-impl fmt::Display for Policy {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Passive => f.write_str("passive"),
-            Self::Active { copies: 0 } => f.write_str("active"),
-            Self::Active { copies } => write!(f, "active:{copies}"),
-            Self::FlowHash => f.write_str("flow-hash"),
-            Self::RoundRobin => f.write_str("round-robin"),
-        }
-    }
-}
-
-/// What is kept for a short time, to be sent again on another link when one fails.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) enum Protect {
-    /// Nothing.
-    Off,
-    /// What the node itself says to its peers.
-    #[default]
-    Control,
-    /// Frames too.
-    All,
-}
-
-impl Protect {
-    /// From the configuration's text.
-    ///
-    /// # Errors
-    /// What is wrong, to be read behind the text.
-    pub(super) fn parse(text: &str) -> Result<Self, String> {
-        match text {
-            "off" => Ok(Self::Off),
-            "control" => Ok(Self::Control),
-            "all" => Ok(Self::All),
-            _ => Err("is not one of \"off\", \"control\", \"all\"".to_owned()),
-        }
-    }
-}
-
-impl fmt::Display for Protect {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Off => "off",
-            Self::Control => "control",
-            Self::All => "all",
-        })
+/// A protection from the configuration's text.
+///
+/// # Errors
+/// What is wrong, to be read behind the text.
+pub(super) fn parse_protect(text: &str) -> Result<Protect, String> {
+    match text {
+        "off" => Ok(Protect::Off),
+        "control" => Ok(Protect::Control),
+        "all" => Ok(Protect::All),
+        _ => Err("is not one of \"off\", \"control\", \"all\"".to_owned()),
     }
 }
 
@@ -140,10 +82,10 @@ mod tests {
     #[test]
     fn what_is_written_is_what_is_shown() {
         for text in ["passive", "active", "active:2", "active:8", "flow-hash", "round-robin"] {
-            assert_eq!(Policy::parse(text).unwrap().to_string(), text);
+            assert_eq!(parse_policy(text).unwrap().to_string(), text);
         }
         for text in ["off", "control", "all"] {
-            assert_eq!(Protect::parse(text).unwrap().to_string(), text);
+            assert_eq!(parse_protect(text).unwrap().to_string(), text);
         }
         assert_eq!(Policy::default(), Policy::Passive);
         assert_eq!(Protect::default(), Protect::Control);
@@ -160,11 +102,12 @@ mod tests {
             ("active:0", "2 to 8"),
             ("active:9", "2 to 8"),
             ("active:", "2 to 8"),
+            ("active:+2", "2 to 8"),
             ("aktive", "\"flow-hash\""),
         ] {
-            let fault = Policy::parse(text).unwrap_err();
+            let fault = parse_policy(text).unwrap_err();
             assert!(fault.contains(advice), "{text}: {fault}");
         }
-        assert!(Protect::parse("none").unwrap_err().contains("\"control\""));
+        assert!(parse_protect("none").unwrap_err().contains("\"control\""));
     }
 }

@@ -10,9 +10,7 @@ use encap::crypto::seal::KeyLimits;
 use encap::forward::address_filter::{AddressFilter, AddressRange};
 use encap::forward::fdb::FdbLimits;
 use encap::forward::marks::Dscp;
-use encap::forward::policy::Policy;
-use encap::forward::protect::Protect;
-use encap::link::profile::{self, Profile};
+use encap::link::profile::Profile;
 use encap::rng::Rng;
 use encap::vtep::config::{Limits, LinkConfig, NetworkConfig, PeerConfig, Remote, VtepConfig};
 use encap::wire::buf::UplinkId;
@@ -72,7 +70,7 @@ pub(super) fn vtep_config(
                     stp: network.stp,
                     max_frame_len: u16::try_from(max_frame_len).unwrap_or(u16::MAX),
                     follows_path: network.tap_mtu == TapMtu::Auto,
-                    policy: network.policy.map(policy),
+                    policy: network.policy,
                     dscp: network.dscp.as_ref().map(dscp),
                     mss_clamp: network.mss_clamp,
                     too_big: network.too_big,
@@ -107,12 +105,8 @@ fn peer_config(
     Ok(PeerConfig {
         node: peer.id,
         links,
-        policy: policy(config.policy(None, peer)),
-        protect: match config.protect(peer) {
-            config::Protect::Off => Protect::Off,
-            config::Protect::Control => Protect::Control,
-            config::Protect::All => Protect::All,
-        },
+        policy: config.policy(None, peer),
+        protect: config.protect(peer),
         profile: profile(&config.detector),
         dscp: dscp(&config.cluster.dscp),
     })
@@ -154,15 +148,6 @@ fn ranges(texts: &[String]) -> anyhow::Result<Vec<AddressRange>> {
     texts.iter().map(|text| text.parse().with_context(|| format!("{text:?}"))).collect()
 }
 
-const fn policy(policy: config::Policy) -> Policy {
-    match policy {
-        config::Policy::Passive => Policy::Passive,
-        config::Policy::Active { copies } => Policy::Active { copies },
-        config::Policy::FlowHash => Policy::FlowHash,
-        config::Policy::RoundRobin => Policy::RoundRobin,
-    }
-}
-
 fn dscp(dscp: &config::Dscp) -> Dscp {
     match dscp {
         config::Dscp::Fixed(dscp) => Dscp::Fixed(*dscp),
@@ -181,12 +166,7 @@ fn dscp(dscp: &config::Dscp) -> Dscp {
 
 /// The profile, with what the configuration says otherwise.
 fn profile(config: &DetectorConfig) -> Profile {
-    let base = match config.profile {
-        config::Profile::Fast => profile::FAST,
-        config::Profile::Normal => profile::NORMAL,
-        config::Profile::Wan => profile::WAN,
-        config::Profile::KnetLike => profile::KNET_LIKE,
-    };
+    let base = config.profile.values();
     Profile {
         fast: config.fast.unwrap_or(base.fast),
         normal: config.normal.unwrap_or(base.normal),
