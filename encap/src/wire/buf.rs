@@ -230,6 +230,253 @@ pub struct Datagram {
     pub mark: u8,
 }
 
+/// How a super-frame is to be cut into segments.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum SegmentKind {
+    /// TCP over IPv4.
+    Tcp4,
+    /// TCP over IPv6.
+    Tcp6,
+    /// UDP over either.
+    Udp,
+}
+
+/// What makes a frame a super-frame: one that stands for several, with one set of headers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Segmentation {
+    /// Of which protocol.
+    pub kind: SegmentKind,
+    /// Payload bytes of each segment; the last may have fewer. Never 0.
+    pub size: u16,
+    /// TCP: the first segment bears CWR and the others must not (RFC 3168 section 6.1.2).
+    pub ecn: bool,
+}
+
+/// What is left for a device to do to a frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Offload {
+    /// Whether its L4 checksum is complete. That of a super-frame is partial.
+    pub checksum: Checksum,
+    /// Whether it is a super-frame.
+    pub segmentation: Option<Segmentation>,
+}
+
+/// A frame within a [`FrameBurst`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FrameRef {
+    start: usize,
+    len: usize,
+    /// What is left to do to it.
+    pub offload: Offload,
+}
+
+impl FrameRef {
+    /// Bytes of the frame.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether it has no bytes at all.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+}
+
+/// Frames that were read from one overlay port: one behind the other, in one memory that is used
+/// again for every burst.
+#[derive(Debug)]
+pub struct FrameBurst {
+    memory: Box<[u8]>,
+    used: usize,
+    frames: Vec<FrameRef>,
+}
+
+/// Frames begin at multiples of this: a cache line.
+const FRAME_ALIGN: usize = 64;
+
+impl FrameBurst {
+    /// A burst of at most `max_frames` frames in `memory_len` bytes.
+    #[must_use]
+    pub fn new(memory_len: usize, max_frames: usize) -> Self {
+        let memory = vec![0; memory_len].into_boxed_slice();
+        Self { memory, used: 0, frames: Vec::with_capacity(max_frames) }
+    }
+
+    /// Where the next frame may be written; empty when there are as many frames as the burst takes.
+    pub fn room(&mut self) -> &mut [u8] {
+        if self.frames.len() == self.frames.capacity() {
+            return &mut [];
+        }
+        self.memory.get_mut(self.used..).unwrap_or_default()
+    }
+
+    /// Takes `len` bytes from `skip` on of what [`Self::room`] gave as a frame. Says whether they
+    /// lie within it.
+    pub fn push(&mut self, skip: usize, len: usize, offload: Offload) -> bool {
+        let start = self.used + skip;
+        if self.frames.len() == self.frames.capacity() || start + len > self.memory.len() {
+            return false;
+        }
+        self.used = (start + len).next_multiple_of(FRAME_ALIGN);
+        self.frames.push(FrameRef { start, len, offload });
+        true
+    }
+
+    /// Adds a copy of `frame`; says whether it had room.
+    pub fn push_slice(&mut self, frame: &[u8], offload: Offload) -> bool {
+        let Some(room) = self.room().get_mut(..frame.len()) else { return false };
+        room.copy_from_slice(frame);
+        self.push(0, frame.len(), offload)
+    }
+
+    /// Number of frames.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.frames.len()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.frames.is_empty()
+    }
+
+    /// The frame at `index` and its bytes.
+    #[must_use]
+    pub fn get(&self, index: usize) -> Option<(FrameRef, &[u8])> {
+        let frame = *self.frames.get(index)?;
+        Some((frame, self.memory.get(frame.start..frame.start + frame.len)?))
+    }
+
+    /// The frame at `index`, to be changed in place.
+    pub fn get_mut(&mut self, index: usize) -> Option<(&mut Offload, &mut [u8])> {
+        let frame = self.frames.get_mut(index)?;
+        let bytes = self.memory.get_mut(frame.start..frame.start + frame.len)?;
+        Some((&mut frame.offload, bytes))
+    }
+
+    /// All frames.
+    pub fn iter(&self) -> impl Iterator<Item = (FrameRef, &[u8])> {
+        (0..self.frames.len()).filter_map(|index| self.get(index))
+    }
+
+    /// Forgets all frames.
+    pub fn clear(&mut self) {
+        self.frames.clear();
+        self.used = 0;
+    }
+}
+
+/// A run of datagrams on their way out: all to one address, all of one size, the last perhaps
+/// shorter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Transmit {
+    /// Where the datagrams lie, one behind the other, in the memory of their [`Transmits`].
+    pub range: std::ops::Range<usize>,
+    /// Bytes of UDP payload of each datagram but the last. Never 0.
+    pub segment_size: usize,
+    /// The local attachment that they leave by.
+    pub uplink: UplinkId,
+    /// Where they go.
+    pub remote: SocketAddr,
+    /// The outer TOS or traffic class byte (RFC 2474, RFC 3168).
+    pub mark: u8,
+}
+
+impl Transmit {
+    /// Number of datagrams.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.range.len().div_ceil(self.segment_size.max(1))
+    }
+}
+
+/// Datagrams on their way out. The same bytes may leave by several links.
+#[derive(Debug, Default)]
+pub struct Transmits {
+    /// The datagrams' bytes.
+    pub memory: Vec<u8>,
+    /// Runs within it, in the order they are to leave.
+    pub list: Vec<Transmit>,
+}
+
+impl Transmits {
+    /// Forgets all.
+    pub fn clear(&mut self) {
+        self.memory.clear();
+        self.list.clear();
+    }
+
+    /// The bytes of a run.
+    #[must_use]
+    pub fn bytes(&self, transmit: &Transmit) -> &[u8] {
+        self.memory.get(transmit.range.clone()).unwrap_or_default()
+    }
+}
+
+/// A run of datagrams that were received together from one address.
+#[derive(Debug)]
+pub struct Received {
+    /// UDP payloads, one behind the other.
+    pub buf: PacketBuf,
+    /// Bytes of each but the last. Never 0.
+    pub segment_size: usize,
+    /// The local attachment they came in by.
+    pub uplink: UplinkId,
+    /// Where they came from.
+    pub remote: SocketAddr,
+    /// The outer TOS or traffic class byte; 0 where the port cannot tell.
+    pub mark: u8,
+}
+
+/// Where the bytes of a frame lie in [`Pieces`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Span {
+    /// Which piece.
+    pub piece: usize,
+    /// First byte in it.
+    pub start: usize,
+    /// Number of bytes.
+    pub len: usize,
+}
+
+/// Buffers that frames on their way into overlay ports lie in, many to one.
+#[derive(Debug, Default)]
+pub struct Pieces(pub Vec<PacketBuf>);
+
+impl Pieces {
+    /// The bytes of a frame; none when the span lies outside.
+    #[must_use]
+    pub fn get(&self, span: Span) -> &[u8] {
+        let piece = self.0.get(span.piece).map_or(&[][..], PacketBuf::data);
+        piece.get(span.start..span.start + span.len).unwrap_or_default()
+    }
+
+    /// The bytes of a frame, to be changed in place.
+    pub fn get_mut(&mut self, span: Span) -> &mut [u8] {
+        let piece = self.0.get_mut(span.piece).map(PacketBuf::data_mut).unwrap_or_default();
+        piece.get_mut(span.start..span.start + span.len).unwrap_or_default()
+    }
+
+    /// Gives all buffers back.
+    pub fn release(&mut self, pool: &mut BufPool) {
+        for buf in self.0.drain(..) {
+            pool.free(buf);
+        }
+    }
+}
+
+/// A frame for an overlay port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OutFrame {
+    /// Where it lies.
+    pub span: Span,
+    /// Whether its L4 checksum is complete.
+    pub checksum: Checksum,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
