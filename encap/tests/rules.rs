@@ -8,6 +8,8 @@ mod world;
 
 #[path = "rules/control.rs"]
 mod control;
+#[path = "rules/features.rs"]
+mod features;
 #[path = "rules/links.rs"]
 mod links;
 #[path = "rules/sizes.rs"]

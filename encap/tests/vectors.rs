@@ -13,6 +13,7 @@ use encap::crypto::aead::Suite;
 use encap::crypto::key::{ClusterKey, EpochSecret, nonce};
 use encap::crypto::seal::{KeyLimits, TxLane};
 use encap::crypto::session::{Session, SessionFacts};
+use encap::handshake::features::Features;
 use encap::handshake::hello::{Hello, Status, Welcome};
 use encap::handshake::psk::{Initiator, Responder};
 use encap::id::PeerIndex;
@@ -251,6 +252,7 @@ fn hello() -> Hello {
         slot: Slot(5),
         suites: vec![Suite::Aes256Gcm],
         bindings: bindings(1),
+        features: Features::ALL,
     }
 }
 
@@ -263,6 +265,7 @@ fn welcome() -> Welcome {
         slot: Slot(6),
         suite: Suite::Aes256Gcm,
         bindings: bindings(7),
+        features: Features::ALL,
     }
 }
 
@@ -369,6 +372,7 @@ fn session(vectors: &Vectors, initiator: bool, suite: Suite) -> Session {
         local_slot,
         remote_slot,
         suite,
+        features: Features::NONE,
         limits: KeyLimits::AES_256_GCM,
     };
     Session::new(facts, first_epoch(vectors, tx), first_epoch(vectors, rx))

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use encap::crypto::aead::Suite;
 use encap::crypto::key::ClusterKey;
 use encap::datapath::ControlInput;
+use encap::handshake::features::Features;
 use encap::id::{NodeId, Vni};
 use encap::rng::Rng;
 use encap::stats::DropReason;
@@ -68,6 +69,7 @@ fn config(me: u8, vnis: &[u32]) -> VtepConfig {
         node: NodeId::new(me.into()).unwrap(),
         keys: vec![ClusterKey::new([5; 32])],
         suites: vec![Suite::Aes256Gcm],
+        features: Features::SUPPORTED,
         peers: vec![PeerConfig::new(
             NodeId::new(other.into()).unwrap(),
             vec![LinkConfig::to(UplinkId(0), address(other), 1472)],

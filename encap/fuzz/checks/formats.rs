@@ -2,6 +2,7 @@
 
 use encap::crypto::key::ClusterKey;
 use encap::forward::filter;
+use encap::handshake::features::Features;
 use encap::handshake::hello::{Hello, Welcome};
 use encap::wire::buf::Checksum;
 use encap::wire::checksum::{
@@ -249,19 +250,29 @@ pub fn hello(data: &[u8]) {
         assert!(hello.slot.0 < Slot::COUNT);
         bindings_are_sane(&hello.bindings);
         let exact = hello.write(0);
-        assert!(exact.len() <= data.len());
         assert_eq!(Hello::read(&exact).as_ref(), Ok(&hello));
-        assert!(Hello::read(&exact[..exact.len() - 1]).is_err());
-        let padded = hello.write(data.len() + 1);
-        assert_eq!(padded.len(), data.len() + 1);
+        // Whoever has no features need not say so.
+        let without = exact.len() - 4;
+        assert!(without <= data.len());
+        let none = Features::NONE;
+        assert_eq!(Hello::read(&exact[..without]).map(|hello| hello.features), Ok(none));
+        assert!(exact.len() <= data.len() || hello.features == none);
+        assert!(Hello::read(&exact[..without - 1]).is_err());
+        let len = exact.len().max(data.len()) + 1;
+        let padded = hello.write(len);
+        assert_eq!(padded.len(), len);
         assert_eq!(Hello::read(&padded), Ok(hello));
     }
     if let Ok(welcome) = Welcome::read(data) {
         assert!(welcome.slot.0 < Slot::COUNT);
         bindings_are_sane(&welcome.bindings);
         let exact = welcome.write();
-        assert_eq!(exact, data[..exact.len()]);
+        let without = exact.len() - 4;
+        assert_eq!(exact[..without], data[..without]);
+        assert!(
+            exact[..] == data[..exact.len().min(data.len())] || welcome.features == Features::NONE
+        );
         assert_eq!(Welcome::read(&exact), Ok(welcome));
-        assert!(Welcome::read(&exact[..exact.len() - 1]).is_err());
+        assert!(Welcome::read(&exact[..without - 1]).is_err());
     }
 }

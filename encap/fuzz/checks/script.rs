@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use encap::crypto::aead::Suite;
 use encap::datapath::ControlInput;
+use encap::handshake::features::Features;
 use encap::handshake::hello::{Hello, Status, Welcome};
 use encap::handshake::psk::{Initiator, NOISE_OVERHEAD, Responder};
 use encap::link::id::LinkIndex;
@@ -221,6 +222,7 @@ fn hostile_handshake(pair: &mut Pair, script: &mut Script<'_>, to: NodeIndex) {
             slot: Slot(script.word().into()),
             suite: Suite::Aes256Gcm,
             bindings,
+            features: Features::from_bits(seed.into()),
         };
         let mut payload = welcome.write();
         script.damage(&mut payload);
@@ -232,7 +234,9 @@ fn hostile_handshake(pair: &mut Pair, script: &mut Script<'_>, to: NodeIndex) {
         let stamp = 1 << (script.word() % 64);
         let suites = vec![Suite::Aes256Gcm];
         let slot = Slot(seed.into());
-        let hello = Hello { from, to: node, boot: seed.into(), stamp, slot, suites, bindings };
+        let features = Features::from_bits(seed.into());
+        let boot = seed.into();
+        let hello = Hello { from, to: node, boot, stamp, slot, suites, bindings, features };
         let mut payload = hello.write(HELLO_LEN);
         script.damage(&mut payload);
         let header = header(Type::Initiation, pair, script, to);

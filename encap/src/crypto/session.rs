@@ -12,6 +12,7 @@ use super::aead::Suite;
 use super::key::EpochSecret;
 use super::open::RxLane;
 use super::seal::{KeyLimits, SealError, TxLane};
+use crate::handshake::features::Features;
 use crate::id::PeerIndex;
 use crate::stats::DropReason;
 use crate::wire::buf::PacketBuf;
@@ -40,6 +41,8 @@ pub struct SessionFacts {
     pub remote_slot: Slot,
     /// What protects the datagrams.
     pub suite: Suite,
+    /// What both sides take (rule G10).
+    pub features: Features,
     /// How much one key may seal.
     pub limits: KeyLimits,
 }
@@ -348,6 +351,7 @@ mod tests {
             local_slot: Slot(5),
             remote_slot: Slot(6),
             suite: Suite::Aes256Gcm,
+            features: Features::NONE,
             limits,
         };
         let other = SessionFacts { local_slot: Slot(6), remote_slot: Slot(5), ..facts };

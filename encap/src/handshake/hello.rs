@@ -1,12 +1,15 @@
 //! What the two sides say to each other inside the handshake.
 //!
 //! ```text
-//! initiation: from(2) to(2) boot(8) stamp(8) slot(4) count(1) suites(count) bindings
-//! response:   from(2) to(2) boot(8) status(1) slot(4) suite(1) bindings
+//! initiation: from(2) to(2) boot(8) stamp(8) slot(4) count(1) suites(count) bindings features(4)
+//! response:   from(2) to(2) boot(8) status(1) slot(4) suite(1) bindings features(4)
 //! ```
 //!
-//! Big-endian; what follows the bindings is padding. Rules G4 to G6 are in `docs/protocol.md`.
+//! Big-endian; what follows the features is padding. Where there are none behind the bindings, a
+//! node is older than they are and takes none: the set is empty. Rules G4 to G6 and G10 are in
+//! `docs/protocol.md`.
 
+use super::features::Features;
 use crate::crypto::aead::Suite;
 use crate::id::NodeId;
 use crate::wire::control::Bindings;
@@ -33,6 +36,8 @@ pub struct Hello {
     pub suites: Vec<Suite>,
     /// The first slice of the asker's networks.
     pub bindings: Bindings,
+    /// What the asker takes.
+    pub features: Features,
 }
 
 /// How an initiation was answered.
@@ -61,6 +66,8 @@ pub struct Welcome {
     pub suite: Suite,
     /// The first slice of the answerer's networks.
     pub bindings: Bindings,
+    /// What the answerer takes.
+    pub features: Features,
 }
 
 fn node(reader: &mut Reader<'_>) -> Result<NodeId, Malformed> {
@@ -70,6 +77,11 @@ fn node(reader: &mut Reader<'_>) -> Result<NodeId, Malformed> {
 fn slot(reader: &mut Reader<'_>) -> Result<Slot, Malformed> {
     let slot = reader.u32()?;
     if slot < Slot::COUNT { Ok(Slot(slot)) } else { Err(Malformed) }
+}
+
+/// What stands behind the bindings, if there is as much.
+fn features(reader: &mut Reader<'_>) -> Features {
+    reader.u32().map_or(Features::NONE, Features::from_bits)
 }
 
 impl Hello {
@@ -85,6 +97,7 @@ impl Hello {
         out.push(u8::try_from(self.suites.len()).unwrap_or(0));
         out.extend(self.suites.iter().map(|suite| suite.code()));
         self.bindings.write(&mut out);
+        out.extend(self.features.bits().to_be_bytes());
         out.resize(len.max(out.len()), 0);
         out
     }
@@ -104,7 +117,8 @@ impl Hello {
         let suites =
             reader.take(count)?.iter().filter_map(|code| Suite::from_code(*code)).collect();
         let bindings = Bindings::read(&mut reader)?;
-        Ok(Self { from, to, boot, stamp, slot, suites, bindings })
+        let features = features(&mut reader);
+        Ok(Self { from, to, boot, stamp, slot, suites, bindings, features })
     }
 }
 
@@ -123,6 +137,7 @@ impl Welcome {
         out.extend(self.slot.0.to_be_bytes());
         out.push(self.suite.code());
         self.bindings.write(&mut out);
+        out.extend(self.features.bits().to_be_bytes());
         out
     }
 
@@ -142,7 +157,8 @@ impl Welcome {
         let slot = slot(&mut reader)?;
         let suite = Suite::from_code(reader.u8()?).ok_or(Malformed)?;
         let bindings = Bindings::read(&mut reader)?;
-        Ok(Self { from, to, boot, status, slot, suite, bindings })
+        let features = features(&mut reader);
+        Ok(Self { from, to, boot, status, slot, suite, bindings, features })
     }
 }
 
@@ -160,6 +176,7 @@ mod tests {
             slot: Slot(5),
             suites: vec![Suite::Aes256Gcm, Suite::Clear],
             bindings: Bindings { revision: 6, part: 0, parts: 1, entries: vec![] },
+            features: Features::BUNDLES,
         }
     }
 
@@ -174,8 +191,45 @@ mod tests {
             slot: Slot(Slot::COUNT - 1),
             suite: Suite::Aes256Gcm,
             bindings: hello().bindings,
+            features: Features::ALL,
         };
         assert_eq!(Welcome::read(&welcome.write()), Ok(welcome));
+    }
+
+    #[test]
+    fn a_node_older_than_the_features_has_none() {
+        let hello = hello();
+        let exact = hello.write(0);
+        let older = Hello { features: Features::NONE, ..hello.clone() };
+        // Its padding says so in an initiation, and its silence in a response.
+        for cut in 1..=4 {
+            let short = &exact[..exact.len() - cut];
+            assert_eq!(Hello::read(short).as_ref(), Ok(&older));
+        }
+        let mut padded = exact[..exact.len() - 4].to_vec();
+        padded.resize(1_100, 0);
+        assert_eq!(Hello::read(&padded), Ok(older));
+        let welcome = Welcome {
+            from: NodeId::new(2).unwrap(),
+            to: NodeId::new(1).unwrap(),
+            boot: 9,
+            status: Status::Accepted,
+            slot: Slot(7),
+            suite: Suite::Aes256Gcm,
+            bindings: hello.bindings,
+            features: Features::ALL,
+        };
+        let exact = welcome.write();
+        let read = Welcome::read(&exact[..exact.len() - 4]).unwrap();
+        assert_eq!(read, Welcome { features: Features::NONE, ..welcome });
+    }
+
+    #[test]
+    fn later_features_are_kept_and_what_follows_is_padding() {
+        let features = Features::from_bits(0x8000_0003);
+        let mut bytes = Hello { features, ..hello() }.write(0);
+        bytes.extend([0xff; 9]);
+        assert_eq!(Hello::read(&bytes).unwrap().features, features);
     }
 
     #[test]

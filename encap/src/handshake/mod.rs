@@ -3,6 +3,7 @@
 //! The engine in use is [`psk`]. The rest of the crate sees only what an [`Agreement`] holds, so
 //! that other engines can stand beside it.
 
+pub mod features;
 pub mod hello;
 pub mod psk;
 pub mod cookie;

@@ -11,6 +11,7 @@ use crate::forward::fdb::FdbLimits;
 use crate::forward::marks::Dscp;
 use crate::forward::policy::Policy;
 use crate::forward::protect::Protect;
+use crate::handshake::features::Features;
 use crate::id::{NodeId, Vni};
 use crate::link::profile::{FAST, Profile};
 use crate::wire::buf::UplinkId;
@@ -169,6 +170,9 @@ pub struct VtepConfig {
     pub keys: Vec<ClusterKey>,
     /// Suites to offer and to take, best first.
     pub suites: Vec<Suite>,
+    /// What to say that the packet path takes: [`Features::SUPPORTED`], or less. Fixed for the life of
+    /// a [`super::Vtep`], so that both ends of a handshake always work out the same.
+    pub features: Features,
     /// The other nodes.
     pub peers: Vec<PeerConfig>,
     /// The networks of this node.

@@ -9,6 +9,7 @@ use crate::crypto::key::ClusterKey;
 use crate::event::{DownReason, Event};
 use crate::forward::marks::CONTROL_MARK;
 use crate::handshake::cookie::Admission;
+use crate::handshake::features::Features;
 use crate::handshake::hello::{Hello, Status, Welcome};
 use crate::handshake::psk::{Initiator, NOISE_OVERHEAD, Responder};
 use crate::id::PeerIndex;
@@ -53,6 +54,7 @@ impl Vtep {
             slot,
             suites: self.config.suites.clone(),
             bindings,
+            features: self.config.features,
         };
         let header = LongHeader {
             kind: Type::Initiation,
@@ -298,6 +300,7 @@ impl Vtep {
             slot: Slot(0),
             suite: Suite::Aes256Gcm,
             bindings: Bindings { revision: 0, part: 0, parts: 1, entries: Vec::new() },
+            features: Features::NONE,
         };
         if let Ok((message, _)) = responder.respond(&welcome.write()) {
             let payload = response_datagram(header, key, &message);
@@ -339,12 +342,14 @@ impl Vtep {
             slot,
             suite,
             bindings,
+            features: self.config.features,
         };
         let Ok((message, agreement)) = responder.respond(&welcome.write()) else {
             self.release_slot(slot);
             return Err(DropReason::HandshakeInvalid);
         };
-        let session = self.make_session(index, (slot, hello.slot), suite, &agreement, false);
+        let agreed = (suite, self.config.features.agree(hello.features, suite));
+        let session = self.make_session(index, (slot, hello.slot), agreed, &agreement, false);
         let payload = response_datagram(header, key, &message);
         let established = Established {
             session,
@@ -479,7 +484,8 @@ impl Vtep {
             }
         };
         let slots = (outgoing.slot, welcome.slot);
-        let session = self.make_session(index, slots, welcome.suite, &agreement, true);
+        let agreed = (welcome.suite, self.config.features.agree(welcome.features, welcome.suite));
+        let session = self.make_session(index, slots, agreed, &agreement, true);
         let established = Established {
             session,
             since: now,

@@ -9,6 +9,7 @@ use crate::crypto::key::EpochSecret;
 use crate::crypto::session::{Session, SessionFacts};
 use crate::event::{DownReason, Event};
 use crate::handshake::Agreement;
+use crate::handshake::features::Features;
 use crate::id::PeerIndex;
 use crate::link::liveness::Cause;
 use crate::peer::{Established, PENDING_LIFE, RETIRED_LIFE, RemoteBindings};
@@ -66,7 +67,7 @@ impl Vtep {
         &mut self,
         peer: PeerIndex,
         (local_slot, remote_slot): (Slot, Slot),
-        suite: Suite,
+        (suite, features): (Suite, Features),
         agreement: &Agreement,
         initiator: bool,
     ) -> Arc<Session> {
@@ -77,7 +78,7 @@ impl Vtep {
         let limits = self.config.limits.key;
         let serial = self.next_serial;
         self.next_serial += 1;
-        let facts = SessionFacts { serial, peer, local_slot, remote_slot, suite, limits };
+        let facts = SessionFacts { serial, peer, local_slot, remote_slot, suite, features, limits };
         let session = Arc::new(Session::new(facts, tx, rx));
         if let Some(place) = self.sessions.get_mut(local_slot.0 as usize) {
             *place = Some(Arc::clone(&session));

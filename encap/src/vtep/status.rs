@@ -9,6 +9,7 @@ use crate::event::DownReason;
 use crate::forward::fdb::{FdbRow, Place};
 use crate::forward::policy::Policy;
 use crate::forward::protect::Protect;
+use crate::handshake::features::Features;
 use crate::id::{NodeId, Vni};
 use crate::link::estimate::Snapshot;
 use crate::link::id::LinkIndex;
@@ -30,6 +31,8 @@ pub struct PeerStatus {
     pub down_reason: Option<DownReason>,
     /// The cipher suite in use.
     pub cipher: Option<&'static str>,
+    /// What both sides take, in the session in use.
+    pub features: Features,
     /// Where datagrams go.
     pub remote: Option<SocketAddr>,
     /// All links.
@@ -147,6 +150,7 @@ impl Vtep {
             up: peer.up,
             down_reason: peer.down_reason,
             cipher: session.map(|session| session.facts().suite.name()),
+            features: session.map_or(Features::NONE, |session| session.facts().features),
             remote: peer.paths.order.best.first().and_then(|link| peer.paths.get(*link)?.remote),
             links: peer.paths.indices().filter_map(|link| one_link(now, peer, link)).collect(),
             policy: peer.config.policy,

@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use encap::crypto::aead::Suite;
 use encap::crypto::key::ClusterKey;
+use encap::handshake::features::Features;
 use encap::id::{NodeId, Vni};
 use encap::vtep::config::{Limits, LinkConfig, NetworkConfig, PeerConfig, VtepConfig};
 use encap::wire::buf::UplinkId;
@@ -48,6 +49,7 @@ pub fn config(me: u16, count: u16) -> VtepConfig {
         node: id(me),
         keys: vec![ClusterKey::new([7; 32])],
         suites: vec![Suite::Aes256Gcm],
+        features: Features::SUPPORTED,
         peers: others().map(peer).collect(),
         networks: vec![NetworkConfig {
             vni: vni(),

@@ -10,6 +10,7 @@ use encap::crypto::seal::KeyLimits;
 use encap::forward::address_filter::{AddressFilter, AddressRange};
 use encap::forward::fdb::FdbLimits;
 use encap::forward::marks::Dscp;
+use encap::handshake::features::Features;
 use encap::link::profile::Profile;
 use encap::rng::Rng;
 use encap::vtep::config::{Limits, LinkConfig, NetworkConfig, PeerConfig, Remote, VtepConfig};
@@ -50,6 +51,7 @@ pub(super) fn vtep_config(
         node: config.own,
         keys: keys.into_iter().flatten().map(|key| ClusterKey::new(**key.bytes())).collect(),
         suites: config.cluster.ciphers.iter().map(|cipher| suite(*cipher)).collect(),
+        features: Features::SUPPORTED,
         peers: config
             .peers()
             .map(|peer| peer_config(config, peer, uplinks))

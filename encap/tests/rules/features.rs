@@ -1,0 +1,59 @@
+//! Features: what both sides name, whatever each is made of.
+
+use encap::handshake::features::Features;
+use encap::vtep::config::VtepConfig;
+
+use super::*;
+
+/// What the two ends of a pair agreed on, where each names its own set; node 1 asked first.
+fn agreed(suite: Suite, named: [Features; 2]) -> [Features; 2] {
+    let mut world = World::new(1);
+    for (me, features) in (1..).zip(named) {
+        world.add(VtepConfig { features, suites: vec![suite], ..config(me, 2) });
+    }
+    world.run_for(secs(2));
+    [0, 1].map(|node| {
+        world.assert_all_up(node);
+        let entry = world.nodes[node].vtep.tables().peers[0].clone().unwrap();
+        let facts = *entry.session.as_ref().unwrap().facts();
+        assert_eq!(world.nodes[node].vtep.peer_status(world.now)[0].features, facts.features);
+        facts.features
+    })
+}
+
+#[test]
+fn rule_g10_a_feature_is_used_where_both_name_it() {
+    let sets = [Features::NONE, Features::BUNDLES, Features::COMPRESSION, Features::ALL];
+    for one in sets {
+        for other in sets {
+            let both = Features::from_bits(one.bits() & other.bits());
+            assert_eq!(agreed(Suite::Aes256Gcm, [one, other]), [both; 2], "{one:?} {other:?}");
+        }
+    }
+    // A later version knows more, and no version decompresses what nothing vouches for.
+    let later = Features::from_bits(u32::MAX);
+    assert_eq!(agreed(Suite::Aes256Gcm, [later, Features::ALL]), [Features::ALL; 2]);
+    assert_eq!(agreed(Suite::Clear, [Features::ALL; 2]), [Features::BUNDLES; 2]);
+}
+
+#[test]
+fn rule_g10_each_handshake_agrees_anew() {
+    let named = |me, features| VtepConfig { features, ..config(me, 2) };
+    let mut world = World::new(1);
+    world.add(named(1, Features::ALL));
+    world.add(named(2, Features::NONE));
+    world.run_for(secs(2));
+    let used = |world: &World| world.nodes[0].vtep.peer_status(world.now)[0].features;
+    assert_eq!(used(&world), Features::NONE);
+    // The same configuration in force: what was named does not change while the process lives.
+    let config = VtepConfig { features: Features::NONE, ..world.nodes[0].config.clone() };
+    let now = world.now;
+    world.nodes[0].vtep.reconfigure(now, config);
+    // Node 2 comes back in a later version.
+    world.nodes[1].config = named(2, Features::ALL);
+    world.kill(1);
+    world.restart(1);
+    world.run_for(secs(5));
+    world.assert_all_up(0);
+    assert_eq!(used(&world), Features::ALL);
+}
