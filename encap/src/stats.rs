@@ -105,6 +105,8 @@ drop_reasons! {
     FragmentDisplaced = "fragment_displaced",
     /// Incomplete frame whose missing fragments did not come in time.
     FragmentExpired = "fragment_expired",
+    /// Authentic bundle of frames that does not parse; nothing of it was used.
+    BundleInvalid = "bundle_invalid",
     /// Authentic frame from a path that was congested, of a packet that may not be marked (RFC 6040).
     InnerEcnInvalid = "inner_ecn_invalid",
     /// Authentic frame with a handle that names no network here.

@@ -64,6 +64,11 @@ fn corpus_hello() {
 }
 
 #[test]
+fn corpus_bundle() {
+    replay("bundle");
+}
+
+#[test]
 fn corpus_decapsulate() {
     replay("decapsulate");
 }

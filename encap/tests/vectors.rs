@@ -21,6 +21,7 @@ use encap::id::{NodeId, Vni};
 use encap::link::id::LinkSet;
 use encap::rng::Rng;
 use encap::wire::buf::PacketBuf;
+use encap::wire::bundle;
 use encap::wire::control::{Binding, Bindings, Message};
 use encap::wire::header::{
     CLEAR_OVERHEAD, DataHeader, Format, Handle, InnerHeader, Kind, Lane, SEALED_OVERHEAD, Slot,
@@ -461,6 +462,22 @@ fn check_sealed_heartbeat(vectors: &Vectors) {
     vectors.check("heartbeat_datagram", datagram);
 }
 
+fn check_bundle(vectors: &Vectors) {
+    let inner = InnerHeader { kind: Kind::Bundle, handle: Handle::new(7).unwrap() };
+    vectors.check("bundle_inner_header", inner.write());
+    let (first, second) = (vectors.get("frame_payload"), vectors.get("bundle_second"));
+    let plain = [&[0, 18][..], first, &[0x80, 20], second].concat();
+    vectors.check("bundle_payload", &plain);
+    let mut written = Vec::new();
+    for (frame, partial) in [(first, false), (second, true)] {
+        written.extend(bundle::entry_header(frame.len(), partial));
+        written.extend(frame);
+    }
+    vectors.check("bundle_payload", &written);
+    let entries: Vec<_> = bundle::entries(&written).unwrap().collect();
+    assert_eq!(entries, [(2..20, false), (22..42, true)]);
+}
+
 fn check_clear_mode(vectors: &Vectors) {
     let (frame, with_vni) = (vectors.get("frame_payload"), vectors.get("vni_payload"));
     assert_eq!(with_vni, [&[0, 0, 100, 0][..], frame].concat());
@@ -517,6 +534,11 @@ fn vectors_sealed_heartbeat() {
 }
 
 #[test]
+fn vectors_bundle() {
+    check_bundle(&Vectors::read());
+}
+
+#[test]
 fn vectors_clear_mode() {
     check_clear_mode(&Vectors::read());
 }
@@ -534,6 +556,7 @@ fn vectors_are_all_checked() {
         check_nonces,
         check_sealed_frame,
         check_sealed_heartbeat,
+        check_bundle,
         check_clear_mode,
     ] {
         check(&vectors);

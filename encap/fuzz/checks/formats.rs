@@ -5,6 +5,7 @@ use encap::forward::filter;
 use encap::handshake::features::Features;
 use encap::handshake::hello::{Hello, Welcome};
 use encap::wire::buf::Checksum;
+use encap::wire::bundle::{self, MAX_ENTRIES, MIN_ENTRIES, MIN_FRAME_LEN};
 use encap::wire::checksum::{
     TCP_CHECKSUM_OFFSET, UDP_CHECKSUM_OFFSET, complete_checksum, derive_partial,
 };
@@ -56,15 +57,17 @@ fn inner_header(bytes: [u8; 2]) {
                 Kind::Frame,
                 Kind::FrameWithVni,
                 Kind::Fragment,
+                Kind::Bundle,
                 Kind::Control,
                 Kind::Probe,
                 Kind::FramePartialChecksum,
+                Kind::Compressed,
             ];
             assert!(kinds.iter().any(|kind| *kind == inner.kind && *kind as u16 == word >> 12));
         }
         Err(UnknownKind(code)) => {
             assert_eq!(u16::from(code), word >> 12);
-            assert!(![0, 1, 5, 9].contains(&code));
+            assert!(![0, 1, 2, 3, 5, 7, 9, 10].contains(&code));
         }
     }
 }
@@ -203,6 +206,20 @@ fn by_the_book(bytes: &[u8]) -> u16 {
         let sum = sum + word;
         (sum & 0xffff) + (sum >> 16)
     }) as u16
+}
+
+/// The frames of a bundle are all of it, and write back the same.
+pub fn bundle(data: &[u8]) {
+    let Ok(entries) = bundle::entries(data) else { return };
+    let (mut written, mut count) = (Vec::new(), 0);
+    for (range, partial) in entries {
+        assert!(range.len() >= MIN_FRAME_LEN);
+        written.extend(bundle::entry_header(range.len(), partial));
+        written.extend(&data[range]);
+        count += 1;
+    }
+    assert!((MIN_ENTRIES..=MAX_ENTRIES).contains(&count));
+    assert_eq!(written, data);
 }
 
 /// Control messages round-trip, and a list of networks survives being sliced.

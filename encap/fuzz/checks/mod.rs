@@ -12,7 +12,7 @@ mod script;
 #[path = "../../tests/world/mod.rs"]
 mod world;
 
-pub use formats::{control, frame_view, header, hello, long_header};
+pub use formats::{bundle, control, frame_view, header, hello, long_header};
 pub use script::decapsulate;
 
 /// A checking function: takes any bytes.
@@ -25,5 +25,6 @@ pub const TARGETS: &[(&str, Check)] = &[
     ("frame_view", frame_view),
     ("control", control),
     ("hello", hello),
+    ("bundle", bundle),
     ("decapsulate", decapsulate),
 ];

@@ -165,6 +165,8 @@ impl Pair {
             Kind::Frame | Kind::FramePartialChecksum => Some(payload.to_vec()),
             Kind::FrameWithVni => payload.get(4..).map(<[u8]>::to_vec),
             Kind::Control | Kind::Fragment | Kind::Probe => None,
+            // Of neither end: no pair here names a feature.
+            Kind::Bundle | Kind::Compressed => None,
         };
         self.note_sealed(from, buf.data().to_vec(), frame);
         self.push_genuine(from, buf.data().to_vec());

@@ -149,12 +149,16 @@ pub enum Kind {
     FrameWithVni = 1,
     /// A piece of what does not fit into a datagram.
     Fragment = 2,
+    /// Several small frames of the network that the handle names ([`super::bundle`]).
+    Bundle = 3,
     /// Heartbeats, acknowledgements, bindings.
     Control = 5,
     /// A path-MTU probe.
     Probe = 7,
     /// As [`Kind::Frame`], with the L4 checksum still partial.
     FramePartialChecksum = 9,
+    /// The payload of kind 0, 3 or 9, compressed.
+    Compressed = 10,
 }
 
 impl Kind {
@@ -163,9 +167,11 @@ impl Kind {
             0 => Some(Self::Frame),
             1 => Some(Self::FrameWithVni),
             2 => Some(Self::Fragment),
+            3 => Some(Self::Bundle),
             5 => Some(Self::Control),
             7 => Some(Self::Probe),
             9 => Some(Self::FramePartialChecksum),
+            10 => Some(Self::Compressed),
             _ => None,
         }
     }

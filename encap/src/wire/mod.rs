@@ -5,6 +5,7 @@ pub mod ethernet;
 pub mod inner_ip;
 pub mod checksum;
 pub mod header;
+pub mod bundle;
 pub mod fragment;
 pub mod probe;
 pub mod long;

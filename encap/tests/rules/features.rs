@@ -57,3 +57,15 @@ fn rule_g10_each_handshake_agrees_anew() {
     world.assert_all_up(0);
     assert_eq!(used(&world), Features::ALL);
 }
+
+#[test]
+#[ignore = "the way in does not ask yet what was agreed"]
+fn rule_g10_a_kind_that_was_not_agreed_is_unknown() {
+    let mut world = clear_world();
+    for (number, kind) in [3, 10].into_iter().enumerate() {
+        let inner = kind << 12 | handle(&world, 1);
+        let moved =
+            counted(&mut world, |world| inject_clear(world, number as u32, inner, &[7; 60]));
+        assert_eq!(moved, BTreeMap::from([("kind_unknown", 1)]), "kind {kind}");
+    }
+}
