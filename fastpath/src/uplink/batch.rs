@@ -10,20 +10,25 @@ use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr;
 
-use encap::wire::buf::{BufPool, Datagram, PacketBuf};
+use encap::wire::buf::{BufPool, PacketBuf};
 
 use super::address::RawAddress;
+use super::message::Message;
 use crate::port::MAX_BURST;
 
-/// Room for the control messages of one received datagram, aligned to 8 bytes.
-type RxControl = [u64; 10];
+/// Messages received in one call. With runs in them, more gain nothing.
+pub(super) const RX_BATCH: usize = 16;
 
-// The kernel's drop count, the traffic class, and a time stamp should one be asked for.
+/// Room for the control messages of one received message, aligned to 8 bytes.
+type RxControl = [u64; 13];
+
+// The kernel's drop count, the traffic class, the size of a run's datagrams, and a time stamp should
+// one be asked for.
 // SAFETY: CMSG_SPACE only computes.
 const _: () = assert!(
     size_of::<RxControl>()
         == unsafe {
-            (2 * libc::CMSG_SPACE(size_of::<libc::c_int>() as u32)
+            (3 * libc::CMSG_SPACE(size_of::<libc::c_int>() as u32)
                 + libc::CMSG_SPACE(size_of::<libc::timespec>() as u32)) as usize
         }
 );
@@ -61,9 +66,74 @@ impl MarkMessage {
     }
 }
 
-impl std::fmt::Debug for MarkMessage {
+/// The control message that has one send cut into datagrams of equal size (udp(7)).
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct SegmentMessage {
+    header: libc::cmsghdr,
+    /// UDP payload of each datagram but the last, in bytes.
+    value: u16,
+}
+
+impl SegmentMessage {
+    // SAFETY: CMSG_LEN only computes.
+    const LEN: usize = unsafe { libc::CMSG_LEN(size_of::<u16>() as u32) as usize };
+
+    fn empty() -> Self {
+        // SAFETY: `cmsghdr` is made of integers, for which all zeros is a value.
+        Self { header: unsafe { mem::zeroed() }, value: 0 }
+    }
+
+    fn set(&mut self, size: u16) {
+        self.header.cmsg_len = Self::LEN as _;
+        (self.header.cmsg_level, self.header.cmsg_type) = (libc::SOL_UDP, libc::UDP_SEGMENT);
+        self.value = size;
+    }
+}
+
+/// The control messages of one message to be sent: both, either or none are passed.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct TxControl {
+    mark: MarkMessage,
+    segment: SegmentMessage,
+}
+
+// The second message stands where CMSG_NXTHDR finds it behind the first.
+// SAFETY: CMSG_SPACE only computes.
+const _: () = assert!(
+    mem::offset_of!(TxControl, segment)
+        == unsafe { libc::CMSG_SPACE(size_of::<libc::c_int>() as u32) as usize }
+);
+
+impl TxControl {
+    fn empty() -> Self {
+        Self { mark: MarkMessage::empty(), segment: SegmentMessage::empty() }
+    }
+
+    /// Writes what `message` needs; says where that begins and how long it is.
+    fn set(&mut self, message: &Message<'_>) -> (*mut libc::c_void, usize) {
+        // A mark of 0 is what the socket sends by itself: the kernel is spared the message.
+        if message.mark != 0 {
+            self.mark.set(message.remote.is_ipv4(), message.mark);
+        }
+        let size = message.cut();
+        if let Some(size) = size {
+            self.segment.set(size);
+        }
+        let both = mem::offset_of!(Self, segment) + SegmentMessage::LEN;
+        match (message.mark != 0, size.is_some()) {
+            (false, false) => (ptr::null_mut(), 0),
+            (true, false) => (ptr::from_mut(self).cast(), MarkMessage::LEN),
+            (false, true) => ((&raw mut self.segment).cast(), SegmentMessage::LEN),
+            (true, true) => (ptr::from_mut(self).cast(), both),
+        }
+    }
+}
+
+impl std::fmt::Debug for TxControl {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.value.fmt(f)
+        (self.mark.value, self.segment.value).fmt(f)
     }
 }
 
@@ -74,9 +144,9 @@ fn empty_header() -> libc::mmsghdr {
     unsafe { mem::zeroed() }
 }
 
-/// One received datagram.
+/// One received message: a datagram, or a run of them.
 #[derive(Debug)]
-pub(super) struct Received {
+pub(super) struct RxMessage {
     pub(super) buf: PacketBuf,
     /// None if it is no IP address.
     pub(super) remote: Option<SocketAddr>,
@@ -93,6 +163,8 @@ pub(super) struct Told {
     pub(super) kernel_drops: Option<u32>,
     /// Its TOS or traffic class byte; 0 when the kernel does not say.
     pub(super) mark: u8,
+    /// Bytes of each datagram of a run but the last; None for a single one.
+    pub(super) segment_size: Option<libc::c_int>,
 }
 
 /// A burst to be received.
@@ -112,17 +184,17 @@ unsafe impl Send for RxBatch {}
 impl RxBatch {
     pub(super) fn new() -> Self {
         Self {
-            headers: (0..MAX_BURST).map(|_| empty_header()).collect(),
-            iovecs: vec![EMPTY_IOVEC; MAX_BURST].into(),
-            addresses: vec![RawAddress::EMPTY; MAX_BURST].into(),
-            controls: vec![[0; 10]; MAX_BURST].into(),
-            buffers: Vec::with_capacity(MAX_BURST),
+            headers: (0..RX_BATCH).map(|_| empty_header()).collect(),
+            iovecs: vec![EMPTY_IOVEC; RX_BATCH].into(),
+            addresses: vec![RawAddress::EMPTY; RX_BATCH].into(),
+            controls: vec![[0; 13]; RX_BATCH].into(),
+            buffers: Vec::with_capacity(RX_BATCH),
         }
     }
 
-    /// Takes empty buffers from `pool` until there is one for each datagram of a burst.
+    /// Takes empty buffers from `pool` until there is one for each message of a burst.
     pub(super) fn fill(&mut self, pool: &mut BufPool) {
-        while self.buffers.len() < MAX_BURST {
+        while self.buffers.len() < RX_BATCH {
             self.buffers.push(pool.alloc());
         }
     }
@@ -163,12 +235,12 @@ impl RxBatch {
     }
 
     /// Takes the first `count` datagrams out, `count` being what [`Self::receive`] returned.
-    pub(super) fn take(&mut self, count: usize) -> impl Iterator<Item = Received> {
+    pub(super) fn take(&mut self, count: usize) -> impl Iterator<Item = RxMessage> {
         let count = count.min(self.buffers.len());
         let slots = self.headers.iter().zip(&self.addresses).zip(&mut self.controls);
         self.buffers.drain(..count).zip(slots).map(|(mut buf, ((header, address), control))| {
             buf.set_len(header.msg_len as usize);
-            Received {
+            RxMessage {
                 buf,
                 remote: address.get(header.msg_hdr.msg_namelen),
                 truncated: header.msg_hdr.msg_flags & libc::MSG_TRUNC != 0,
@@ -209,6 +281,10 @@ fn told(control: &mut RxControl, len: usize) -> Told {
                 // SAFETY: the message holds at least an int; it may be unaligned.
                 told.mark = unsafe { data.cast::<libc::c_int>().read_unaligned() } as u8;
             }
+            (libc::SOL_UDP, libc::UDP_GRO) if least(size_of::<libc::c_int>()) => {
+                // SAFETY: the message holds at least an int; it may be unaligned.
+                told.segment_size = Some(unsafe { data.cast::<libc::c_int>().read_unaligned() });
+            }
             _ => {}
         }
         // SAFETY: `header` is one of this message's.
@@ -217,48 +293,16 @@ fn told(control: &mut RxControl, len: usize) -> Told {
     told
 }
 
-/// What can be sent: a payload, where it goes, and its TOS or traffic class byte.
-pub(super) trait Outgoing {
-    fn payload(&self) -> &[u8];
-    fn remote(&self) -> SocketAddr;
-    fn mark(&self) -> u8;
-}
-
-impl Outgoing for Datagram {
-    fn payload(&self) -> &[u8] {
-        self.buf.data()
-    }
-
-    fn remote(&self) -> SocketAddr {
-        self.remote
-    }
-
-    fn mark(&self) -> u8 {
-        self.mark
-    }
-}
-
-impl Outgoing for (&[u8], SocketAddr, u8) {
-    fn payload(&self) -> &[u8] {
-        self.0
-    }
-
-    fn remote(&self) -> SocketAddr {
-        self.1
-    }
-
-    fn mark(&self) -> u8 {
-        self.2
-    }
-}
-
 /// Room for a burst to be sent.
 #[derive(Debug)]
 pub(super) struct TxBatch {
     headers: Box<[libc::mmsghdr]>,
     iovecs: Box<[libc::iovec]>,
     addresses: Box<[RawAddress]>,
-    marks: Box<[MarkMessage]>,
+    controls: Box<[TxControl]>,
+    /// The errno of every call that begins with a run, for tests; one behind others stops it.
+    #[cfg(test)]
+    pub(super) refuse_runs: Option<i32>,
 }
 
 // SAFETY: the pointers in `headers` and `iovecs` are written anew before each use, through
@@ -271,45 +315,47 @@ impl TxBatch {
             headers: (0..MAX_BURST).map(|_| empty_header()).collect(),
             iovecs: vec![EMPTY_IOVEC; MAX_BURST].into(),
             addresses: vec![RawAddress::EMPTY; MAX_BURST].into(),
-            marks: vec![MarkMessage::empty(); MAX_BURST].into(),
+            controls: vec![TxControl::empty(); MAX_BURST].into(),
+            #[cfg(test)]
+            refuse_runs: None,
         }
     }
 
-    /// Sends the first [`MAX_BURST`] items without waiting; returns how many the kernel took.
+    /// Sends the first [`MAX_BURST`] messages without waiting; returns how many the kernel took.
     ///
     /// # Errors
-    /// The first item was not taken.
-    pub(super) fn send<T: Outgoing>(
+    /// The first message was not taken.
+    pub(super) fn send<'a>(
         &mut self,
         socket: BorrowedFd<'_>,
-        items: &[T],
+        messages: impl Iterator<Item = Message<'a>>,
     ) -> io::Result<usize> {
         let slots = self.headers.iter_mut().zip(&mut self.iovecs).zip(&mut self.addresses);
-        let slots = slots.zip(&mut self.marks);
+        let slots = slots.zip(&mut self.controls);
         let mut count = 0;
-        for ((((header, iovec), address), mark), item) in slots.zip(items) {
-            let payload = item.payload();
-            iovec.iov_base = payload.as_ptr().cast_mut().cast();
-            iovec.iov_len = payload.len();
-            header.msg_hdr.msg_namelen = address.set(item.remote());
+        for ((((header, iovec), address), control), message) in slots.zip(messages) {
+            #[cfg(test)]
+            if let Some(errno) = self.refuse_runs.filter(|_| message.cut().is_some()) {
+                if count == 0 {
+                    return Err(io::Error::from_raw_os_error(errno));
+                }
+                break;
+            }
+            iovec.iov_base = message.bytes.as_ptr().cast_mut().cast();
+            iovec.iov_len = message.bytes.len();
+            header.msg_hdr.msg_namelen = address.set(message.remote);
             header.msg_hdr.msg_name = ptr::from_mut(address).cast();
             header.msg_hdr.msg_iov = iovec;
             header.msg_hdr.msg_iovlen = 1;
-            if item.mark() == 0 {
-                // What the socket sends by itself: the kernel is spared the message.
-                header.msg_hdr.msg_control = ptr::null_mut();
-                header.msg_hdr.msg_controllen = 0;
-            } else {
-                mark.set(item.remote().is_ipv4(), item.mark());
-                header.msg_hdr.msg_control = ptr::from_mut(mark).cast();
-                header.msg_hdr.msg_controllen = MarkMessage::LEN as _;
-            }
+            let (start, len) = control.set(&message);
+            header.msg_hdr.msg_control = start;
+            header.msg_hdr.msg_controllen = len as _;
             count += 1;
         }
         // SAFETY: the first `count` headers were all written above; each points to one iovec and
-        // one address of its own in `self`, to one mark of its own or to no control buffer, and
-        // its iovec to a payload of `items`, with their true lengths. All stay borrowed during
-        // the call, which only reads what they point to.
+        // one address of its own in `self`, to the control messages of its own or to none, and its
+        // iovec to the bytes of a message, with their true lengths. `self` stays borrowed during
+        // the call, the bytes for `'a`, and the call only reads what they point to.
         let result = unsafe {
             libc::sendmmsg(
                 socket.as_raw_fd(),

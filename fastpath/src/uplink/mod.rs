@@ -3,11 +3,16 @@
 pub mod socket;
 pub mod steering;
 
+mod receive;
+mod send;
+
 mod address;
 mod batch;
 mod error_queue;
+mod message;
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::counter::counters;
 
@@ -28,12 +33,57 @@ pub struct UplinkOptions {
     pub interface: Option<String>,
     /// Bind even if no interface has the address at the moment (`IP_FREEBIND`).
     pub freebind: bool,
+    /// Send runs of datagrams in one piece where the kernel can (`UDP_SEGMENT`).
+    pub segmentation: bool,
+    /// Take runs of datagrams in one piece where the kernel can (`UDP_GRO`).
+    pub receive_coalescing: bool,
 }
 
 impl Default for UplinkOptions {
-    /// One socket, 8 MiB in each direction, by any interface.
+    /// One socket, 8 MiB in each direction, by any interface, runs in one piece.
     fn default() -> Self {
-        Self { reuse_port: false, buffer_len: 8 << 20, interface: None, freebind: false }
+        Self {
+            reuse_port: false,
+            buffer_len: 8 << 20,
+            interface: None,
+            freebind: false,
+            segmentation: true,
+            receive_coalescing: true,
+        }
+    }
+}
+
+/// Which offloads of an uplink's socket are at work; shared by all ports over the socket and
+/// readable by any thread.
+#[derive(Debug, Default)]
+pub struct UplinkOffload {
+    segmentation: AtomicBool,
+    receive_coalescing: AtomicBool,
+}
+
+impl UplinkOffload {
+    fn new(segmentation: bool, receive_coalescing: bool) -> Self {
+        Self {
+            segmentation: AtomicBool::new(segmentation),
+            receive_coalescing: AtomicBool::new(receive_coalescing),
+        }
+    }
+
+    /// Whether runs of datagrams leave in one piece.
+    #[must_use]
+    pub fn segmentation(&self) -> bool {
+        self.segmentation.load(Ordering::Relaxed)
+    }
+
+    /// Whether runs of datagrams may arrive in one piece.
+    #[must_use]
+    pub fn receive_coalescing(&self) -> bool {
+        self.receive_coalescing.load(Ordering::Relaxed)
+    }
+
+    /// Switches segmentation off; says whether it was on.
+    fn end_segmentation(&self) -> bool {
+        self.segmentation.swap(false, Ordering::Relaxed)
     }
 }
 
@@ -100,7 +150,9 @@ counters! {
         rx_datagrams,
         /// Bytes of UDP payload received.
         rx_bytes,
-        /// Datagrams dropped: longer than a packet buffer.
+        /// Datagrams received in runs.
+        rx_coalesced,
+        /// Datagrams, or runs of them, dropped: longer than a packet buffer.
         rx_dropped_truncated,
         /// Datagrams dropped: sender's address of no IP family.
         rx_dropped_bad_address,
@@ -111,6 +163,12 @@ counters! {
         tx_datagrams,
         /// Bytes of UDP payload that the kernel took.
         tx_bytes,
+        /// Datagrams that the kernel took in runs.
+        tx_segmented,
+        /// Runs that the kernel refused as such; their datagrams were sent one by one.
+        tx_segmentation_failed,
+        /// Times that segmentation was switched off for good.
+        tx_segmentation_ended,
         /// Datagrams dropped: no room in the kernel, after a few attempts.
         tx_dropped_no_room,
         /// Datagrams dropped: larger than the interface allows.

@@ -15,24 +15,22 @@ use std::time::Instant;
 use encap::wire::buf::{BufPool, Burst, Datagram, UplinkId};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::batch::{Outgoing, RxBatch, TxBatch};
+use super::batch::{RxBatch, TxBatch};
+use super::message::Message;
 use super::{
-    GrantedBuffers, UplinkCounters, UplinkError, UplinkErrorKind, UplinkOptions, error_queue,
+    GrantedBuffers, UplinkCounters, UplinkError, UplinkErrorKind, UplinkOffload, UplinkOptions,
+    error_queue,
 };
 use crate::error::BindError;
 use crate::interface::is_valid_name;
-use crate::port::{DatagramCapabilities, DatagramPort, MAX_BURST, TxReport};
+use crate::port::{DatagramCapabilities, DatagramPort, TxReport};
 
 /// Errors kept for [`UdpUplink::poll_error`]; the oldest gives way.
 const MAX_KEPT_ERRORS: usize = 32;
 /// Errors taken from the kernel in one go, so that a flood of ICMP cannot hold the worker.
 const MAX_DRAINED_ERRORS: usize = 64;
-/// Calls repeated because the kernel reported an earlier datagram's error instead of working.
-const MAX_PENDING_RETRIES: usize = 4;
 /// How long after an error from the network a call's error is not taken for our kernel's own, in ms.
 const DOUBT_MS: u64 = 100;
-/// Calls repeated in one burst for want of room in the kernel.
-const MAX_ROOM_RETRIES: usize = 3;
 /// Largest UDP payload: 65,535 bytes of IP packet or payload without the headers.
 const MAX_UDP_PAYLOAD_V4: usize = 65_535 - 20 - 8;
 const MAX_UDP_PAYLOAD_V6: usize = 65_535 - 8;
@@ -40,25 +38,26 @@ const MAX_UDP_PAYLOAD_V6: usize = 65_535 - 8;
 /// A kernel UDP socket as an underlay port.
 #[derive(Debug)]
 pub struct UdpUplink {
-    id: UplinkId,
-    socket: Socket,
-    local: SocketAddr,
+    pub(super) id: UplinkId,
+    pub(super) socket: Socket,
+    pub(super) local: SocketAddr,
     granted: GrantedBuffers,
-    counters: Arc<UplinkCounters>,
-    rx: RxBatch,
-    tx: TxBatch,
+    pub(super) offload: Arc<UplinkOffload>,
+    pub(super) counters: Arc<UplinkCounters>,
+    pub(super) rx: RxBatch,
+    pub(super) tx: TxBatch,
     errors: VecDeque<UplinkError>,
     /// The error queue was left before it was empty.
-    errors_remain: bool,
+    pub(super) errors_remain: bool,
     /// The kernel's own count of drops on this socket, as last seen.
-    kernel_drops: u32,
-    doubt: Doubt,
+    pub(super) kernel_drops: u32,
+    pub(super) doubt: Doubt,
 }
 
 /// When a packet from the network last put an error on a socket, for all ports over that socket: for
 /// a while after that, what a call reports may be of the same origin, and anybody can forge it.
 #[derive(Debug, Clone)]
-struct Doubt {
+pub(super) struct Doubt {
     start: Instant,
     until_ms: Arc<AtomicU64>,
 }
@@ -73,7 +72,7 @@ impl Doubt {
         self.until_ms.store(until, Ordering::Relaxed);
     }
 
-    fn is_raised(&self) -> bool {
+    pub(super) fn is_raised(&self) -> bool {
         self.now_ms() < self.until_ms.load(Ordering::Relaxed)
     }
 
@@ -84,11 +83,11 @@ impl Doubt {
 
 /// What the error queue held.
 #[derive(Debug, Clone, Copy, Default)]
-struct Drained {
+pub(super) struct Drained {
     /// The MTU that our own kernel named when it refused a datagram.
-    own_mtu: Option<u32>,
+    pub(super) own_mtu: Option<u32>,
     /// Whether there were errors that the network reported.
-    foreign: bool,
+    pub(super) foreign: bool,
 }
 
 impl UdpUplink {
@@ -134,15 +133,26 @@ impl UdpUplink {
                 options.buffer_len
             );
         }
-        Ok(Self::over(id, socket, local, granted))
+        let offload = Arc::new(UplinkOffload::new(
+            options.segmentation && can_segment(&socket),
+            options.receive_coalescing && coalesce(&socket),
+        ));
+        Ok(Self::over(id, socket, local, granted, offload))
     }
 
-    fn over(id: UplinkId, socket: Socket, local: SocketAddr, granted: GrantedBuffers) -> Self {
+    fn over(
+        id: UplinkId,
+        socket: Socket,
+        local: SocketAddr,
+        granted: GrantedBuffers,
+        offload: Arc<UplinkOffload>,
+    ) -> Self {
         Self {
             id,
             socket,
             local,
             granted,
+            offload,
             counters: Arc::default(),
             rx: RxBatch::new(),
             tx: TxBatch::new(),
@@ -161,7 +171,8 @@ impl UdpUplink {
     pub fn try_clone(&self) -> io::Result<Self> {
         let socket = self.socket.try_clone()?;
         let doubt = self.doubt.clone();
-        Ok(Self { doubt, ..Self::over(self.id, socket, self.local, self.granted) })
+        let offload = Arc::clone(&self.offload);
+        Ok(Self { doubt, ..Self::over(self.id, socket, self.local, self.granted, offload) })
     }
 
     /// The local attachment that datagrams are labelled with.
@@ -188,23 +199,47 @@ impl UdpUplink {
         &self.counters
     }
 
+    /// Which of its offloads are at work; any thread may keep it and look.
+    #[must_use]
+    pub fn offload(&self) -> &Arc<UplinkOffload> {
+        &self.offload
+    }
+
+    /// Whether runs of datagrams leave in one piece.
+    #[must_use]
+    pub fn segmentation(&self) -> bool {
+        self.offload.segmentation()
+    }
+
+    /// Whether runs of datagrams may arrive in one piece.
+    #[must_use]
+    pub fn receive_coalescing(&self) -> bool {
+        self.offload.receive_coalescing()
+    }
+
+    /// Largest UDP payload that the socket's IP version allows, in bytes.
+    pub(super) fn max_udp_payload(&self) -> usize {
+        if self.local.is_ipv4() { MAX_UDP_PAYLOAD_V4 } else { MAX_UDP_PAYLOAD_V6 }
+    }
+
     /// Sends `payload` to `remote` at once, with `mark` for its TOS or traffic class byte; for a
     /// thread that sends a datagram now and then.
     pub fn send_to(&mut self, payload: &[u8], remote: SocketAddr, mark: u8) -> TxReport {
         self.send_many(&[(payload, remote, mark)])
     }
 
-    /// Sends each payload to its remote address with its mark, up to [`MAX_BURST`] in one system
+    /// Sends each payload to its remote address with its mark, up to [`MAX_BURST`](crate::port::MAX_BURST) in one system
     /// call; for a round of messages to many peers.
     pub fn send_many(&mut self, items: &[(&[u8], SocketAddr, u8)]) -> TxReport {
-        self.send_all(items)
+        let messages = items.iter();
+        self.send_all(messages.map(|(bytes, remote, mark)| Message::single(bytes, *remote, *mark)))
     }
 
     pub(super) fn socket(&self) -> &Socket {
         &self.socket
     }
 
-    fn keep(&mut self, error: UplinkError) {
+    pub(super) fn keep(&mut self, error: UplinkError) {
         if self.errors.len() == MAX_KEPT_ERRORS {
             self.errors.pop_front();
             self.counters.errors_overflowed.add(1);
@@ -213,7 +248,7 @@ impl UdpUplink {
     }
 
     /// Empties the kernel's error queue, up to a limit.
-    fn drain_errors(&mut self) -> Drained {
+    pub(super) fn drain_errors(&mut self) -> Drained {
         let mut drained = Drained::default();
         self.errors_remain = true;
         for _ in 0..MAX_DRAINED_ERRORS {
@@ -240,178 +275,12 @@ impl UdpUplink {
         }
         drained
     }
-
-    /// Sends all items, whatever single ones run into.
-    fn send_all<T: Outgoing>(&mut self, items: &[T]) -> TxReport {
-        let mut report = TxReport::default();
-        let mut room_retries = 0;
-        let mut pending_retries = 0;
-        let mut rest = items;
-        while let Some(first) = rest.first() {
-            let fits = |item: &T| item.remote().is_ipv4() == self.local.is_ipv4();
-            let run = rest.iter().take(MAX_BURST).take_while(|item| fits(item)).count();
-            let (now, _) = rest.split_at(run);
-            if now.is_empty() {
-                self.counters.tx_dropped_wrong_family.add(1);
-                report.failed += 1;
-                rest = rest.get(1..).unwrap_or_default();
-                continue;
-            }
-            let errno = match self.tx.send(self.socket.as_fd(), now) {
-                Ok(count) => {
-                    let (sent, left) = rest.split_at(count.min(run));
-                    self.sent(sent, &mut report);
-                    if sent.len() < run {
-                        // The kernel stopped at an error and swallowed it, as some were sent.
-                        self.drain_errors();
-                    }
-                    rest = left;
-                    pending_retries = 0;
-                    continue;
-                }
-                Err(error) => error.raw_os_error().unwrap_or(libc::EIO),
-            };
-            let lost = match errno {
-                libc::EINTR => 0,
-                libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM => {
-                    room_retries += 1;
-                    self.no_room(errno, room_retries, rest.len(), &mut report)
-                }
-                _ => {
-                    // Either this datagram's own error, or one that an earlier datagram left on
-                    // the socket: what is still there with the queue emptied is its own.
-                    let drained = self.drain_errors();
-                    let own = errno == libc::EMSGSIZE && drained.own_mtu.is_some();
-                    let doubt = pending_retries == 0 || drained.foreign;
-                    if !own && doubt && pending_retries < MAX_PENDING_RETRIES {
-                        pending_retries += 1;
-                        0
-                    } else {
-                        pending_retries = 0;
-                        // What may be of the network's making costs one datagram, no more.
-                        let forged = !own && self.doubt.is_raised();
-                        let lost = if forged { 1 } else { as_lost(rest, errno) };
-                        let told = UplinkError {
-                            remote: first.remote(),
-                            kind: UplinkErrorKind::from_errno(errno),
-                            errno,
-                            ip_mtu: drained.own_mtu,
-                            local: !forged,
-                        };
-                        self.refused(told, lost, &mut report);
-                        lost
-                    }
-                }
-            };
-            rest = rest.get(lost..).unwrap_or_default();
-        }
-        report
-    }
-
-    fn sent<T: Outgoing>(&self, items: &[T], report: &mut TxReport) {
-        report.sent += items.len();
-        self.counters.tx_datagrams.add(items.len() as u64);
-        let bytes: usize = items.iter().map(|item| item.payload().len()).sum();
-        self.counters.tx_bytes.add(bytes as u64);
-    }
-
-    /// Decides how many of the `left` datagrams are lost for want of room: none while there are
-    /// attempts left.
-    fn no_room(&self, errno: i32, attempt: usize, left: usize, report: &mut TxReport) -> usize {
-        if attempt <= MAX_ROOM_RETRIES {
-            std::thread::yield_now();
-            return 0;
-        }
-        // A full socket buffer refuses all that is left; a full queue further down (ENOBUFS) may
-        // have room for the next one.
-        let lost = if errno == libc::ENOBUFS { 1 } else { left };
-        report.no_room += lost;
-        self.counters.tx_dropped_no_room.add(lost as u64);
-        lost
-    }
-
-    /// Accounts for `lost` datagrams that the kernel did not take.
-    fn refused(&mut self, error: UplinkError, lost: usize, report: &mut TxReport) {
-        let kind = error.kind;
-        match kind {
-            UplinkErrorKind::TooBig => {
-                report.too_large += lost;
-                self.counters.tx_dropped_too_large.add(lost as u64);
-            }
-            UplinkErrorKind::Unreachable => {
-                report.failed += lost;
-                self.counters.tx_dropped_unreachable.add(lost as u64);
-            }
-            UplinkErrorKind::Refused | UplinkErrorKind::Other => {
-                report.failed += lost;
-                self.counters.tx_dropped_refused.add(lost as u64);
-            }
-        }
-        self.keep(error);
-    }
-
-    /// Hands over what the batch has received.
-    fn deliver(&mut self, count: usize, pool: &mut BufPool, datagrams: &mut Burst<Datagram>) {
-        let counters = &self.counters;
-        for received in self.rx.take(count) {
-            if let Some(drops) = received.told.kernel_drops {
-                counters.rx_dropped_kernel.add(drops.wrapping_sub(self.kernel_drops).into());
-                self.kernel_drops = drops;
-            }
-            if received.truncated {
-                counters.rx_dropped_truncated.add(1);
-                pool.free(received.buf);
-            } else if let Some(remote) = received.remote {
-                counters.rx_datagrams.add(1);
-                counters.rx_bytes.add(received.buf.len() as u64);
-                let mark = received.told.mark;
-                datagrams.push(Datagram { buf: received.buf, uplink: self.id, remote, mark });
-            } else {
-                counters.rx_dropped_bad_address.add(1);
-                pool.free(received.buf);
-            }
-        }
-    }
-}
-
-/// How many of `items` are lost with the first one, which was refused: all the next ones to the
-/// same address if there is no way to it. Asking for each would cost a dead link four system calls
-/// and an error per datagram.
-fn as_lost<T: Outgoing>(items: &[T], errno: i32) -> usize {
-    match items.first() {
-        Some(first) if UplinkErrorKind::from_errno(errno) == UplinkErrorKind::Unreachable => {
-            items.iter().take_while(|item| item.remote() == first.remote()).count()
-        }
-        _ => 1,
-    }
 }
 
 impl DatagramPort for UdpUplink {
     fn rx_burst(&mut self, pool: &mut BufPool, datagrams: &mut Burst<Datagram>) -> io::Result<()> {
-        if self.errors_remain {
-            self.drain_errors();
-        }
-        self.rx.fill(pool);
-        for _ in 0..MAX_PENDING_RETRIES {
-            let error = match self.rx.receive(self.socket.as_fd()) {
-                Ok(count) => {
-                    self.deliver(count, pool, datagrams);
-                    return Ok(());
-                }
-                Err(error) => error,
-            };
-            match error.raw_os_error() {
-                Some(libc::EAGAIN) => return Ok(()),
-                Some(libc::EINTR | libc::ENOMEM | libc::ENOBUFS) => {}
-                Some(libc::EBADF | libc::ENOTSOCK | libc::EFAULT | libc::EINVAL) => {
-                    return Err(error);
-                }
-                // What an earlier datagram left on the socket.
-                _ => {
-                    self.drain_errors();
-                }
-            }
-        }
+        let count = self.receive(pool)?;
+        self.deliver_apart(count, pool, datagrams);
         Ok(())
     }
 
@@ -420,7 +289,7 @@ impl DatagramPort for UdpUplink {
     }
 
     fn tx_burst(&mut self, pool: &mut BufPool, datagrams: &mut Burst<Datagram>) -> TxReport {
-        let report = self.send_all(datagrams);
+        let report = self.send_all(datagrams.iter().map(Message::from));
         for datagram in datagrams.drain(..) {
             pool.free(datagram.buf);
         }
@@ -428,9 +297,7 @@ impl DatagramPort for UdpUplink {
     }
 
     fn capabilities(&self) -> DatagramCapabilities {
-        let max_udp_payload =
-            if self.local.is_ipv4() { MAX_UDP_PAYLOAD_V4 } else { MAX_UDP_PAYLOAD_V6 };
-        DatagramCapabilities { max_udp_payload }
+        DatagramCapabilities { max_udp_payload: self.max_udp_payload() }
     }
 
     fn poll_fd(&self) -> Option<RawFd> {
@@ -457,6 +324,28 @@ pub(super) fn set_int(socket: &Socket, level: i32, name: i32, value: i32) -> io:
     // SAFETY: `value` points to an int of this frame, which is what `len` says.
     let result = unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, value.cast(), len) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Whether the kernel knows how to cut a run of datagrams (Linux 4.18).
+fn can_segment(socket: &Socket) -> bool {
+    let mut value: libc::c_int = 0;
+    let mut len = size_of::<libc::c_int>() as libc::socklen_t;
+    // SAFETY: `value` is an int of this frame and `len` says so.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_UDP,
+            libc::UDP_SEGMENT,
+            (&raw mut value).cast(),
+            &raw mut len,
+        )
+    };
+    result == 0
+}
+
+/// Has the kernel hand over runs of datagrams in one piece; says whether it can (Linux 5.0).
+fn coalesce(socket: &Socket) -> bool {
+    set_int(socket, libc::SOL_UDP, libc::UDP_GRO, 1).is_ok()
 }
 
 /// Own path MTU discovery, errors by the error queue, kernel drops and the traffic class told with
@@ -494,15 +383,4 @@ fn enlarge_buffers(socket: &Socket, len: usize) -> io::Result<GrantedBuffers> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn grant_is_measured_as_it_is_asked_for() {
-        let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP)).unwrap();
-        // Below every system's limit and above the kernel's own minimum.
-        let asked = 16 << 10;
-        let granted = enlarge_buffers(&socket, asked).unwrap();
-        assert_eq!(granted_len(granted), asked, "{granted:?}");
-    }
-}
+mod tests;

@@ -20,6 +20,7 @@
 mod cable;
 mod dead_link;
 mod monitor;
+mod runs;
 mod tap;
 mod uplink;
 
