@@ -11,13 +11,25 @@ use std::os::fd::AsRawFd;
 use std::ptr;
 use std::time::Duration;
 
-use encap::wire::ethernet::MacAddr;
+use encap::wire::ethernet::{ETHERNET_HEADER_LEN, MacAddr};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::netlink::Asker;
 
 /// Longest interface name, in bytes.
 pub const MAX_NAME_LEN: usize = libc::IFNAMSIZ - 1;
+
+/// Bytes of the headers, without options.
+const IPV4_HEADER_LEN: u32 = 20;
+const IPV6_HEADER_LEN: u32 = 40;
+const TCP_HEADER_LEN: u32 = 20;
+/// Most UDP payload, in bytes, and most segments that leave in one send (udp(7), `UDP_SEGMENT`).
+const MAX_RUN_LEN: u32 = 65_535 - 20 - 8;
+const MAX_RUN_SEGMENTS: u32 = 64;
+/// What the kernel takes off `gso_max_size` for headers, at most: MAX_TCP_HEADER + 1.
+const KERNEL_RESERVE: u32 = 321;
+/// The largest `gso_max_size` without packets beyond 64 KiB.
+const MAX_GSO_SIZE: u32 = 65_536;
 
 /// Whether the kernel would take `name` for an interface as it stands.
 ///
@@ -52,6 +64,9 @@ pub(crate) fn request_for(name: &str) -> io::Result<libc::ifreq> {
 #[derive(Debug)]
 pub struct Interface {
     name: String,
+    /// Bytes that frames from it grow by before they are a UDP payload; see
+    /// [`Self::limit_super_frames`].
+    super_frame_overhead: Option<u32>,
     /// Carries the calls; bound to the network namespace that it was made in.
     socket: Socket,
 }
@@ -64,7 +79,7 @@ impl Interface {
     pub fn open(name: &str) -> io::Result<Self> {
         // A UNIX socket serves, also on kernels that lack one of the IP versions.
         let socket = Socket::new(Domain::UNIX, Type::DGRAM, None)?;
-        let interface = Self { name: name.to_owned(), socket };
+        let interface = Self { name: name.to_owned(), super_frame_overhead: None, socket };
         match interface.index() {
             Ok(_) => Ok(interface),
             Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Err(io::Error::new(
@@ -129,7 +144,35 @@ impl Interface {
     /// The value is out of range, the interface is gone or CAP_NET_ADMIN is missing.
     pub fn set_tap_mtu(&self, tap_mtu: u32) -> io::Result<()> {
         let value = to_c_int(tap_mtu)?;
-        self.call(libc::SIOCSIFMTU, |request| request.ifr_ifru.ifru_mtu = value).map(drop)
+        self.call(libc::SIOCSIFMTU, |request| request.ifr_ifru.ifru_mtu = value)?;
+        if let Some(overhead) = self.super_frame_overhead
+            && let Err(error) = self.set_super_frame_limit(overhead)
+        {
+            log::debug!("{}: the length of super-frames stays as it was: {error}", self.name);
+        }
+        Ok(())
+    }
+
+    /// Has the kernel make TCP super-frames for it that leave the node in one run of datagrams
+    /// (`gso_max_size`), each frame of which has `overhead` bytes more as a UDP payload than as an
+    /// Ethernet frame. Follows later changes of the MTU that are made here.
+    ///
+    /// Of super-frames that others made and the kernel only forwards, it cuts those above the limit
+    /// into single frames.
+    ///
+    /// # Errors
+    /// The interface is gone, CAP_NET_ADMIN is missing, or the kernel does not know how.
+    pub fn limit_super_frames(&mut self, overhead: u32) -> io::Result<()> {
+        self.set_super_frame_limit(overhead)?;
+        self.super_frame_overhead = Some(overhead);
+        Ok(())
+    }
+
+    fn set_super_frame_limit(&self, overhead: u32) -> io::Result<()> {
+        let tap_mtu = self.tap_mtu()?;
+        let ipv4 = super_frame_limit(tap_mtu, IPV4_HEADER_LEN, overhead);
+        let ipv6 = super_frame_limit(tap_mtu, IPV6_HEADER_LEN, overhead);
+        Asker::open()?.set_gso_max_size(self.index()?, ipv4, ipv6)
     }
 
     /// Its Ethernet address.
@@ -215,6 +258,18 @@ impl Interface {
         let result = unsafe { libc::ioctl(self.socket.as_raw_fd(), number, &raw mut request) };
         if result < 0 { Err(io::Error::last_os_error()) } else { Ok(request) }
     }
+}
+
+/// What the kernel is to take for the length of the largest super-frame, in bytes.
+///
+/// The largest number of whole segments is looked for that leave as one run: at most 64, and no more
+/// UDP payload than an IPv4 packet holds. The kernel sets its own reserve aside from what it is
+/// told before it divides by the payload of a segment.
+fn super_frame_limit(tap_mtu: u32, ip_header_len: u32, overhead: u32) -> u32 {
+    let datagram = tap_mtu.saturating_add(ETHERNET_HEADER_LEN as u32).saturating_add(overhead);
+    let segments = (MAX_RUN_LEN / datagram.max(1)).clamp(1, MAX_RUN_SEGMENTS);
+    let payload = tap_mtu.saturating_sub(ip_header_len + TCP_HEADER_LEN);
+    segments.saturating_mul(payload).saturating_add(KERNEL_RESERVE).min(MAX_GSO_SIZE)
 }
 
 fn to_c_int(value: u32) -> io::Result<libc::c_int> {
@@ -408,6 +463,23 @@ mod tests {
         let message = address_message(libc::RTM_NEWADDR, 0, 7, address, 64);
         assert_eq!(message.len(), 16 + 8 + 2 * 20);
         assert_eq!(message[16..20], [10, 64, 2, 0]);
+    }
+
+    #[test]
+    fn super_frame_is_as_long_as_one_run_of_datagrams() {
+        for (tap_mtu, segments) in [(1500, 42), (1400, 45), (9000, 7), (576, 64), (65_521, 1)] {
+            for header_len in [IPV4_HEADER_LEN, IPV6_HEADER_LEN] {
+                let limit = super_frame_limit(tap_mtu, header_len, 26);
+                let payload = tap_mtu - header_len - TCP_HEADER_LEN;
+                // With less of a reserve, as other builds of the kernel have it, too.
+                for reserve in [257, KERNEL_RESERVE] {
+                    assert_eq!(((limit - reserve) / payload).max(1), segments, "{tap_mtu}");
+                }
+                assert!(limit <= MAX_GSO_SIZE);
+            }
+        }
+        assert_eq!(super_frame_limit(0, IPV6_HEADER_LEN, 0), KERNEL_RESERVE);
+        assert_eq!(super_frame_limit(u32::MAX, IPV6_HEADER_LEN, u32::MAX), MAX_GSO_SIZE);
     }
 
     #[test]

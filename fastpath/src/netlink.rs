@@ -8,8 +8,8 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use netlink_packet_core::{
-    NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR, NetlinkBuffer, NlaBuffer,
-    NlasIterator,
+    NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR, NetlinkBuffer,
+    NlaBuffer, NlasIterator,
 };
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
@@ -31,6 +31,9 @@ const NEIGHBOUR_LEN: usize = 12;
 const RTEXT_FILTER_SKIP_STATS: u32 = 1 << 3;
 /// `IFLA_INFO_SLAVE_KIND` (linux/if_link.h): the kind of the master.
 const IFLA_INFO_SLAVE_KIND: u16 = 4;
+
+/// `IFLA_GSO_IPV4_MAX_SIZE` (linux/if_link.h, Linux 6.3).
+const IFLA_GSO_IPV4_MAX_SIZE: u16 = 63;
 
 /// An interface.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -281,6 +284,20 @@ impl Asker {
                 _ => None,
             })),
         }
+    }
+
+    /// Sets how long super-frames for an interface become at most, in bytes. A kernel that does
+    /// not know IPv4's own limit takes that of IPv6 for both.
+    ///
+    /// # Errors
+    /// The kernel's, or it does not answer.
+    pub(crate) fn set_gso_max_size(&mut self, index: u32, ipv4: u32, ipv6: u32) -> io::Result<()> {
+        let mut body = vec![0; 4];
+        body.extend(index.to_ne_bytes());
+        body.resize(LINK_LEN, 0);
+        push_attribute(&mut body, libc::IFLA_GSO_MAX_SIZE, &ipv6.to_ne_bytes());
+        push_attribute(&mut body, IFLA_GSO_IPV4_MAX_SIZE, &ipv4.to_ne_bytes());
+        self.ask(libc::RTM_SETLINK, NLM_F_REQUEST | NLM_F_ACK, &body, &mut Vec::new()).map(drop)
     }
 
     /// Sends one request and adds its answer to `found`; says whether that is consistent.

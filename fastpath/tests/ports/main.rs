@@ -21,6 +21,7 @@ mod cable;
 mod dead_link;
 mod monitor;
 mod runs;
+mod super_frames;
 mod tap;
 mod uplink;
 

@@ -12,7 +12,7 @@ use etherparse::{PacketBuilder, PacketHeaders, TransportHeader};
 use fastpath::error::OpenError;
 use fastpath::interface::{Interface, interface_of, local_addresses};
 use fastpath::port::{FramePort, MAX_BURST, TxReport};
-use fastpath::tap::{MAX_TAP_FRAME_LEN, MAX_TAP_MTU, Tap, TapOptions, TapQueue};
+use fastpath::tap::{MAX_TAP_FRAME_LEN, MAX_TAP_MTU, OffloadSwitches, Tap, TapOptions, TapQueue};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::{PATIENCE, in_namespace, wait_readable};
@@ -25,7 +25,14 @@ fn pool() -> BufPool {
 }
 
 fn options(name: &str) -> TapOptions {
-    TapOptions { name: name.to_owned(), queues: 1, existing: false, tap_mtu: None }
+    TapOptions {
+        name: name.to_owned(),
+        queues: 1,
+        existing: false,
+        tap_mtu: None,
+        offload: OffloadSwitches::ALL,
+        super_frame_overhead: None,
+    }
 }
 
 /// A tap that is up, with its one queue.
@@ -368,7 +375,8 @@ fn attaching_to_a_persistent_tap_resets_what_its_last_user_left() {
         for (name, multi_queue) in [("ptap0", false), ("ptap1", true)] {
             stale_persistent_tap(name, multi_queue);
             assert!(has_tso(name), "{name}: the mask survives its user");
-            let (tap, mut queue) = tap_up(&TapOptions { existing: true, ..options(name) });
+            let offload = OffloadSwitches::CHECKSUM;
+            let (tap, mut queue) = tap_up(&TapOptions { existing: true, offload, ..options(name) });
             assert!(!has_tso(name), "{name}: attaching resets the mask");
             // The header is 12 bytes again: a frame passes unharmed.
             let peer = packet_socket(tap.interface());

@@ -9,7 +9,7 @@ use encap::event::Event;
 use encap::id::{NodeId, Vni};
 use encap::vtep::Vtep;
 use encap::wire::header::Handle;
-use fastpath::tap::{Tap, TapCounters, TapOptions, TapQueue};
+use fastpath::tap::{OffloadSwitches, Tap, TapCounters, TapOptions, TapQueue};
 use fastpath::worker::Command;
 use log::{info, warn};
 
@@ -95,6 +95,8 @@ impl Networks {
             queues: workers,
             existing: network.existing,
             tap_mtu: Some(tap_mtu),
+            offload: OffloadSwitches::CHECKSUM,
+            super_frame_overhead: None,
         };
         let (tap, queues) = Tap::open(&options).map_err(Failure::cannot_start)?;
         for degraded in tap.degraded() {

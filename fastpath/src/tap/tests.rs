@@ -1,0 +1,232 @@
+//! A queue against a kernel that lies.
+
+use super::*;
+use crate::vnet::{VNET_HEADER_LEN, VnetHeader};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixDatagram;
+
+use encap::wire::buf::{
+    Checksum, FrameBurst, Offload, OutFrame, PacketBuf, Pieces, SegmentKind, Segmentation, Span,
+};
+use encap::wire::checksum::{complete_checksum, derive_partial};
+use etherparse::PacketBuilder;
+
+/// A queue whose kernel is the other end of a socket pair: it can lie.
+fn queue(vnet: bool) -> (TapQueue, UnixDatagram) {
+    let (ours, kernel) = UnixDatagram::pair().unwrap();
+    ours.set_nonblocking(true).unwrap();
+    let granted = if vnet { OffloadSwitches::ALL } else { OffloadSwitches::NONE };
+    let offload = Arc::new(TapOffload::new(granted));
+    (TapQueue::new(File::from(OwnedFd::from(ours)), "tap0", vnet, offload), kernel)
+}
+
+fn udp_frame() -> Vec<u8> {
+    let mut frame = Vec::new();
+    PacketBuilder::ethernet2([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2])
+        .ipv4([10, 0, 0, 1], [10, 0, 0, 2], 64)
+        .udp(1, 2)
+        .write(&mut frame, b"payload")
+        .unwrap();
+    frame
+}
+
+fn read_all(queue: &mut TapQueue) -> Vec<(Vec<u8>, Checksum)> {
+    let mut frames = Burst::new();
+    queue.rx_burst(&mut BufPool::new(200, 4), &mut frames).unwrap();
+    frames.iter().map(|frame| (frame.buf.data().to_vec(), frame.checksum)).collect()
+}
+
+#[test]
+fn lying_headers_are_dropped_and_counted() {
+    let (mut queue, kernel) = queue(true);
+    let frame = udp_frame();
+    let partial = VnetHeader::for_checksum(derive_partial(&frame).unwrap()).to_bytes();
+    let mut super_frame = partial;
+    super_frame[1] = 5;
+    let mut coalesced = partial;
+    coalesced[0] |= 4;
+    let outside = Checksum::Partial { start: 34, offset: 60_000 };
+    let outside = VnetHeader::for_checksum(outside).to_bytes();
+    for header in [super_frame, coalesced, outside, partial] {
+        kernel.send(&[&header[..], &frame].concat()).unwrap();
+    }
+    kernel.send(&partial[..11]).unwrap();
+    kernel.send(&[&[0; VNET_HEADER_LEN], &frame[..13]].concat()).unwrap();
+    kernel.send(&[0; VNET_HEADER_LEN + 201]).unwrap();
+    assert_eq!(read_all(&mut queue), [(frame.clone(), derive_partial(&frame).unwrap())]);
+    let counters = queue.counters();
+    assert_eq!(counters.rx_frames.get(), 1);
+    assert_eq!(counters.rx_bytes.get(), frame.len() as u64);
+    assert_eq!(counters.rx_dropped_bad_header.get(), 3);
+    assert_eq!(counters.rx_dropped_short.get(), 2);
+    assert_eq!(counters.rx_dropped_long.get(), 1);
+}
+
+#[test]
+fn checksum_where_no_parser_finds_it_is_completed() {
+    let (mut queue, kernel) = queue(true);
+    let mut frame = udp_frame();
+    frame[12] = 0x12; // no longer IP
+    let header = VnetHeader::for_checksum(Checksum::Partial { start: 34, offset: 6 });
+    kernel.send(&[&header.to_bytes()[..], &frame].concat()).unwrap();
+    complete_checksum(&mut frame, 34, 6).unwrap();
+    assert_eq!(read_all(&mut queue), [(frame, Checksum::Complete)]);
+    assert_eq!(queue.counters().rx_checksums_completed.get(), 1);
+}
+
+#[test]
+fn without_the_header_checksums_are_completed_on_write() {
+    let (mut queue, kernel) = queue(false);
+    assert!(!queue.capabilities().tx_partial_checksum);
+    let mut frame = udp_frame();
+    kernel.send(&frame).unwrap();
+    assert_eq!(read_all(&mut queue), [(frame.clone(), Checksum::Complete)]);
+
+    let checksum = derive_partial(&frame).unwrap();
+    let mut burst = vec![Frame { buf: PacketBuf::from_slice(&frame), checksum }];
+    assert_eq!(queue.tx_burst(&mut BufPool::new(200, 4), &mut burst).sent, 1);
+    let mut written = vec![0; 300];
+    let len = kernel.recv(&mut written).unwrap();
+    complete_checksum(&mut frame, 34, 6).unwrap();
+    assert_eq!(written[..len], frame);
+}
+
+#[test]
+fn burst_is_bounded() {
+    let (mut queue, kernel) = queue(false);
+    kernel.set_nonblocking(true).unwrap();
+    let mut sent = 0;
+    let mut received = 0;
+    while sent < 3 * MAX_BURST {
+        while sent < 3 * MAX_BURST && kernel.send(&udp_frame()).is_ok() {
+            sent += 1;
+        }
+        let count = read_all(&mut queue).len();
+        assert!((1..=MAX_BURST).contains(&count));
+        received += count;
+    }
+    while received < sent {
+        received += read_all(&mut queue).len();
+    }
+    assert_eq!(received, sent);
+}
+
+/// A burst of `frames` frames at most.
+fn frame_burst(frames: usize) -> FrameBurst {
+    FrameBurst::new(frames * (MAX_SUPER_FRAME_LEN + 100), frames)
+}
+
+fn tcp_super_frame(payload: usize) -> (Vec<u8>, Offload) {
+    let mut frame = Vec::new();
+    PacketBuilder::ethernet2([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2])
+        .ipv4([10, 0, 0, 1], [10, 0, 0, 2], 64)
+        .tcp(1, 2, 3, 4)
+        .write(&mut frame, &vec![7; payload])
+        .unwrap();
+    let segmentation = Some(Segmentation { kind: SegmentKind::Tcp4, size: 100, ecn: false });
+    let checksum = derive_partial(&frame).unwrap();
+    (frame, Offload { checksum, segmentation })
+}
+
+#[test]
+fn super_frames_are_read_in_bursts_and_lying_ones_are_counted() {
+    let (mut queue, kernel) = queue(true);
+    let (frame, offload) = tcp_super_frame(120);
+    let header = VnetHeader::for_offload(offload, 54).to_bytes();
+    kernel.send(&[&header[..], &frame].concat()).unwrap();
+    let mut lying = header;
+    lying[1] = 4; // of IPv6
+    kernel.send(&[&lying[..], &frame].concat()).unwrap();
+    let mut not_negotiated = header;
+    not_negotiated[1] = 3;
+    kernel.send(&[&not_negotiated[..], &frame].concat()).unwrap();
+    let plain = udp_frame();
+    kernel.send(&[&[0; VNET_HEADER_LEN][..], &plain].concat()).unwrap();
+
+    let mut frames = frame_burst(8);
+    queue.read_burst(&mut frames).unwrap();
+    let read: Vec<_> = frames.iter().map(|(frame, bytes)| (bytes, frame.offload)).collect();
+    assert_eq!(read, [(&frame[..], offload), (&plain[..], Offload::default())]);
+    let counters = queue.counters();
+    assert_eq!((counters.rx_frames.get(), counters.rx_super_frames.get()), (2, 1));
+    assert_eq!(counters.rx_super_frame_bytes.get(), frame.len() as u64);
+    assert_eq!(counters.rx_bytes.get(), (frame.len() + plain.len()) as u64);
+    assert_eq!(counters.rx_dropped_bad_super_frame.get(), 1);
+    assert_eq!(counters.rx_dropped_bad_header.get(), 1);
+
+    // Who reads frame by frame has no use for them.
+    kernel.send(&[&header[..], &frame].concat()).unwrap();
+    assert_eq!(read_all(&mut queue), []);
+    assert_eq!(queue.counters().rx_dropped_bad_header.get(), 2);
+}
+
+#[test]
+fn burst_of_reads_ends_when_it_is_full() {
+    let (mut queue, kernel) = queue(false);
+    for _ in 0..5 {
+        kernel.send(&udp_frame()).unwrap();
+    }
+    // By number, and by memory: a second one of the largest would not fit.
+    for (mut frames, expected) in [
+        (frame_burst(2), 2),
+        (FrameBurst::new(MAX_SUPER_FRAME_LEN + 40, 9), 1),
+        (frame_burst(9), 2),
+        (frame_burst(9), 0),
+    ] {
+        queue.read_burst(&mut frames).unwrap();
+        assert_eq!(frames.len(), expected);
+    }
+    let mut full = frame_burst(1);
+    full.push_slice(&udp_frame(), Offload::default());
+    kernel.send(&udp_frame()).unwrap();
+    queue.read_burst(&mut full).unwrap();
+    assert_eq!(full.len(), 1);
+    assert!(queue.read_burst(&mut FrameBurst::new(MAX_SUPER_FRAME_LEN, 9)).is_err());
+}
+
+/// Frames as they come from the tunnel, each in a piece of its own.
+fn out_frames(frames: &[(Vec<u8>, Checksum)]) -> (Pieces, Vec<OutFrame>) {
+    let pieces = frames.iter().map(|(bytes, _)| PacketBuf::from_slice(bytes)).collect();
+    let span = |piece, bytes: &Vec<u8>| Span { piece, start: 0, len: bytes.len() };
+    let frames = frames.iter().enumerate();
+    let list =
+        frames.map(|(n, (bytes, checksum))| OutFrame { span: span(n, bytes), checksum: *checksum });
+    (Pieces(pieces), list.collect())
+}
+
+/// What the kernel was given: tap header and frame.
+fn written(kernel: &UnixDatagram) -> Vec<Vec<u8>> {
+    kernel.set_nonblocking(true).unwrap();
+    let mut room = vec![0; MAX_SUPER_FRAME_LEN + VNET_HEADER_LEN];
+    std::iter::from_fn(|| kernel.recv(&mut room).ok().map(|len| room[..len].to_vec())).collect()
+}
+
+#[test]
+fn single_frames_are_written_with_the_state_of_their_checksum() {
+    let frame = udp_frame();
+    let partial = derive_partial(&frame).unwrap();
+    let outside = Checksum::Partial { start: 34, offset: 60_000 };
+    let list = [
+        (frame.clone(), partial),
+        (frame.clone(), outside),
+        (frame[..13].to_vec(), Checksum::Complete),
+        (frame.clone(), Checksum::Complete),
+    ];
+    for vnet in [true, false] {
+        let (mut queue, kernel) = queue(vnet);
+        let (mut pieces, frames) = out_frames(&list);
+        let report = queue.write_burst(&mut pieces, &frames);
+        assert_eq!(report, TxReport { sent: 2, failed: 2, ..TxReport::default() });
+        assert_eq!(queue.counters().tx_dropped_malformed.get(), 2);
+        let header = |checksum| VnetHeader::for_checksum(checksum).to_bytes();
+        let expected = if vnet {
+            let complete = header(Checksum::Complete);
+            [[&header(partial)[..], &frame].concat(), [&complete[..], &frame].concat()]
+        } else {
+            let mut completed = frame.clone();
+            complete_checksum(&mut completed, 34, 6).unwrap();
+            [completed, frame.clone()]
+        };
+        assert_eq!(written(&kernel), expected);
+    }
+}
