@@ -29,6 +29,7 @@ mod paths;
 mod peer;
 pub mod tables;
 pub mod wire;
+pub mod offload;
 pub mod forward;
 pub mod crypto;
 pub mod handshake;

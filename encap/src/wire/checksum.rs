@@ -118,6 +118,12 @@ fn transport_in_ipv6(packet: &[u8]) -> Option<(u8, usize)> {
 /// The folded sum of RFC 1071 in native byte order: the sum commutes with swapping bytes, so
 /// whole native words are added and the result is stored as native bytes.
 fn ones_complement_sum(bytes: &[u8]) -> u16 {
+    fold_sum(sum_of(bytes))
+}
+
+/// The sum of at most 2^17 bytes as native words, an odd one padded with 0; not folded. May be
+/// added to others of its kind, as long as all but the last are of an even number of bytes.
+pub(crate) fn sum_of(bytes: &[u8]) -> u64 {
     let (words, tail) = bytes.as_chunks::<4>();
     // 2^32 words of 32 bits fit; a frame has less than 2^15.
     let mut sum: u64 = words.iter().map(|word| u64::from(u32::from_ne_bytes(*word))).sum();
@@ -126,6 +132,11 @@ fn ones_complement_sum(bytes: &[u8]) -> u16 {
         *to = *from;
     }
     sum += u64::from(u32::from_ne_bytes(last));
+    sum
+}
+
+/// Folds a sum into 16 bits. Of words that are not all zero it is never 0.
+pub(crate) fn fold_sum(mut sum: u64) -> u16 {
     while sum > 0xffff {
         sum = (sum >> 16) + (sum & 0xffff);
     }
