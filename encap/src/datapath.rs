@@ -22,20 +22,91 @@ use crate::link::resend::ResendRing;
 use crate::reassembly::{FragmentDrop, Reassembler};
 use crate::stats::{Counters, DropReason};
 use crate::tables::{Clock, PeerEntry, Tables};
-use crate::wire::buf::{BufPool, Burst, Frame, PacketBuf};
+use crate::wire::buf::{BufPool, Burst, Checksum, Offload, OutFrame, PacketBuf, Pieces, Span};
 use crate::wire::ethernet::MacAddr;
-use crate::wire::header::{Handle, InnerHeader, Lane, Slot};
+use crate::wire::header::{Handle, Lane, Slot};
 use crate::wire::heartbeat::Heartbeat;
 
-/// A frame that came out of a datagram, and the network it is for.
-#[derive(Debug)]
+/// A frame for a tap, and the network it is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Delivery {
     /// Our handle of the network.
     pub handle: Handle,
     /// Its identifier.
     pub vni: Vni,
     /// The frame.
-    pub frame: Frame,
+    pub frame: OutFrame,
+}
+
+/// Frames for taps, and the buffers that they lie in.
+#[derive(Debug, Default)]
+pub struct Deliveries {
+    /// The buffers.
+    pub pieces: Pieces,
+    /// The frames, in the order they came.
+    pub list: Vec<Delivery>,
+}
+
+impl Deliveries {
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.list.is_empty()
+    }
+
+    /// Adds a frame that is complete.
+    pub fn push_slice(&mut self, handle: Handle, vni: Vni, frame: &[u8]) {
+        let span = Span { piece: self.pieces.0.len(), start: 0, len: frame.len() };
+        self.pieces.0.push(PacketBuf::from_slice(frame));
+        let frame = OutFrame { span, checksum: Checksum::Complete };
+        self.list.push(Delivery { handle, vni, frame });
+    }
+
+    /// Moves all of `other` behind what is here.
+    pub fn append(&mut self, other: &mut Self) {
+        let before = self.pieces.0.len();
+        self.pieces.0.append(&mut other.pieces.0);
+        self.list.extend(other.list.drain(..).map(|mut delivery| {
+            delivery.frame.span.piece += before;
+            delivery
+        }));
+    }
+
+    /// The frames with their bytes.
+    pub fn iter(&self) -> impl Iterator<Item = (&Delivery, &[u8])> {
+        self.list.iter().map(|delivery| (delivery, self.pieces.get(delivery.frame.span)))
+    }
+}
+
+/// A frame of a burst, and the peer it is for; none for all members of its network.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Planned {
+    pub(crate) peer: Option<PeerIndex>,
+    /// Index in its burst.
+    pub(crate) frame: usize,
+}
+
+/// Who the frames of a burst are for, and how far they are done.
+#[derive(Debug, Default)]
+pub(crate) struct Plan {
+    pub(crate) handle: Handle,
+    pub(crate) list: Vec<Planned>,
+    /// The first one that is left to do.
+    pub(crate) next: usize,
+    /// Of a flood that is half done: the member to go on with.
+    pub(crate) member: u32,
+}
+
+impl Plan {
+    pub(crate) fn clear(&mut self) {
+        self.list.clear();
+        (self.next, self.member) = (0, 0);
+    }
+
+    /// Number of frames left to do.
+    pub(crate) fn left(&self) -> usize {
+        self.list.len() - self.next.min(self.list.len())
+    }
 }
 
 /// What a worker hands to the control thread, through a bounded queue.
@@ -161,7 +232,8 @@ impl FdbCache {
 pub(crate) struct Waiting {
     pub(crate) handle: Handle,
     pub(crate) peer: PeerIndex,
-    pub(crate) frame: Frame,
+    pub(crate) frame: Vec<u8>,
+    pub(crate) offload: Offload,
     pub(crate) until_ms: u64,
 }
 
@@ -172,6 +244,11 @@ pub(crate) const MAX_WAITING: usize = 128;
 /// How long a frame waits, in ms: longer than a handshake, shorter than its sender's patience.
 pub(crate) const WAITING_MS: u64 = 500;
 
+/// Bytes of the buffers that frames are put together in: most fit.
+const FRAGMENT_BUF_LEN: usize = 9_280;
+/// Idle ones of these that are kept.
+const MAX_FRAGMENT_BUFS: usize = 32;
+
 /// Datagrams a second that a worker tries from addresses where a dynamic link was not heard before.
 const STRANGERS_PER_SECOND: u32 = 10_000;
 /// Notices of such addresses a second.
@@ -179,10 +256,10 @@ const MOVES_PER_SECOND: u32 = 100;
 
 /// One worker's half of the packet path. Made by [`crate::vtep::Vtep::datapath`].
 ///
-/// First [`Self::resend`], then [`Self::encapsulate`]; send what is in `out`. After
-/// [`Self::decapsulate`] write the frames in `out`, hand the control inputs to the control thread,
-/// in this order, and say [`Self::end_pass`]. After either take [`Self::take_returns`] and
-/// [`Self::take_news`].
+/// First [`Self::resend`], then [`Self::admit`] and [`Self::encapsulate`]; send what is in `out`.
+/// After [`Self::decapsulate`] write the frames in `out` and [`Self::release`] them, hand the control
+/// inputs to the control thread, in this order, and say [`Self::end_pass`]. After either take
+/// [`Self::take_returns`] and [`Self::take_news`].
 #[derive(Debug)]
 pub struct Datapath {
     pub(crate) tables: Arc<ArcSwap<Tables>>,
@@ -215,10 +292,16 @@ pub struct Datapath {
     /// Position in the round-robin.
     pub(crate) turn: u32,
     pub(crate) reassembler: Reassembler,
+    /// Buffers of frames that are put together from fragments.
+    pub(crate) fragment_pool: BufPool,
+    /// Who the frames at hand are for.
+    pub(crate) plan: Plan,
+    /// What is cut into fragments.
+    pub(crate) scratch: Vec<u8>,
     pub(crate) fragment_id: u16,
     pub(crate) too_big: TooBigLimiter,
     /// Frames to go back into the tap.
-    pub(crate) returns: Burst<Delivery>,
+    pub(crate) returns: Deliveries,
     pub(crate) news: Burst<ControlInput>,
     /// Rations the decryption of what comes from unexpected addresses.
     pub(crate) unknown_sources: Policer,
@@ -259,7 +342,10 @@ impl Datapath {
             reassembler: Reassembler::new(),
             fragment_id: 0,
             too_big: TooBigLimiter::new(),
-            returns: Burst::new(),
+            returns: Deliveries::default(),
+            plan: Plan::default(),
+            scratch: Vec::new(),
+            fragment_pool: BufPool::new(FRAGMENT_BUF_LEN, MAX_FRAGMENT_BUFS),
             news: Burst::new(),
             unknown_sources: Policer::new(clock.0, STRANGERS_PER_SECOND, STRANGERS_PER_SECOND / 10),
             moves: Policer::new(clock.0, MOVES_PER_SECOND, MOVES_PER_SECOND / 10),
@@ -279,9 +365,22 @@ impl Datapath {
         self.passes.store(self.passes.load(Ordering::Relaxed).wrapping_add(1), Ordering::Release);
     }
 
-    /// Frames that go back into the tap that something came from: ICMP messages.
-    pub fn take_returns(&mut self) -> impl Iterator<Item = Delivery> {
-        self.returns.drain(..)
+    /// Moves to `out` the frames that go back into the tap that something came from: ICMP messages.
+    pub fn take_returns(&mut self, out: &mut Deliveries) {
+        out.append(&mut self.returns);
+    }
+
+    /// Takes the buffers of frames back that were delivered: those of received datagrams go to
+    /// `pool`.
+    pub fn release(&mut self, deliveries: &mut Deliveries, pool: &mut BufPool) {
+        deliveries.list.clear();
+        for buf in deliveries.pieces.0.drain(..) {
+            if buf.capacity() == self.fragment_pool.max_len() {
+                self.fragment_pool.free(buf);
+            } else {
+                pool.free(buf);
+            }
+        }
     }
 
     /// What the control thread is to hear of.
@@ -298,9 +397,9 @@ impl Datapath {
 
     /// Forgets what is over: sending contexts of sessions and epochs, incomplete frames, what was
     /// kept to be sent again. To be called about once a second.
-    pub fn tidy(&mut self, now: Instant, pool: &mut BufPool) {
+    pub fn tidy(&mut self, now: Instant) {
         self.forget_old_lanes();
-        self.reassembler.expire(self.clock.ms(now), pool);
+        self.reassembler.expire(self.clock.ms(now), &mut self.fragment_pool);
         self.count_fragments();
         for ring in self.rings.iter_mut().flatten() {
             ring.expire(now);
@@ -346,13 +445,6 @@ impl Datapath {
         (ring.map_or(0, ResendRing::capacity), self.reassembler.peer_memory(peer.0))
     }
 
-    /// Number of other nodes that a flooded frame of a network goes to at the most.
-    #[must_use]
-    pub fn fan_out(&self, handle: Handle) -> usize {
-        let tables = self.tables.load();
-        tables.network(handle).map_or(0, |network| network.members.len())
-    }
-
     /// Whether frames wait for a session: then [`Self::send_waiting`] is to be called soon.
     #[must_use]
     pub fn has_waiting(&self) -> bool {
@@ -378,16 +470,14 @@ impl Datapath {
         policer.take(now)
     }
 
-    /// Seals `buf` for `peer` in this worker's lane, beginning an epoch where one is due; gives the
-    /// epoch. The fragments of one frame stay in one epoch: only for the first one another begins.
-    pub(crate) fn seal(
+    /// This worker's sending context for `peer`, of a new epoch where one is due. The fragments of
+    /// one frame stay in one epoch: only for the `first` one another begins.
+    pub(crate) fn lane_for(
         &mut self,
         peer: &PeerEntry,
         session: &Session,
-        inner: InnerHeader,
-        buf: &mut PacketBuf,
         first: bool,
-    ) -> Result<u32, DropReason> {
+    ) -> Result<&mut TxLane, DropReason> {
         let index = peer.index.0 as usize;
         if self.lanes.len() <= index {
             self.lanes.resize_with(index + 1, || None);
@@ -403,13 +493,11 @@ impl Datapath {
                 .is_some_and(|((session, epoch), lane)| session == serial && epoch < lane.epoch());
             current_lane(place, session, self.lane, !held).map_err(drop_reason)?;
         }
-        let lane = place.as_mut().ok_or(DropReason::KeyExhausted)?;
-        lane.seal(inner, buf).map_err(drop_reason)?;
-        Ok(lane.epoch())
+        place.as_mut().ok_or(DropReason::KeyExhausted)
     }
 }
 
-fn drop_reason(error: SealError) -> DropReason {
+pub(crate) fn drop_reason(error: SealError) -> DropReason {
     match error {
         SealError::Exhausted => DropReason::KeyExhausted,
         SealError::NoRoom => DropReason::FrameTooLarge,

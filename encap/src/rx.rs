@@ -6,20 +6,22 @@
 //! Next: the tap's `tx_burst`, in `fastpath`; control inputs go to [`crate::vtep`].
 
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
 use crate::crypto::aead::Suite;
 use crate::crypto::session::{self, LaneGuard, Session};
-use crate::datapath::{ControlInput, Datapath, Delivery, FdbCache, Pulse};
+use crate::datapath::{ControlInput, Datapath, Deliveries, Delivery, FdbCache, Pulse};
 use crate::forward::fdb::{Learn, Place};
 use crate::forward::{filter, mss};
 use crate::id::Vni;
 use crate::link::id::LinkIndex;
-use crate::reassembly::{FragmentDrop, Key};
+use crate::reassembly::{FragmentDrop, Key, Whole};
 use crate::stats::DropReason;
 use crate::tables::{Arrival, NetworkEntry, PeerEntry, Tables};
-use crate::wire::buf::{BufPool, Burst, Checksum, Datagram, Frame, PacketBuf};
+use crate::wire::buf::{BufPool, Burst, Checksum, OutFrame, PacketBuf, Received, Span, UplinkId};
+use crate::wire::bundle::{self, MAX_ENTRIES};
 use crate::wire::checksum;
 use crate::wire::control::Message;
 use crate::wire::ethernet::EthernetView;
@@ -50,8 +52,13 @@ struct Origin<'t> {
     sequence: u32,
 }
 
-/// A frame for a tap.
-type Opened = (Handle, Vni, Checksum);
+/// Where a datagram came from, and its outer TOS or traffic class.
+#[derive(Debug, Clone, Copy)]
+struct From {
+    uplink: UplinkId,
+    remote: SocketAddr,
+    mark: u8,
+}
 
 /// A session's lane that stays locked over a run of datagrams in it.
 struct Held<'a> {
@@ -63,38 +70,67 @@ struct Held<'a> {
 }
 
 impl Datapath {
-    /// Takes `datagrams` apart; empties it. Frames go to `out`, what the control thread must see
-    /// to `control`. Dropped datagrams are counted and their buffers go back to `pool`.
+    /// Takes `received` apart; empties it. Frames go to `out`, what the control thread must see to
+    /// `control`. Dropped datagrams are counted; buffers without frames go back to `pool`.
     pub fn decapsulate(
         &mut self,
         now: Instant,
         pool: &mut BufPool,
-        datagrams: &mut Burst<Datagram>,
-        out: &mut Burst<Delivery>,
+        received: &mut Burst<Received>,
+        out: &mut Deliveries,
         control: &mut Burst<ControlInput>,
     ) {
         let tables = arc_swap::Guard::into_inner(self.tables.load());
         let mut held = None;
-        for mut datagram in datagrams.drain(..) {
-            self.counters.datagrams_in.add(1);
-            self.counters.datagram_bytes_in.add(datagram.buf.len() as u64);
-            let outcome = self.classify(now, &tables, &datagram, control).and_then(|header| {
-                let Some(header) = header else { return Ok(None) };
-                let origin = self.open(now, &tables, &mut held, &header, &mut datagram, control)?;
-                self.dispatch(now, &tables, &origin, &mut datagram.buf, pool, control)
-            });
-            match outcome {
-                Ok(Some((handle, vni, checksum))) => {
-                    let frame = Frame { buf: datagram.buf, checksum };
-                    out.push(Delivery { handle, vni, frame });
-                }
-                Ok(None) => pool.free(datagram.buf),
-                Err(reason) => {
+        for Received { mut buf, segment_size, uplink, remote, mark } in received.drain(..) {
+            // Its place, so that the frames in it can be named while it is still at work here.
+            let piece = out.pieces.0.len();
+            out.pieces.0.push(PacketBuf::default());
+            let before = out.list.len();
+            let from = From { uplink, remote, mark };
+            let (len, size) = (buf.len(), segment_size.max(1));
+            // An empty datagram is one too.
+            for start in (0..len.max(1)).step_by(size) {
+                let end = (start + size).min(len);
+                let at = Span { piece, start, len: end - start };
+                let Some(datagram) = buf.data_mut().get_mut(start..end) else { break };
+                self.counters.datagrams_in.add(1);
+                self.counters.datagram_bytes_in.add(datagram.len() as u64);
+                let outcome = self.take(now, &tables, &mut held, from, datagram, at, out, control);
+                if let Err(reason) = outcome {
                     self.counters.count_drop(reason);
-                    pool.free(datagram.buf);
                 }
             }
+            let empty_again = out.pieces.0.len() == piece + 1 && out.list.len() == before;
+            if empty_again {
+                out.pieces.0.pop();
+                pool.free(buf);
+            } else if let Some(place) = out.pieces.0.get_mut(piece) {
+                *place = buf;
+            }
         }
+    }
+
+    /// Takes one datagram apart, which lies at `at`.
+    #[allow(clippy::too_many_arguments)] // a stage of the packet path: everything is at hand
+    fn take<'t>(
+        &mut self,
+        now: Instant,
+        tables: &'t Tables,
+        held: &mut Option<Held<'t>>,
+        from: From,
+        datagram: &mut [u8],
+        at: Span,
+        out: &mut Deliveries,
+        control: &mut Burst<ControlInput>,
+    ) -> Result<(), DropReason> {
+        let Some(header) = self.classify(now, tables, from, datagram, control)? else {
+            return Ok(());
+        };
+        let (origin, inner) = self.open(now, tables, held, &header, from, datagram, control)?;
+        let at = Span { start: at.start + inner.start, len: inner.len(), ..at };
+        let inner = datagram.get_mut(inner).unwrap_or_default();
+        self.dispatch(now, tables, &origin, inner, at, out, control)
     }
 
     /// Gives the header of a data datagram; hands a plausible handshake message on.
@@ -102,10 +138,10 @@ impl Datapath {
         &mut self,
         now: Instant,
         tables: &Tables,
-        datagram: &Datagram,
+        from: From,
+        bytes: &[u8],
         control: &mut Burst<ControlInput>,
     ) -> Result<Option<DataHeader>, DropReason> {
-        let bytes = datagram.buf.data();
         let first = *bytes.first().ok_or(DropReason::DatagramTruncated)?;
         match Format::of(first) {
             Format::Sealed | Format::Clear => {
@@ -116,7 +152,7 @@ impl Datapath {
             Format::Long => {
                 // Keys and MACs are checked here already, so that only who has a key can fill the
                 // control queue.
-                let from = datagram.remote;
+                let From { uplink, remote: from, .. } = from;
                 match LongHeader::read(bytes) {
                     Ok(long) => {
                         let Some(key) = tables.keys.iter().find(|key| key.id() == long.key_id)
@@ -140,7 +176,6 @@ impl Datapath {
                 if !self.longs.take(now) {
                     return Err(DropReason::HandshakeRateLimited);
                 }
-                let uplink = datagram.uplink;
                 control.push(ControlInput::Long { uplink, from, datagram: bytes.to_vec() });
                 Ok(None)
             }
@@ -166,9 +201,10 @@ impl Datapath {
         tables: &'t Tables,
         held: &mut Option<Held<'t>>,
         header: &DataHeader,
-        datagram: &mut Datagram,
+        from: From,
+        datagram: &mut [u8],
         control: &mut Burst<ControlInput>,
-    ) -> Result<Origin<'t>, DropReason> {
+    ) -> Result<(Origin<'t>, Range<usize>), DropReason> {
         let same = held.as_ref().is_some_and(|h| h.slot == header.slot && h.lane == header.lane);
         if !same {
             // Two lanes of one session must never be locked at once.
@@ -183,8 +219,7 @@ impl Datapath {
         if clear_session != (header.format == Format::Clear) {
             return Err(DropReason::FormatMismatch);
         }
-        let arrival =
-            peer.arrival(datagram.uplink, datagram.remote).ok_or(DropReason::SourceUnknown)?;
+        let arrival = peer.arrival(from.uplink, from.remote).ok_or(DropReason::SourceUnknown)?;
         let (link, moved) = match arrival {
             Arrival::Known(link) => (link, false),
             // Nothing vouches for where a clear datagram comes from.
@@ -193,10 +228,11 @@ impl Datapath {
             }
             Arrival::Elsewhere(_) => return Err(DropReason::SourceUnknown),
         };
-        let (size, from, mark) = (datagram.buf.len(), datagram.remote, datagram.mark);
+        let From { remote: from, mark, .. } = from;
+        let size = datagram.len();
         let meter = peer.meter(self.worker, link);
-        let opened = session.open(guard, header, &mut datagram.buf, self.clock.ms(now));
-        if opened == Err(DropReason::ReplayDuplicate)
+        let opened = session.open(guard, header, datagram, self.clock.ms(now));
+        if matches!(opened, Err(DropReason::ReplayDuplicate))
             && let Some(meter) = meter
         {
             meter.copies.add(1);
@@ -211,60 +247,65 @@ impl Datapath {
             control.push(ControlInput::Elsewhere { slot, session, link, from });
         }
         let (lane, epoch, sequence) = (header.lane, opened.epoch, header.sequence);
-        Ok(Origin { session, peer, link, from, size, mark, lane, epoch, sequence })
+        let origin = Origin { session, peer, link, from, size, mark, lane, epoch, sequence };
+        Ok((origin, opened.inner))
     }
 
-    /// Reads the inner header and takes the payload where its kind says.
+    /// Reads the inner header and takes the payload where its kind says. `bytes` lies at `at`.
+    #[allow(clippy::too_many_arguments)] // a stage of the packet path: everything is at hand
     fn dispatch(
         &mut self,
         now: Instant,
         tables: &Tables,
         origin: &Origin<'_>,
-        buf: &mut PacketBuf,
-        pool: &mut BufPool,
+        bytes: &mut [u8],
+        at: Span,
+        out: &mut Deliveries,
         control: &mut Burst<ControlInput>,
-    ) -> Result<Option<Opened>, DropReason> {
-        let inner = read_inner(buf)?;
+    ) -> Result<(), DropReason> {
+        let (inner, payload) = read_inner(bytes)?;
+        let at = at.after(INNER_HEADER_LEN);
         let facts = origin.session.facts();
         let (slot, session) = (facts.local_slot, facts.serial);
         match inner.kind {
             Kind::Control => {
-                control.push(control_input(now, origin, buf.data())?);
+                control.push(control_input(now, origin, payload)?);
                 self.counters.control_in.add(1);
-                Ok(None)
+                Ok(())
             }
             Kind::Probe => {
-                let id = probe::read(buf.data()).map_err(|_| DropReason::ControlInvalid)?;
+                let id = probe::read(payload).map_err(|_| DropReason::ControlInvalid)?;
                 self.counters.probes_in.add(1);
                 control.push(ControlInput::Probe { slot, session, id, size: origin.size });
-                Ok(None)
+                Ok(())
             }
             Kind::Fragment => {
-                let Some(congested) = self.reassemble(now, tables, origin, buf, pool)? else {
-                    return Ok(None);
+                let Some(mut whole) = self.reassemble(now, tables, origin, payload)? else {
+                    return Ok(());
                 };
-                let inner = read_inner(buf)?;
                 // One fragment that met congestion stands for the frame (RFC 3168 section 5.3).
-                let mark = if congested { origin.mark | ECN_CE } else { origin.mark };
-                self.frame(now, tables, origin, mark, inner, buf).map(Some)
+                let mark = if whole.ecn_ce { origin.mark | ECN_CE } else { origin.mark };
+                let at = Span { piece: out.pieces.0.len(), start: 0, len: whole.buf.len() };
+                let (inner, payload) = read_inner(whole.buf.data_mut())?;
+                let at = at.after(INNER_HEADER_LEN);
+                self.payload(now, tables, origin, mark, inner, payload, at, out)?;
+                out.pieces.0.push(whole.buf);
+                Ok(())
             }
-            _ => self.frame(now, tables, origin, origin.mark, inner, buf).map(Some),
+            _ => self.payload(now, tables, origin, origin.mark, inner, payload, at, out),
         }
     }
 
-    /// Puts a fragment where it belongs; when that completes its frame, `buf` becomes the whole, and
-    /// the result says whether one of its fragments met congestion.
+    /// Puts a fragment where it belongs; gives its frame when that is complete.
     fn reassemble(
         &mut self,
         now: Instant,
         tables: &Tables,
         origin: &Origin<'_>,
-        buf: &mut PacketBuf,
-        pool: &mut BufPool,
-    ) -> Result<Option<bool>, DropReason> {
+        payload: &[u8],
+    ) -> Result<Option<Whole>, DropReason> {
         self.counters.fragments_in.add(1);
-        let (header, piece) =
-            buf.data().split_first_chunk().ok_or(DropReason::DatagramTruncated)?;
+        let (header, piece) = payload.split_first_chunk().ok_or(DropReason::DatagramTruncated)?;
         let header = FragmentHeader::read(*header).map_err(|_| DropReason::FragmentInvalid)?;
         let key = Key {
             session: origin.session.facts().serial,
@@ -274,16 +315,14 @@ impl Datapath {
         };
         self.reassembler.set_timeout(tables.reassembly_ms);
         let congested = origin.mark & ECN_CE == ECN_CE;
-        let now_ms = self.clock.ms(now);
+        let (now_ms, pool) = (self.clock.ms(now), &mut self.fragment_pool);
         let outcome =
             self.reassembler.insert(now_ms, key, origin.sequence, header, congested, piece, pool);
         self.count_fragments();
         match outcome {
             Ok(Some(whole)) => {
                 self.counters.frames_reassembled.add(1);
-                let piece = std::mem::replace(buf, whole.buf);
-                pool.free(piece);
-                Ok(Some(whole.ecn_ce))
+                Ok(Some(whole))
             }
             Ok(None) => Ok(None),
             Err(FragmentDrop::Duplicate) => Err(DropReason::FragmentDuplicate),
@@ -292,25 +331,86 @@ impl Datapath {
         }
     }
 
-    /// Takes an Ethernet frame on.
-    fn frame(
+    /// Takes Ethernet frames on.
+    #[allow(clippy::too_many_arguments)] // a stage of the packet path: everything is at hand
+    fn payload(
         &mut self,
         now: Instant,
         tables: &Tables,
         origin: &Origin<'_>,
         mark: u8,
         inner: InnerHeader,
-        buf: &mut PacketBuf,
-    ) -> Result<Opened, DropReason> {
-        let handle = match inner.kind {
-            Kind::Frame | Kind::FramePartialChecksum => inner.handle,
-            Kind::FrameWithVni => explicit_vni(tables, buf)?,
+        payload: &mut [u8],
+        at: Span,
+        out: &mut Deliveries,
+    ) -> Result<(), DropReason> {
+        let partial = inner.kind == Kind::FramePartialChecksum;
+        let (handle, frame, at) = match inner.kind {
+            Kind::Bundle => {
+                return self.unbundle(now, tables, origin, mark, inner.handle, payload, at, out);
+            }
+            Kind::Frame | Kind::FramePartialChecksum => (inner.handle, payload, at),
+            Kind::FrameWithVni => {
+                let (handle, frame) = explicit_vni(tables, payload)?;
+                (handle, frame, at.after(EXPLICIT_VNI_LEN))
+            }
             _ => return Err(DropReason::FragmentInvalid),
         };
+        let delivery = self.frame(now, tables, origin, mark, (handle, partial), frame, at)?;
+        out.list.push(delivery);
+        Ok(())
+    }
+
+    /// Takes the frames of a bundle on, each for itself.
+    #[allow(clippy::too_many_arguments)] // a stage of the packet path: everything is at hand
+    fn unbundle(
+        &mut self,
+        now: Instant,
+        tables: &Tables,
+        origin: &Origin<'_>,
+        mark: u8,
+        handle: Handle,
+        payload: &mut [u8],
+        at: Span,
+        out: &mut Deliveries,
+    ) -> Result<(), DropReason> {
+        let entries = bundle::entries(payload).map_err(|_| DropReason::BundleInvalid)?;
+        // The ranges are few: they are taken down before the frames may be changed.
+        let mut ranges: [(Range<usize>, bool); MAX_ENTRIES] = Default::default();
+        let mut count = 0;
+        for (place, entry) in ranges.iter_mut().zip(entries) {
+            *place = entry;
+            count += 1;
+        }
+        self.counters.bundles_in.add(1);
+        self.counters.bundled_frames_in.add(count as u64);
+        for (range, partial) in ranges.into_iter().take(count) {
+            let at = Span { start: at.start + range.start, len: range.len(), ..at };
+            let frame = payload.get_mut(range).unwrap_or_default();
+            match self.frame(now, tables, origin, mark, (handle, partial), frame, at) {
+                Ok(delivery) => out.list.push(delivery),
+                Err(reason) => self.counters.count_drop(reason),
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes an Ethernet frame on, which lies at `at`.
+    #[allow(clippy::too_many_arguments)] // a stage of the packet path: everything is at hand
+    fn frame(
+        &mut self,
+        now: Instant,
+        tables: &Tables,
+        origin: &Origin<'_>,
+        mark: u8,
+        (handle, partial): (Handle, bool),
+        frame: &mut [u8],
+        at: Span,
+    ) -> Result<Delivery, DropReason> {
         let network = tables.network(handle).ok_or(DropReason::HandleUnknown)?;
-        let checksum = if inner.kind == Kind::FramePartialChecksum {
+        let checksum = if partial {
             // Nothing in clear mode vouches for it, and what does not parse cannot be completed.
-            let partial = checksum::derive_partial(buf.data());
+            let partial = checksum::derive_partial(frame);
             if origin.session.facts().suite == Suite::Clear {
                 return Err(DropReason::InnerBadChecksum);
             }
@@ -320,17 +420,18 @@ impl Datapath {
         };
         network.member(origin.peer.index).ok_or(DropReason::NetworkNotMember)?;
         self.keep_awake(origin.peer);
-        self.notice_probe(now, tables, network, buf.data());
-        self.accept(network, handle, origin.peer, buf, self.clock.ms(now))?;
-        self.adapt(network, origin, mark, checksum, buf)?;
+        self.notice_probe(now, tables, network, frame);
+        self.accept(network, handle, origin.peer, frame, self.clock.ms(now))?;
+        self.adapt(network, origin, mark, checksum, frame)?;
         self.counters.frames_out.add(1);
-        self.counters.frame_bytes_out.add(buf.len() as u64);
+        self.counters.frame_bytes_out.add(frame.len() as u64);
         for traffic in [&origin.peer.traffic, &network.traffic] {
             if let Some(mine) = traffic.get(self.worker) {
-                mine.received(buf.len());
+                mine.received(frame.len());
             }
         }
-        Ok((handle, network.vni, checksum))
+        let frame = OutFrame { span: at, checksum };
+        Ok(Delivery { handle, vni: network.vni, frame })
     }
 
     /// Marks a packet that met congestion, and lowers the segment size that a connection begins
@@ -341,19 +442,19 @@ impl Datapath {
         origin: &Origin<'_>,
         mark: u8,
         checksum: Checksum,
-        buf: &mut PacketBuf,
+        frame: &mut [u8],
     ) -> Result<(), DropReason> {
         let outer_ecn = mark & ECN_CE;
         let congested = origin.peer.ecn && outer_ecn != 0;
         if !congested && !network.mss_clamp {
             return Ok(());
         }
-        let Some(ip) = InnerIp::find(buf.data()) else { return Ok(()) };
+        let Some(ip) = InnerIp::find(frame) else { return Ok(()) };
         if congested {
             match decap_ecn(ip.tos & 3, outer_ecn) {
                 EcnOutcome::Keep => {}
                 EcnOutcome::Set(ecn) => {
-                    set_ecn(buf.data_mut(), &ip, ecn);
+                    set_ecn(frame, &ip, ecn);
                     self.counters.ecn_marked.add(1);
                 }
                 EcnOutcome::Drop => return Err(DropReason::InnerEcnInvalid),
@@ -364,7 +465,7 @@ impl Datapath {
             let overhead = if clear { CLEAR_OVERHEAD } else { SEALED_OVERHEAD };
             let expected = origin.peer.expected_udp_payload;
             let max_l3 = expected.saturating_sub(overhead + ip.l3_offset);
-            if mss::clamp(buf.data_mut(), &ip, checksum, max_l3) {
+            if mss::clamp(frame, &ip, checksum, max_l3) {
                 self.counters.mss_clamped.add(1);
             }
         }
@@ -377,10 +478,10 @@ impl Datapath {
         network: &NetworkEntry,
         handle: Handle,
         peer: &PeerEntry,
-        buf: &PacketBuf,
+        frame: &[u8],
         now_ms: u64,
     ) -> Result<(), DropReason> {
-        let view = EthernetView::new(buf.data()).map_err(|_| DropReason::InnerFrameInvalid)?;
+        let view = EthernetView::new(frame).map_err(|_| DropReason::InnerFrameInvalid)?;
         if view.source().is_multicast() || view.source().is_zero() {
             return Err(DropReason::InnerFrameInvalid);
         }
@@ -423,11 +524,10 @@ fn hold<'t>(tables: &'t Tables, header: &DataHeader) -> Result<Held<'t>, DropRea
     Ok(Held { slot: header.slot, lane: header.lane, session, peer, guard })
 }
 
-fn read_inner(buf: &mut PacketBuf) -> Result<InnerHeader, DropReason> {
-    let inner = *buf.data().first_chunk().ok_or(DropReason::DatagramTruncated)?;
-    let inner = InnerHeader::read(inner).map_err(|_| DropReason::KindUnknown)?;
-    buf.trim_front(INNER_HEADER_LEN);
-    Ok(inner)
+fn read_inner(bytes: &mut [u8]) -> Result<(InnerHeader, &mut [u8]), DropReason> {
+    let (inner, payload) = bytes.split_first_chunk_mut().ok_or(DropReason::DatagramTruncated)?;
+    let inner = InnerHeader::read(*inner).map_err(|_| DropReason::KindUnknown)?;
+    Ok((inner, payload))
 }
 
 /// A control payload for the control thread; heartbeats, of which there are many, are read here.
@@ -461,12 +561,15 @@ fn report(session: &Session, opened: &session::Opened, control: &mut Burst<Contr
 }
 
 /// Takes the explicit VNI of kind 1 off and gives our handle for it.
-fn explicit_vni(tables: &Tables, buf: &mut PacketBuf) -> Result<Handle, DropReason> {
-    let [a, b, c, _] =
-        *buf.data().first_chunk::<EXPLICIT_VNI_LEN>().ok_or(DropReason::DatagramTruncated)?;
-    buf.trim_front(EXPLICIT_VNI_LEN);
+fn explicit_vni<'a>(
+    tables: &Tables,
+    payload: &'a mut [u8],
+) -> Result<(Handle, &'a mut [u8]), DropReason> {
+    let (&mut [a, b, c, _], frame) =
+        payload.split_first_chunk_mut::<EXPLICIT_VNI_LEN>().ok_or(DropReason::DatagramTruncated)?;
     let vni = Vni::from_be_bytes([a, b, c]);
-    tables.handles.get(&vni).copied().ok_or(DropReason::HandleUnknown)
+    let handle = tables.handles.get(&vni).copied().ok_or(DropReason::HandleUnknown)?;
+    Ok((handle, frame))
 }
 
 const _: () = assert!(CLEAR_HEADER_LEN == 8);

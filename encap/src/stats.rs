@@ -63,6 +63,8 @@ drop_reasons! {
     FramePoliced = "frame_policed",
     /// Frame with a partial checksum whose offsets do not fit its headers.
     FrameBadChecksumOffset = "frame_bad_checksum_offset",
+    /// Super-frame that cannot be cut: its headers and what was said of it do not agree.
+    FrameBadSegmentation = "frame_bad_segmentation",
     /// Frame of a network with no other member to send it to.
     FrameNoMember = "frame_no_member",
     /// Frame for a peer without an established session.
@@ -165,6 +167,10 @@ pub struct Counters {
     pub frames_in: Counter,
     /// Bytes of frames read from taps.
     pub frame_bytes_in: Counter,
+    /// Super-frames among them.
+    pub super_frames_in: Counter,
+    /// Segments that these were cut into.
+    pub segments_in: Counter,
     /// Frames opened for taps.
     pub frames_out: Counter,
     /// Bytes of frames opened for taps.
@@ -189,6 +195,14 @@ pub struct Counters {
     pub fragments_out: Counter,
     /// Authentic fragments received.
     pub fragments_in: Counter,
+    /// Datagrams sent with several frames.
+    pub bundles_out: Counter,
+    /// Frames in these.
+    pub bundled_frames_out: Counter,
+    /// Datagrams received with several frames.
+    pub bundles_in: Counter,
+    /// Frames in these.
+    pub bundled_frames_in: Counter,
     /// Frames put together from fragments.
     pub frames_reassembled: Counter,
     /// Datagrams sent again on another link.
@@ -211,6 +225,8 @@ impl Default for Counters {
             drops: std::array::from_fn(|_| Counter::default()),
             frames_in: Counter::default(),
             frame_bytes_in: Counter::default(),
+            super_frames_in: Counter::default(),
+            segments_in: Counter::default(),
             frames_out: Counter::default(),
             frame_bytes_out: Counter::default(),
             datagrams_in: Counter::default(),
@@ -223,6 +239,10 @@ impl Default for Counters {
             frames_fragmented: Counter::default(),
             fragments_out: Counter::default(),
             fragments_in: Counter::default(),
+            bundles_out: Counter::default(),
+            bundled_frames_out: Counter::default(),
+            bundles_in: Counter::default(),
+            bundled_frames_in: Counter::default(),
             frames_reassembled: Counter::default(),
             resent: Counter::default(),
             resend_overruns: Counter::default(),
@@ -260,6 +280,8 @@ impl Counters {
         [
             ("frames_in", "frames read from taps", &self.frames_in),
             ("frame_bytes_in", "bytes of frames read from taps", &self.frame_bytes_in),
+            ("super_frames_in", "super-frames among these", &self.super_frames_in),
+            ("segments_in", "segments of super-frames", &self.segments_in),
             ("frames_out", "frames opened for taps", &self.frames_out),
             ("frame_bytes_out", "bytes of frames opened for taps", &self.frame_bytes_out),
             ("datagrams_in", "datagrams received", &self.datagrams_in),
@@ -272,6 +294,10 @@ impl Counters {
             ("frames_fragmented", "frames sent in fragments", &self.frames_fragmented),
             ("fragments_out", "fragments made", &self.fragments_out),
             ("fragments_in", "authentic fragments received", &self.fragments_in),
+            ("bundles_out", "datagrams sent with several frames", &self.bundles_out),
+            ("bundled_frames_out", "frames in these", &self.bundled_frames_out),
+            ("bundles_in", "datagrams received with several frames", &self.bundles_in),
+            ("bundled_frames_in", "frames in these", &self.bundled_frames_in),
             ("frames_reassembled", "frames put together", &self.frames_reassembled),
             ("resent", "datagrams sent again on another link", &self.resent),
             ("resend_overruns", "datagrams that a full resend ring lost", &self.resend_overruns),

@@ -26,7 +26,7 @@ use encap::id::Vni;
 use encap::stats::DropReason;
 use encap::vtep::Vtep;
 use encap::vtep::config::{Limits, VtepConfig};
-use encap::wire::buf::{BufPool, Checksum, Frame, PacketBuf};
+use encap::wire::buf::{Checksum, Offload};
 use encap::wire::checksum::derive_partial;
 use encap::wire::control::Message;
 use encap::wire::ethernet::MacAddr;
@@ -99,10 +99,9 @@ fn dropped(world: &mut World, bytes: Vec<u8>) -> &'static str {
 fn encapsulate(world: &mut World, bytes: &[u8], checksum: Checksum) -> Vec<Vec<u8>> {
     let (now, node) = (world.now, &mut world.nodes[0]);
     let handle = node.vtep.tables().handles[&vni()];
-    let mut frames = vec![Frame { buf: PacketBuf::from_slice(bytes), checksum }];
-    let (mut pool, mut out) = (BufPool::new(2_048, 8), Vec::new());
-    node.datapath.encapsulate(now, handle, &mut pool, &mut frames, &mut out);
-    out.iter().map(|datagram| datagram.buf.data().to_vec()).collect()
+    let offload = Offload { checksum, segmentation: None };
+    let out = world::encapsulate(&mut node.datapath, now, handle, &[(bytes, offload)]);
+    out.datagrams().map(|(_, bytes)| bytes.to_vec()).collect()
 }
 
 /// The first initiation of a node with this configuration, and the node.
@@ -545,17 +544,12 @@ fn udp_frame() -> Vec<u8> {
 fn decapsulate(world: &mut World, datagrams: Vec<Vec<u8>>) -> Vec<(Checksum, Vec<u8>)> {
     let from: SocketAddr = address(1);
     let uplink = encap::wire::buf::UplinkId(0);
-    let packet = |bytes: &Vec<u8>| encap::wire::buf::Datagram {
-        buf: PacketBuf::from_slice(bytes),
-        uplink,
-        remote: from,
-        mark: 0,
-    };
-    let mut burst: Vec<_> = datagrams.iter().map(packet).collect();
-    let (mut pool, mut out, mut control) = (BufPool::new(2_048, 8), Vec::new(), Vec::new());
     let datapath = &mut world.nodes[1].datapath;
-    datapath.decapsulate(world.now, &mut pool, &mut burst, &mut out, &mut control);
-    out.iter().map(|d| (d.frame.checksum, d.frame.buf.data().to_vec())).collect()
+    let deliver = |bytes| {
+        let (out, _) = world::decapsulate(datapath, world.now, (uplink, from, 0), bytes);
+        out.iter().map(|(d, bytes)| (d.frame.checksum, bytes.to_vec())).collect::<Vec<_>>()
+    };
+    datagrams.iter().map(Vec::as_slice).flat_map(deliver).collect()
 }
 
 #[test]

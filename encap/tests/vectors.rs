@@ -20,7 +20,6 @@ use encap::id::PeerIndex;
 use encap::id::{NodeId, Vni};
 use encap::link::id::LinkSet;
 use encap::rng::Rng;
-use encap::wire::buf::PacketBuf;
 use encap::wire::bundle;
 use encap::wire::control::{Binding, Bindings, Message};
 use encap::wire::header::{
@@ -382,11 +381,9 @@ fn session(vectors: &Vectors, initiator: bool, suite: Suite) -> Session {
 /// Seals `payload` until the number is `sequence`; gives that datagram.
 fn seal(lane: &mut TxLane, inner: InnerHeader, payload: &[u8], sequence: u32) -> Vec<u8> {
     for _ in 0..sequence {
-        lane.seal(inner, &mut PacketBuf::from_slice(payload)).unwrap();
+        lane.seal_payload(inner, payload).unwrap();
     }
-    let mut buf = PacketBuf::from_slice(payload);
-    lane.seal(inner, &mut buf).unwrap();
-    buf.data().to_vec()
+    lane.seal_payload(inner, payload).unwrap()
 }
 
 /// The parts of a sealed datagram against AES-GCM as the rules say, both ways.

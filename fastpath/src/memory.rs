@@ -8,7 +8,10 @@ use std::net::SocketAddr;
 use std::os::fd::RawFd;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use encap::wire::buf::{BufPool, Burst, Checksum, Datagram, Frame, PacketBuf, UplinkId};
+use encap::wire::buf::{
+    BufPool, Burst, Checksum, FrameBurst, Offload, OutFrame, PacketBuf, Pieces, Received, Transmit,
+    UplinkId,
+};
 
 use crate::port::{
     DatagramCapabilities, DatagramPort, FrameCapabilities, FramePort, MAX_BURST, TxReport,
@@ -144,26 +147,25 @@ pub fn frame_cable(
 }
 
 impl FramePort for MemoryFramePort {
-    fn rx_burst(&mut self, pool: &mut BufPool, frames: &mut Burst<Frame>) -> io::Result<()> {
-        for _ in 0..MAX_BURST {
+    fn rx_burst(&mut self, frames: &mut FrameBurst) -> io::Result<()> {
+        while frames.room().len() >= self.max_frame_len {
             let Some(packet) = with(&self.rx, Wire::receive) else { break };
-            if let Some(buf) = fill(pool, &packet.data) {
-                frames.push(Frame { buf, checksum: packet.note });
-            }
+            let offload = Offload { checksum: packet.note, segmentation: None };
+            frames.push_slice(&packet.data, offload);
         }
         Ok(())
     }
 
-    fn tx_burst(&mut self, pool: &mut BufPool, frames: &mut Burst<Frame>) -> TxReport {
+    fn tx_burst(&mut self, pieces: &mut Pieces, frames: &[OutFrame]) -> TxReport {
         let mut report = TxReport::default();
-        for frame in frames.drain(..) {
-            if frame.buf.len() > self.max_frame_len {
+        for frame in frames {
+            let bytes = pieces.get(frame.span);
+            if bytes.len() > self.max_frame_len {
                 report.too_large += 1;
             } else {
-                with(&self.tx, |wire| wire.send(frame.buf.data(), frame.checksum));
+                with(&self.tx, |wire| wire.send(bytes, frame.checksum));
                 report.sent += 1;
             }
-            pool.free(frame.buf);
         }
         report
     }
@@ -214,29 +216,30 @@ impl MemoryDatagramPort {
 }
 
 impl DatagramPort for MemoryDatagramPort {
-    fn rx_burst(&mut self, pool: &mut BufPool, datagrams: &mut Burst<Datagram>) -> io::Result<()> {
+    fn rx_burst(&mut self, pool: &mut BufPool, received: &mut Burst<Received>) -> io::Result<()> {
         for _ in 0..MAX_BURST {
             let Some(packet) = with(&self.rx, Wire::receive) else { break };
             if let Some(buf) = fill(pool, &packet.data) {
-                let (uplink, remote, mark) = (self.id, self.remote, packet.note);
-                datagrams.push(Datagram { buf, uplink, remote, mark });
+                received.push(Received::single(buf, self.id, self.remote, packet.note));
             }
         }
         Ok(())
     }
 
-    fn tx_burst(&mut self, pool: &mut BufPool, datagrams: &mut Burst<Datagram>) -> TxReport {
+    fn tx_burst(&mut self, memory: &[u8], transmits: &[Transmit]) -> TxReport {
         let mut report = TxReport::default();
-        for datagram in datagrams.drain(..) {
-            if datagram.remote != self.remote {
-                report.failed += 1;
-            } else if datagram.buf.len() > self.max_udp_payload {
-                report.too_large += 1;
-            } else {
-                with(&self.tx, |wire| wire.send(datagram.buf.data(), datagram.mark));
-                report.sent += 1;
+        for transmit in transmits {
+            let bytes = memory.get(transmit.range.clone()).unwrap_or_default();
+            for datagram in bytes.chunks(transmit.segment_size.max(1)) {
+                if transmit.remote != self.remote {
+                    report.failed += 1;
+                } else if datagram.len() > self.max_udp_payload {
+                    report.too_large += 1;
+                } else {
+                    with(&self.tx, |wire| wire.send(datagram, transmit.mark));
+                    report.sent += 1;
+                }
             }
-            pool.free(datagram.buf);
         }
         report
     }
@@ -253,25 +256,27 @@ impl DatagramPort for MemoryDatagramPort {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use encap::wire::buf::Span;
 
     /// Sends `count` numbered frames through a cable and returns what arrives.
     fn through(faults: Faults, seed: u64, count: u16) -> Vec<Vec<u8>> {
         let (mut a, mut b) = frame_cable(64, faults, seed);
-        let mut pool = BufPool::new(64, 8);
-        let mut burst = (0..count)
-            .map(|n| Frame {
-                buf: PacketBuf::from_slice(&n.to_be_bytes()),
-                checksum: Checksum::Complete,
-            })
-            .collect();
-        assert_eq!(a.tx_burst(&mut pool, &mut burst).sent, usize::from(count));
-        let mut arrived = Vec::new();
+        let mut pieces = Pieces::default();
+        let frame = |piece| {
+            let span = Span { piece, start: 0, len: 2 };
+            OutFrame { span, checksum: Checksum::Complete }
+        };
+        pieces.0.extend((0..count).map(|n| PacketBuf::from_slice(&n.to_be_bytes())));
+        let frames: Vec<_> = (0..usize::from(count)).map(frame).collect();
+        assert_eq!(a.tx_burst(&mut pieces, &frames).sent, usize::from(count));
+        let (mut burst, mut arrived) = (FrameBurst::new(4096, 8), Vec::new());
         loop {
-            b.rx_burst(&mut pool, &mut burst).unwrap();
+            burst.clear();
+            b.rx_burst(&mut burst).unwrap();
             if burst.is_empty() {
                 return arrived;
             }
-            arrived.extend(burst.drain(..).map(|frame| frame.buf.data().to_vec()));
+            arrived.extend(burst.iter().map(|(_, bytes)| bytes.to_vec()));
         }
     }
 
@@ -324,19 +329,14 @@ mod tests {
         let ends = [(UplinkId(1), a_address), (UplinkId(2), b_address)];
         let (mut a, mut b) = datagram_cable(ends, 4, Faults::default(), 1);
         let mut pool = BufPool::new(64, 8);
-        let datagram = |data: &[u8], remote| Datagram {
-            buf: PacketBuf::from_slice(data),
-            uplink: UplinkId(1),
-            remote,
-            mark: 0xb8,
+        let run = |range, segment_size, remote| {
+            let uplink = UplinkId(1);
+            Transmit { range, segment_size, uplink, remote, mark: 0xb8 }
         };
-        let mut burst = vec![
-            datagram(b"four", b_address),
-            datagram(b"fives", b_address),
-            datagram(b"lost", a_address),
-        ];
-        let report = a.tx_burst(&mut pool, &mut burst);
+        let runs = [run(0..9, 5, b_address), run(9..13, 4, a_address)];
+        let report = a.tx_burst(b"fivesfourlost", &runs);
         assert_eq!(report, TxReport { sent: 1, too_large: 1, failed: 1, no_room: 0 });
+        let mut burst = Vec::new();
         b.rx_burst(&mut pool, &mut burst).unwrap();
         assert_eq!(burst.len(), 1);
         assert_eq!(burst[0].buf.data(), b"four");

@@ -6,14 +6,14 @@
 use std::io;
 use std::os::fd::RawFd;
 
-use encap::wire::buf::{BufPool, Burst, Datagram, Frame};
+use encap::wire::buf::{BufPool, Burst, FrameBurst, OutFrame, Pieces, Received, Transmit};
 
 use crate::uplink::UplinkError;
 
-/// Most frames or datagrams that one `rx_burst` call adds.
+/// Most frames that one burst holds, and most datagrams that one system call sends by themselves.
 pub const MAX_BURST: usize = 64;
 
-/// What became of a `tx_burst` call: all buffers are back in the pool whatever it says.
+/// What became of a `tx_burst` call.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct TxReport {
     /// Packets that the device took.
@@ -37,14 +37,15 @@ pub struct FrameCapabilities {
 
 /// An overlay port: a tap queue, a vhost-user queue, memory.
 pub trait FramePort {
-    /// Adds up to [`MAX_BURST`] frames to `frames`; adds none when there are none.
+    /// Adds frames to `frames` until there are no more, or no room for the largest; adds none when
+    /// there are none.
     ///
     /// # Errors
     /// The device is gone or broken; a single bad frame is not an error but counted by the port.
-    fn rx_burst(&mut self, pool: &mut BufPool, frames: &mut Burst<Frame>) -> io::Result<()>;
+    fn rx_burst(&mut self, frames: &mut FrameBurst) -> io::Result<()>;
 
-    /// Writes and empties `frames`, giving every buffer back to `pool`.
-    fn tx_burst(&mut self, pool: &mut BufPool, frames: &mut Burst<Frame>) -> TxReport;
+    /// Writes `frames`, which lie in `pieces`, in their order. May change their bytes.
+    fn tx_burst(&mut self, pieces: &mut Pieces, frames: &[OutFrame]) -> TxReport;
 
     /// What the port can do.
     fn capabilities(&self) -> FrameCapabilities;
@@ -62,14 +63,14 @@ pub struct DatagramCapabilities {
 
 /// An underlay port: a kernel UDP socket, a DPDK queue, memory.
 pub trait DatagramPort {
-    /// Adds up to [`MAX_BURST`] datagrams to `datagrams`; adds none when there are none.
+    /// Adds runs of datagrams in buffers of `pool`; adds none when there are none.
     ///
     /// # Errors
     /// The port is broken for good; errors of single datagrams are counted by the port.
-    fn rx_burst(&mut self, pool: &mut BufPool, datagrams: &mut Burst<Datagram>) -> io::Result<()>;
+    fn rx_burst(&mut self, pool: &mut BufPool, received: &mut Burst<Received>) -> io::Result<()>;
 
-    /// Sends and empties `datagrams`, giving every buffer back to `pool`.
-    fn tx_burst(&mut self, pool: &mut BufPool, datagrams: &mut Burst<Datagram>) -> TxReport;
+    /// Sends `transmits`, whose ranges are of `memory`, in their order; the report is in datagrams.
+    fn tx_burst(&mut self, memory: &[u8], transmits: &[Transmit]) -> TxReport;
 
     /// The next error that the path reported for an earlier datagram; ask to the end after each
     /// burst. A port that hears of none gives none.

@@ -16,17 +16,16 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 
-use encap::wire::buf::{BufPool, Burst, Frame};
+use encap::wire::buf::{FrameBurst, OutFrame, Pieces};
 use encap::wire::ethernet::{ETHERNET_HEADER_LEN, MAX_VLAN_TAGS, VLAN_TAG_LEN};
 
 pub use self::offload::{OffloadSwitches, TapOffload};
 
 use self::open::{attach_first, open_device, prepare, set_iff};
-use self::read::ReadFrame;
 use crate::counter::counters;
 use crate::error::OpenError;
 use crate::interface::{Interface, is_bridged, is_valid_name};
-use crate::port::{FrameCapabilities, FramePort, MAX_BURST, TxReport};
+use crate::port::{FrameCapabilities, FramePort, TxReport};
 
 /// Largest MTU that the kernel lets a tap have, in bytes of IP packet.
 pub const MAX_TAP_MTU: u32 = 65_521;
@@ -272,36 +271,12 @@ impl TapQueue {
 }
 
 impl FramePort for TapQueue {
-    fn rx_burst(&mut self, pool: &mut BufPool, frames: &mut Burst<Frame>) -> io::Result<()> {
-        for _ in 0..MAX_BURST {
-            let mut buf = pool.alloc();
-            match self.read_frame(&mut buf) {
-                Ok(ReadFrame::Frame(_, offload)) => {
-                    self.counters.rx_frames.add(1);
-                    self.counters.rx_bytes.add(buf.len() as u64);
-                    frames.push(Frame { buf, checksum: offload.checksum });
-                }
-                Ok(ReadFrame::Bad) => pool.free(buf),
-                Ok(ReadFrame::Nothing) => {
-                    pool.free(buf);
-                    break;
-                }
-                Err(error) => {
-                    pool.free(buf);
-                    return Err(error);
-                }
-            }
-        }
-        Ok(())
+    fn rx_burst(&mut self, frames: &mut FrameBurst) -> io::Result<()> {
+        self.read_burst(frames)
     }
 
-    fn tx_burst(&mut self, pool: &mut BufPool, frames: &mut Burst<Frame>) -> TxReport {
-        let mut report = TxReport::default();
-        for mut frame in frames.drain(..) {
-            report.add(self.write_frame(frame.buf.data_mut(), frame.checksum), 1);
-            pool.free(frame.buf);
-        }
-        report
+    fn tx_burst(&mut self, pieces: &mut Pieces, frames: &[OutFrame]) -> TxReport {
+        self.write_burst(pieces, frames)
     }
 
     fn capabilities(&self) -> FrameCapabilities {

@@ -13,11 +13,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crossbeam_queue::ArrayQueue;
-use encap::datapath::{ControlInput, Datapath, Delivery, Pulse};
+use encap::datapath::{ControlInput, Datapath, Deliveries, Delivery, Pulse};
 use encap::forward::policer::Policer;
 use encap::id::Vni;
 use encap::stats::{Counters, DropReason};
-use encap::wire::buf::{BufPool, Burst, Checksum, Datagram, Frame, PacketBuf};
+use encap::wire::buf::{BufPool, Burst, FrameBurst, OutFrame, Received, Transmit, Transmits};
 use encap::wire::header::Handle;
 
 use crate::capture::{CaptureTap, Direction};
@@ -33,8 +33,13 @@ const SPIN: Duration = Duration::from_micros(20);
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
 /// How often keys of sessions that are over are looked for and wiped.
 const TIDY_INTERVAL: Duration = Duration::from_secs(1);
-/// Most datagrams that one call makes before they are sent: a flood to many members goes in parts.
-const MAX_FAN_OUT: usize = 512;
+/// Bytes that the frames of one burst lie in: a super-frame, and as much again of small ones. More
+/// would not stay in the core's own cache.
+const FRAME_MEMORY: usize = 160 << 10;
+/// Bytes of a buffer for received datagrams: a run of the largest size that the kernel gives.
+const RECEIVE_BUF_LEN: usize = 65_535;
+/// Idle ones of these that are kept.
+const MAX_IDLE_BUFS: usize = 32;
 /// While frames wait for a session it looks this often.
 const HANDSHAKE_WAIT: Duration = Duration::from_millis(5);
 /// Heartbeats that wait at most for the control thread; then the newest displace the oldest.
@@ -172,8 +177,6 @@ pub struct ToControl {
 pub struct WorkerOptions {
     /// Never block: for a core that is given away.
     pub dedicated: bool,
-    /// Largest packet in bytes that a buffer holds.
-    pub max_packet_len: usize,
 }
 
 #[derive(Debug)]
@@ -182,7 +185,7 @@ struct TapSlot<F> {
     vni: Vni,
     port: F,
     /// Frames on their way out, collected over a burst.
-    out: Burst<Frame>,
+    out: Vec<OutFrame>,
 }
 
 /// One thread's share of the packet path.
@@ -207,13 +210,10 @@ pub struct Worker<F, D> {
     /// The wait was ended by the control thread: it wants two passes over all ports.
     woken: bool,
     tidied: Instant,
-    frames: Burst<Frame>,
-    /// The part of `frames` that is sealed at once.
-    chunk: Burst<Frame>,
-    datagrams: Burst<Datagram>,
-    /// What leaves by each uplink.
-    outgoing: Vec<Burst<Datagram>>,
-    deliveries: Burst<Delivery>,
+    frames: FrameBurst,
+    transmits: Transmits,
+    received: Burst<Received>,
+    deliveries: Deliveries,
     inputs: Burst<ControlInput>,
 }
 
@@ -241,13 +241,11 @@ impl<F: FramePort, D: DatagramPort> Worker<F, D> {
             waker: waker.clone(),
             counters: Arc::clone(&counters),
         };
-        let limit = MAX_BURST * (uplinks.len() + 3);
         let now = Instant::now();
         let ToControl { notices: control, pulses, waker: control_waker } = to_control;
         let worker = Self {
-            outgoing: uplinks.iter().map(|_| Burst::with_capacity(MAX_BURST)).collect(),
             datapath,
-            pool: BufPool::new(options.max_packet_len, limit),
+            pool: BufPool::new(RECEIVE_BUF_LEN, MAX_IDLE_BUFS),
             taps: Vec::new(),
             uplinks,
             control,
@@ -263,10 +261,10 @@ impl<F: FramePort, D: DatagramPort> Worker<F, D> {
             dedicated: options.dedicated,
             woken: false,
             tidied: now,
-            frames: Burst::with_capacity(MAX_BURST),
-            chunk: Burst::with_capacity(MAX_BURST),
-            datagrams: Burst::with_capacity(MAX_BURST),
-            deliveries: Burst::with_capacity(MAX_BURST),
+            frames: FrameBurst::new(FRAME_MEMORY, MAX_BURST),
+            transmits: Transmits::default(),
+            received: Burst::with_capacity(MAX_BURST),
+            deliveries: Deliveries::default(),
             inputs: Burst::new(),
         };
         Ok((worker, handle))
@@ -319,7 +317,7 @@ impl<F: FramePort, D: DatagramPort> Worker<F, D> {
 
     /// What is due now and then, besides packets.
     fn tidy(&mut self, now: Instant) {
-        self.datapath.tidy(now, &mut self.pool);
+        self.datapath.tidy(now);
         self.tell_of_lost_taps();
     }
 
@@ -342,19 +340,17 @@ impl<F: FramePort, D: DatagramPort> Worker<F, D> {
     /// Frames of every tap are sealed and sent; gives their number.
     fn overlay_to_underlay(&mut self, now: Instant) -> usize {
         // What left by a link that failed is older than all that leaves now.
-        self.datapath.resend(now, &mut self.pool, &mut self.datagrams);
-        if !self.datagrams.is_empty() {
-            self.send_datagrams();
-        }
+        self.datapath.resend(now, &mut self.transmits);
+        self.send();
         // What waited for a session is older than what comes out of a tap now.
         if self.datapath.has_waiting() {
-            self.datapath.send_waiting(now, &mut self.pool, &mut self.datagrams);
-            self.send_datagrams();
+            self.datapath.send_waiting(now, &mut self.transmits);
+            self.send();
         }
         let mut moved = 0;
         for at in 0..self.taps.len() {
             let Some(tap) = self.taps.get_mut(at) else { break };
-            if let Err(error) = tap.port.rx_burst(&mut self.pool, &mut self.frames) {
+            if let Err(error) = tap.port.rx_burst(&mut self.frames) {
                 self.lose_tap(at, error);
                 break;
             }
@@ -365,11 +361,16 @@ impl<F: FramePort, D: DatagramPort> Worker<F, D> {
             moved += self.frames.len();
             if self.capture.is_running() {
                 let time = unix_time();
-                for frame in &self.frames {
-                    self.capture.offer(time, vni, Direction::FromPort, frame.buf.data());
+                for (_, bytes) in self.frames.iter() {
+                    self.capture.offer(time, vni, Direction::FromPort, bytes);
                 }
             }
-            self.seal_and_send(now, handle);
+            self.datapath.admit(now, handle, &self.frames);
+            while !self.datapath.encapsulate(now, &mut self.frames, &mut self.transmits) {
+                self.send();
+            }
+            self.send();
+            self.frames.clear();
         }
         self.take_returns();
         moved
@@ -377,7 +378,7 @@ impl<F: FramePort, D: DatagramPort> Worker<F, D> {
 
     /// Writes what goes back into the taps, and hands over what the control thread is to hear of.
     fn take_returns(&mut self) {
-        self.deliveries.extend(self.datapath.take_returns());
+        self.datapath.take_returns(&mut self.deliveries);
         if !self.deliveries.is_empty() {
             self.deliver();
         }
@@ -387,29 +388,11 @@ impl<F: FramePort, D: DatagramPort> Worker<F, D> {
         }
     }
 
-    /// Seals the frames of one tap and sends them, no more at once than buffers are for.
-    fn seal_and_send(&mut self, now: Instant, handle: Handle) {
-        let at_once = (MAX_FAN_OUT / self.datapath.fan_out(handle).max(1)).max(1);
-        while !self.frames.is_empty() {
-            let count = at_once.min(self.frames.len());
-            self.chunk.extend(self.frames.drain(..count));
-            self.datapath.encapsulate(
-                now,
-                handle,
-                &mut self.pool,
-                &mut self.chunk,
-                &mut self.datagrams,
-            );
-            self.send_datagrams();
-        }
-    }
-
     /// A tap was deleted under us. What it gave before must not be taken for another tap's.
     fn lose_tap(&mut self, at: usize, error: io::Error) {
-        for frame in self.frames.drain(..) {
-            self.datapath.counters().count_drop(DropReason::NetworkUnknown);
-            self.pool.free(frame.buf);
-        }
+        let lost = self.frames.len() as u64;
+        self.datapath.counters().count_drops(DropReason::NetworkUnknown, lost);
+        self.frames.clear();
         let tap = self.taps.swap_remove(at);
         self.gone.push(Notice::TapGone { handle: tap.handle, vni: tap.vni, error });
         self.tell_of_lost_taps();
@@ -417,25 +400,29 @@ impl<F: FramePort, D: DatagramPort> Worker<F, D> {
     }
 
     /// Sends what was sealed, each datagram by its uplink.
-    fn send_datagrams(&mut self) {
-        for datagram in self.datagrams.drain(..) {
-            match self.outgoing.get_mut(usize::from(datagram.uplink.0)) {
-                Some(outgoing) => outgoing.push(datagram),
-                None => {
-                    self.counters.uplink_tx_failed.add(1);
-                    self.pool.free(datagram.buf);
-                }
-            }
+    fn send(&mut self) {
+        let Transmits { memory, list } = &mut self.transmits;
+        if list.is_empty() {
+            memory.clear();
+            return;
         }
-        for (uplink, outgoing) in self.uplinks.iter_mut().zip(&mut self.outgoing) {
-            if outgoing.is_empty() {
+        // What leaves by one uplink keeps its order, and shares system calls.
+        if !list.is_sorted_by_key(|transmit| transmit.uplink) {
+            list.sort_by_key(|transmit| transmit.uplink);
+        }
+        for transmits in list.chunk_by(|one, next| one.uplink == next.uplink) {
+            let uplink = transmits.first().map_or(0, |transmit| usize::from(transmit.uplink.0));
+            let Some(uplink) = self.uplinks.get_mut(uplink) else {
+                let lost: usize = transmits.iter().map(Transmit::count).sum();
+                self.counters.uplink_tx_failed.add(lost as u64);
                 continue;
-            }
-            let report = uplink.tx_burst(&mut self.pool, outgoing);
+            };
+            let report = uplink.tx_burst(memory, transmits);
             self.counters.uplink_tx_no_room.add(report.no_room as u64);
             self.counters.uplink_tx_too_large.add(report.too_large as u64);
             self.counters.uplink_tx_failed.add(report.failed as u64);
         }
+        self.transmits.clear();
         self.take_errors();
     }
 
@@ -446,15 +433,15 @@ impl<F: FramePort, D: DatagramPort> Worker<F, D> {
     fn underlay_to_overlay(&mut self, now: Instant) -> io::Result<usize> {
         let mut moved = 0;
         for uplink in &mut self.uplinks {
-            uplink.rx_burst(&mut self.pool, &mut self.datagrams)?;
-            if self.datagrams.is_empty() {
+            uplink.rx_burst(&mut self.pool, &mut self.received)?;
+            if self.received.is_empty() {
                 continue;
             }
-            moved += self.datagrams.len();
+            moved += self.received.len();
             self.datapath.decapsulate(
                 now,
                 &mut self.pool,
-                &mut self.datagrams,
+                &mut self.received,
                 &mut self.deliveries,
                 &mut self.inputs,
             );
@@ -470,25 +457,26 @@ impl<F: FramePort, D: DatagramPort> Worker<F, D> {
 
     /// Writes opened frames, those of one tap together.
     fn deliver(&mut self) {
-        let capturing = self.capture.is_running();
-        for Delivery { handle, vni, frame } in self.deliveries.drain(..) {
-            if capturing {
-                self.capture.offer(unix_time(), vni, Direction::ToPort, frame.buf.data());
+        if self.capture.is_running() {
+            let time = unix_time();
+            for (delivery, bytes) in self.deliveries.iter() {
+                self.capture.offer(time, delivery.vni, Direction::ToPort, bytes);
             }
+        }
+        for Delivery { handle, frame, .. } in self.deliveries.list.drain(..) {
             match self.taps.iter_mut().find(|tap| tap.handle == handle) {
                 Some(tap) => tap.out.push(frame),
-                None => {
-                    self.datapath.counters().count_drop(DropReason::NetworkUnknown);
-                    self.pool.free(frame.buf);
-                }
+                None => self.datapath.counters().count_drop(DropReason::NetworkUnknown),
             }
         }
         for tap in self.taps.iter_mut().filter(|tap| !tap.out.is_empty()) {
-            let report = tap.port.tx_burst(&mut self.pool, &mut tap.out);
+            let report = tap.port.tx_burst(&mut self.deliveries.pieces, &tap.out);
+            tap.out.clear();
             self.counters.tap_tx_no_room.add(report.no_room as u64);
             self.counters.tap_tx_too_large.add(report.too_large as u64);
             self.counters.tap_tx_failed.add(report.failed as u64);
         }
+        self.datapath.release(&mut self.deliveries, &mut self.pool);
     }
 
     /// Gives the control thread what is for it; what does not fit is counted.
@@ -540,7 +528,7 @@ impl<F: FramePort, D: DatagramPort> Worker<F, D> {
         for command in commands {
             match command {
                 Command::AddTap { handle, vni, port } => {
-                    let out = Burst::with_capacity(MAX_BURST);
+                    let out = Vec::with_capacity(MAX_BURST);
                     self.taps.push(TapSlot { handle, vni, port, out });
                 }
                 Command::RemoveTap { handle, give_back } => {
@@ -550,16 +538,13 @@ impl<F: FramePort, D: DatagramPort> Worker<F, D> {
                     }
                 }
                 Command::Inject { handle, frame } => {
-                    let buf = PacketBuf::from_slice(&frame);
-                    let frame = Frame { buf, checksum: Checksum::Complete };
-                    match self.taps.iter_mut().find(|tap| tap.handle == handle) {
-                        Some(tap) => {
-                            tap.out.push(frame);
+                    let vni = self.taps.iter().find(|tap| tap.handle == handle).map(|tap| tap.vni);
+                    match vni {
+                        Some(vni) => {
+                            self.deliveries.push_slice(handle, vni, &frame);
                             self.deliver();
                         }
-                        None => {
-                            self.datapath.counters().count_drop(DropReason::NetworkUnknown);
-                        }
+                        None => self.datapath.counters().count_drop(DropReason::NetworkUnknown),
                     }
                 }
             }

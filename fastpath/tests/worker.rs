@@ -18,7 +18,9 @@ use encap::rng::Rng;
 use encap::stats::DropReason;
 use encap::vtep::Vtep;
 use encap::vtep::config::{Limits, LinkConfig, NetworkConfig, PeerConfig, VtepConfig};
-use encap::wire::buf::{BufPool, Burst, Checksum, Datagram, Frame, PacketBuf, UplinkId};
+use encap::wire::buf::{
+    BufPool, Checksum, FrameBurst, Offload, OutFrame, PacketBuf, Pieces, Span, Transmit, UplinkId,
+};
 use fastpath::capture::{Capture, CaptureFilter};
 use fastpath::memory::{Faults, MemoryDatagramPort, MemoryFramePort, datagram_cable, frame_cable};
 use fastpath::port::{DatagramPort, FrameCapabilities, FramePort, TxReport};
@@ -59,7 +61,6 @@ struct Node {
     /// The control thread's way out: the same end of the cable.
     out: Vec<(SocketAddr, Vec<u8>)>,
     capture: Capture,
-    pool: BufPool,
 }
 
 /// Node `me` of two, in these networks.
@@ -103,7 +104,7 @@ fn node(me: u8, now: Instant, uplink: MemoryDatagramPort, faults: Faults) -> Nod
     let mut vtep = Vtep::new(now, config(me, &[100]), Box::new(Seeded(u64::from(me))));
     let (tx, notices) = sync_channel(256);
     let capture = Capture::new();
-    let options = WorkerOptions { dedicated: false, max_packet_len: 2048 };
+    let options = WorkerOptions { dedicated: false };
     let pulses = Arc::new(Pulses::new(PULSE_QUEUE));
     let (worker, handle) = Worker::new(
         vtep.datapath(),
@@ -116,8 +117,7 @@ fn node(me: u8, now: Instant, uplink: MemoryDatagramPort, faults: Faults) -> Nod
     let (host, tap) = frame_cable(MAX_FRAME, faults, u64::from(me));
     let network = vtep.tables().handles[&vni()];
     handle.send(Command::AddTap { handle: network, vni: vni(), port: tap });
-    let pool = BufPool::new(2048, 64);
-    Node { vtep, worker, handle, notices, pulses, host, out: Vec::new(), capture, pool }
+    Node { vtep, worker, handle, notices, pulses, host, out: Vec::new(), capture }
 }
 
 /// Both nodes and the cable between them. The middle of the cable is the test's: what the control
@@ -181,41 +181,45 @@ impl Pair {
         }
         for from in 0..2 {
             let to = 1 - from;
-            let mut datagrams = Vec::new();
-            self.ends[from].rx_burst(&mut self.pool, &mut datagrams).unwrap();
+            let mut received = Vec::new();
+            self.ends[from].rx_burst(&mut self.pool, &mut received).unwrap();
             let control = std::mem::take(&mut self.nodes[from].out);
-            datagrams.extend(control.into_iter().map(|(remote, payload)| Datagram {
-                buf: PacketBuf::from_slice(&payload),
-                uplink: UplinkId(0),
-                remote,
-                mark: 0,
-            }));
-            moved += datagrams.len();
-            // What was received is labelled with its sender; it goes on to the other node.
-            datagrams.iter_mut().for_each(|d| d.remote = address(to as u8 + 1));
-            self.ends[to].tx_burst(&mut self.pool, &mut datagrams);
+            let payloads = received.iter().map(|run| run.buf.data());
+            for payload in payloads.chain(control.iter().map(|(_, payload)| payload.as_slice())) {
+                moved += 1;
+                let run = Transmit {
+                    range: 0..payload.len(),
+                    segment_size: payload.len().max(1),
+                    uplink: UplinkId(0),
+                    // What was received is labelled with its sender; it goes on to the other node.
+                    remote: address(to as u8 + 1),
+                    mark: 0,
+                };
+                self.ends[to].tx_burst(payload, &[run]);
+            }
         }
         moved
     }
 
     fn send(&mut self, from: usize, bytes: &[u8]) {
         let node = &mut self.nodes[from];
-        let buf = PacketBuf::from_slice(bytes);
-        let mut frames = vec![Frame { buf, checksum: Checksum::Complete }];
-        let report = node.host.tx_burst(&mut node.pool, &mut frames);
+        let mut pieces = Pieces(vec![PacketBuf::from_slice(bytes)]);
+        let span = Span { piece: 0, start: 0, len: bytes.len() };
+        let frame = OutFrame { span, checksum: Checksum::Complete };
+        let report = node.host.tx_burst(&mut pieces, &[frame]);
         assert_eq!(report.sent, 1);
     }
 
     fn received(&mut self, at: usize) -> Vec<Vec<u8>> {
         let node = &mut self.nodes[at];
-        let mut all = Vec::new();
+        let (mut all, mut frames) = (Vec::new(), FrameBurst::new(65_536, 64));
         loop {
-            let mut frames = Vec::new();
-            node.host.rx_burst(&mut node.pool, &mut frames).unwrap();
+            frames.clear();
+            node.host.rx_burst(&mut frames).unwrap();
             if frames.is_empty() {
                 return all;
             }
-            all.extend(frames.into_iter().map(|frame| frame.buf.data().to_vec()));
+            all.extend(frames.iter().map(|(_, bytes)| bytes.to_vec()));
         }
     }
 }
@@ -309,19 +313,15 @@ fn api_a_running_worker_stops_when_told() {
 struct Dying(Option<Vec<Vec<u8>>>);
 
 impl FramePort for Dying {
-    fn rx_burst(&mut self, pool: &mut BufPool, frames: &mut Burst<Frame>) -> io::Result<()> {
+    fn rx_burst(&mut self, frames: &mut FrameBurst) -> io::Result<()> {
         let Some(given) = self.0.take() else { return Ok(()) };
         for bytes in &given {
-            let mut buf = pool.alloc();
-            buf.spare_mut()[..bytes.len()].copy_from_slice(bytes);
-            buf.set_len(bytes.len());
-            frames.push(Frame { buf, checksum: Checksum::Complete });
+            assert!(frames.push_slice(bytes, Offload::default()));
         }
         if given.len() == 1 { Ok(()) } else { Err(io::ErrorKind::NotConnected.into()) }
     }
 
-    fn tx_burst(&mut self, pool: &mut BufPool, frames: &mut Burst<Frame>) -> TxReport {
-        frames.drain(..).for_each(|frame| pool.free(frame.buf));
+    fn tx_burst(&mut self, _: &mut Pieces, _: &[OutFrame]) -> TxReport {
         TxReport::default()
     }
 
@@ -345,7 +345,7 @@ fn sec_frames_of_a_dying_tap_are_not_taken_for_another_network() {
     );
     let (tx, notices) = sync_channel(16);
     let mut vtep = Vtep::new(now, config(1, &[100, 200]), Box::new(Seeded(1)));
-    let options = WorkerOptions { dedicated: false, max_packet_len: 2048 };
+    let options = WorkerOptions { dedicated: false };
     let capture = Capture::new();
     let pulses = Arc::new(Pulses::new(PULSE_QUEUE));
     let (mut worker, handle) = Worker::new(

@@ -15,7 +15,7 @@ use encap::datapath::ControlInput;
 use encap::id::PeerIndex;
 use encap::stats::DropReason;
 use encap::tables::Tables;
-use encap::wire::buf::{PacketBuf, UplinkId};
+use encap::wire::buf::UplinkId;
 use encap::wire::header::{CLEAR_HEADER_LEN, DataHeader, Format, InnerHeader, Kind, Lane};
 
 use super::world::{NodeIndex, Sent, World, address, config, frame, mac, vni};
@@ -159,18 +159,17 @@ impl Pair {
             *place = session.tx_lane(HOSTILE_LANE).ok().map(|lane| (serial, lane));
         }
         let (_, lane) = place.as_mut()?;
-        let mut buf = PacketBuf::from_slice(payload);
-        lane.seal(inner, &mut buf).ok()?;
+        let sealed = lane.seal_payload(inner, payload).ok()?;
         let frame = match inner.kind {
             Kind::Frame | Kind::FramePartialChecksum => Some(payload.to_vec()),
             Kind::FrameWithVni => payload.get(4..).map(<[u8]>::to_vec),
-            Kind::Control | Kind::Fragment | Kind::Probe => None,
+            Kind::Control | Kind::Fragment | Kind::Probe | Kind::Bundle | Kind::Compressed => None,
             // Of neither end: no pair here names a feature.
             Kind::Bundle | Kind::Compressed => None,
         };
-        self.note_sealed(from, buf.data().to_vec(), frame);
-        self.push_genuine(from, buf.data().to_vec());
-        Some(buf.data().to_vec())
+        self.note_sealed(from, sealed.clone(), frame);
+        self.push_genuine(from, sealed.clone());
+        Some(sealed)
     }
 
     /// The next datagrams of a hostile peer are of the next epoch, if it may begin one.

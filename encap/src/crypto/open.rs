@@ -3,11 +3,12 @@
 //!
 //! Next: [`crate::rx`], which takes the payload on by its kind.
 
+use std::ops::Range;
+
 use super::aead::{Key, NONCE_LEN, Suite, TAG_LEN};
 use super::key::{LaneKey, nonce};
 use super::replay::{ReplayWindow, Verdict};
 use crate::stats::DropReason;
-use crate::wire::buf::PacketBuf;
 use crate::wire::header::{CLEAR_HEADER_LEN, DataHeader, INNER_HEADER_LEN};
 
 /// One lane of one epoch of one session, for receiving.
@@ -28,29 +29,30 @@ impl RxLane {
         Self { key, iv: lane_key.iv(), window: ReplayWindow::new() }
     }
 
-    /// Leaves in `buf` what was sealed: the inner header and the payload.
+    /// Opens a datagram in place and gives what was sealed, as a range of it: the inner header and
+    /// the payload.
     pub(crate) fn open(
         &mut self,
         header: &DataHeader,
-        buf: &mut PacketBuf,
-    ) -> Result<(), DropReason> {
+        datagram: &mut [u8],
+    ) -> Result<Range<usize>, DropReason> {
         match self.window.check(header.sequence) {
             Verdict::Fresh => {}
             Verdict::Duplicate => return Err(DropReason::ReplayDuplicate),
             Verdict::TooOld => return Err(DropReason::ReplayTooOld),
         }
         let tag_len = if self.key.is_some() { TAG_LEN } else { 0 };
-        if buf.len() < CLEAR_HEADER_LEN + INNER_HEADER_LEN + tag_len {
+        let end = datagram.len().saturating_sub(tag_len);
+        if end < CLEAR_HEADER_LEN + INNER_HEADER_LEN {
             return Err(DropReason::DatagramTruncated);
         }
-        buf.trim_front(CLEAR_HEADER_LEN);
         if let Some(key) = &self.key {
             let nonce = nonce(&self.iv, header.sequence);
-            key.open(nonce, &header.write(), buf.data_mut()).map_err(|_| DropReason::OpenFailed)?;
-            buf.trim_back(TAG_LEN);
+            let sealed = datagram.get_mut(CLEAR_HEADER_LEN..).unwrap_or_default();
+            key.open(nonce, &header.write(), sealed).map_err(|_| DropReason::OpenFailed)?;
         }
         // Cannot fail: the same number was fresh above and the lane is locked.
         self.window.commit(header.sequence);
-        Ok(())
+        Ok(CLEAR_HEADER_LEN..end)
     }
 }

@@ -8,10 +8,12 @@
 
 use super::aead::{Key, NONCE_LEN, Suite, TAG_LEN};
 use super::key::{LaneKey, nonce};
-use crate::wire::buf::PacketBuf;
 use crate::wire::header::{
     CLEAR_HEADER_LEN, DataHeader, Format, INNER_HEADER_LEN, InnerHeader, Lane, Slot,
 };
+
+/// Bytes that a payload leaves free in front of itself for [`TxLane::seal`].
+pub const ROOM_IN_FRONT: usize = CLEAR_HEADER_LEN + INNER_HEADER_LEN;
 
 /// How much one key may seal (rule L4).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,8 +44,8 @@ pub enum SealError {
     /// The key has sealed as much as it may; a new epoch or handshake must come first.
     #[error("key is used up")]
     Exhausted,
-    /// The buffer lacks headroom or tailroom.
-    #[error("packet buffer has no room")]
+    /// There is no room for the headers in front of the payload.
+    #[error("no room for the headers")]
     NoRoom,
 }
 
@@ -94,20 +96,47 @@ impl TxLane {
         self.header.sequence >= self.limits.soft_packets || self.blocks >= self.limits.soft_blocks
     }
 
-    /// Makes the payload in `buf` a datagram: headers in front, sealed, tag behind.
+    /// The datagram that holds `payload`.
     ///
     /// # Errors
-    /// [`SealError`]; `buf` must be thrown away.
-    pub fn seal(&mut self, inner: InnerHeader, buf: &mut PacketBuf) -> Result<(), SealError> {
-        let blocks = (buf.len() as u64 + INNER_HEADER_LEN as u64).div_ceil(16) + 1;
+    /// [`SealError`].
+    pub fn seal_payload(
+        &mut self,
+        inner: InnerHeader,
+        payload: &[u8],
+    ) -> Result<Vec<u8>, SealError> {
+        let mut out = Vec::with_capacity(ROOM_IN_FRONT + payload.len() + TAG_LEN);
+        out.resize(ROOM_IN_FRONT, 0);
+        out.extend_from_slice(payload);
+        self.seal(inner, &mut out, 0)?;
+        Ok(out)
+    }
+
+    /// Makes what lies in `out` from `start` on a datagram: [`ROOM_IN_FRONT`] bytes for the headers,
+    /// then the payload. Headers are written, the rest is sealed in place, the tag is appended.
+    ///
+    /// # Errors
+    /// [`SealError`]; what lies in `out` from `start` on must be thrown away.
+    pub fn seal(
+        &mut self,
+        inner: InnerHeader,
+        out: &mut Vec<u8>,
+        start: usize,
+    ) -> Result<(), SealError> {
+        let len = out.len().saturating_sub(start + CLEAR_HEADER_LEN);
+        let blocks = (len as u64).div_ceil(16) + 1;
         if self.header.sequence >= self.limits.hard_packets
             || self.blocks.saturating_add(blocks) > self.limits.hard_blocks
         {
             return Err(SealError::Exhausted);
         }
-        let front = buf.prepend(INNER_HEADER_LEN).map_err(|_| SealError::NoRoom)?;
-        front.copy_from_slice(&inner.write());
-        let clear = self.header.write();
+        let datagram = out.get_mut(start..).unwrap_or_default();
+        let Some((clear, sealed)) = datagram.split_first_chunk_mut::<CLEAR_HEADER_LEN>() else {
+            return Err(SealError::NoRoom);
+        };
+        let front = sealed.first_chunk_mut::<INNER_HEADER_LEN>().ok_or(SealError::NoRoom)?;
+        *front = inner.write();
+        *clear = self.header.write();
         // The number is taken before it is used: whatever fails below, it is never used again.
         // It is below the hard stop, so it cannot wrap.
         let sequence = self.header.sequence;
@@ -115,10 +144,9 @@ impl TxLane {
         self.blocks += blocks;
         if let Some(key) = &self.key {
             let nonce = nonce(&self.iv, sequence);
-            let tag = key.seal(nonce, &clear, buf.data_mut()).map_err(|_| SealError::NoRoom)?;
-            buf.append(TAG_LEN).map_err(|_| SealError::NoRoom)?.copy_from_slice(&tag);
+            let tag = key.seal(nonce, clear, sealed).map_err(|_| SealError::NoRoom)?;
+            out.extend_from_slice(&tag);
         }
-        buf.prepend(CLEAR_HEADER_LEN).map_err(|_| SealError::NoRoom)?.copy_from_slice(&clear);
         Ok(())
     }
 }

@@ -5,6 +5,7 @@
 //! steered to workers the lock is as good as always free. Rules E1 to E6 are in
 //! `docs/protocol.md`.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -15,7 +16,6 @@ use super::seal::{KeyLimits, SealError, TxLane};
 use crate::handshake::features::Features;
 use crate::id::PeerIndex;
 use crate::stats::DropReason;
-use crate::wire::buf::PacketBuf;
 use crate::wire::header::{DataHeader, Lane, Slot};
 
 /// Failed first datagrams of lanes that were never used which a session tries in one second, so
@@ -95,7 +95,7 @@ type LaneSlots = [Option<Box<LaneEpoch>>; 4];
 pub(crate) struct LaneGuard<'a>(MutexGuard<'a, LaneSlots>);
 
 /// What a successfully opened datagram changed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Opened {
     /// It was the first of the session.
     pub(crate) first: bool,
@@ -103,6 +103,8 @@ pub(crate) struct Opened {
     pub(crate) new_epoch: Option<u32>,
     /// Its epoch.
     pub(crate) epoch: u32,
+    /// Where in it the inner header and the payload lie.
+    pub(crate) inner: Range<usize>,
 }
 
 /// Keys, epochs, lanes and windows shared with one peer.
@@ -235,26 +237,25 @@ impl Session {
         self.lanes.get(usize::from(lane.0)).map(|lane| LaneGuard(lock(lane)))
     }
 
-    /// Checks, opens and commits `buf`, which `header` was read from; leaves the inner header and
-    /// the payload in it.
+    /// Checks, opens and commits `datagram`, which `header` was read from.
     pub(crate) fn open(
         &self,
         guard: &mut LaneGuard<'_>,
         header: &DataHeader,
-        buf: &mut PacketBuf,
+        datagram: &mut [u8],
         now_ms: u64,
     ) -> Result<Opened, DropReason> {
         let epoch = self.epoch_of(header.epoch_bits).ok_or(DropReason::EpochUnknown)?;
         let slot =
             guard.0.get_mut(usize::from(header.epoch_bits & 3)).ok_or(DropReason::EpochUnknown)?;
-        match slot {
-            Some(context) if context.epoch == epoch => context.lane.open(header, buf)?,
-            _ => self.open_first(guard, epoch, header, buf, now_ms)?,
-        }
+        let inner = match slot {
+            Some(context) if context.epoch == epoch => context.lane.open(header, datagram)?,
+            _ => self.open_first(guard, epoch, header, datagram, now_ms)?,
+        };
         self.last_opened.store(now_ms.max(1), Ordering::Relaxed);
         let first = !self.is_proven() && !self.proven.swap(true, Ordering::AcqRel);
         let new_epoch = (epoch > self.rx_epoch()).then(|| self.advance_rx(epoch)).flatten();
-        Ok(Opened { first, new_epoch, epoch })
+        Ok(Opened { first, new_epoch, epoch, inner })
     }
 
     /// The only epoch near the highest one that has these two low bits (rule E2).
@@ -275,9 +276,9 @@ impl Session {
         guard: &mut LaneGuard<'_>,
         epoch: u32,
         header: &DataHeader,
-        buf: &mut PacketBuf,
+        datagram: &mut [u8],
         now_ms: u64,
-    ) -> Result<(), DropReason> {
+    ) -> Result<Range<usize>, DropReason> {
         let in_use = guard.0.iter().any(Option::is_some);
         let lane_key = {
             let mut rx = lock(&self.rx);
@@ -291,7 +292,7 @@ impl Session {
             rx.secret(epoch).ok_or(DropReason::EpochUnknown)?.lane(header.lane)
         };
         let mut lane = RxLane::new(self.facts.suite, &lane_key);
-        let outcome = lane.open(header, buf);
+        let outcome = lane.open(header, datagram);
         if outcome.is_ok() || in_use {
             if let Some(slot) = guard.0.get_mut(usize::from(header.epoch_bits & 3)) {
                 *slot = Some(Box::new(LaneEpoch { epoch, lane }));
@@ -337,6 +338,7 @@ impl Session {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::crypto::seal::ROOM_IN_FRONT;
     use crate::wire::header::{CLEAR_HEADER_LEN, Handle, InnerHeader, Kind};
 
     const LIMITS: KeyLimits =
@@ -360,17 +362,28 @@ mod tests {
 
     const INNER: InnerHeader = InnerHeader { kind: Kind::Frame, handle: Handle::NONE };
 
-    fn sealed(lane: &mut TxLane, text: &[u8]) -> PacketBuf {
-        let mut buf = PacketBuf::from_slice(text);
-        lane.seal(INNER, &mut buf).unwrap();
-        buf
+    fn try_seal(lane: &mut TxLane, text: &[u8]) -> Result<Vec<u8>, SealError> {
+        let mut out = b"before".to_vec();
+        out.extend([0; ROOM_IN_FRONT]);
+        out.extend(text);
+        lane.seal(INNER, &mut out, 6)?;
+        assert_eq!(out.drain(..6).as_slice(), b"before");
+        Ok(out)
     }
 
-    fn open(session: &Session, buf: &mut PacketBuf) -> Result<Opened, DropReason> {
-        let clear: [u8; CLEAR_HEADER_LEN] = buf.data()[..CLEAR_HEADER_LEN].try_into().unwrap();
+    fn sealed(lane: &mut TxLane, text: &[u8]) -> Vec<u8> {
+        try_seal(lane, text).unwrap()
+    }
+
+    fn open_at(session: &Session, bytes: &mut [u8], now_ms: u64) -> Result<Opened, DropReason> {
+        let clear: [u8; CLEAR_HEADER_LEN] = bytes[..CLEAR_HEADER_LEN].try_into().unwrap();
         let header = DataHeader::read(&clear);
         let mut guard = session.lock_lane(header.lane).unwrap();
-        session.open(&mut guard, &header, buf, 1_000)
+        session.open(&mut guard, &header, bytes, now_ms)
+    }
+
+    fn open(session: &Session, bytes: &mut [u8]) -> Result<Opened, DropReason> {
+        open_at(session, bytes, 1_000)
     }
 
     #[test]
@@ -379,9 +392,10 @@ mod tests {
         let mut lane = a.tx_lane(Lane::new(0, 0)).unwrap();
         let mut buf = sealed(&mut lane, b"frame");
         assert_eq!(buf.len(), 5 + 26);
-        let mut copy = PacketBuf::from_slice(buf.data());
-        assert_eq!(open(&b, &mut buf), Ok(Opened { first: true, new_epoch: None, epoch: 0 }));
-        assert_eq!(buf.data(), [&INNER.write()[..], b"frame"].concat());
+        let mut copy = buf.clone();
+        let opened = open(&b, &mut buf).unwrap();
+        assert_eq!(opened, Opened { first: true, new_epoch: None, epoch: 0, inner: 8..15 });
+        assert_eq!(buf[opened.inner], [&INNER.write()[..], b"frame"].concat());
         assert_eq!(open(&b, &mut copy), Err(DropReason::ReplayDuplicate));
     }
 
@@ -420,16 +434,14 @@ mod tests {
             assert_eq!(lane.wants_rotation(), number >= 4);
             sealed(&mut lane, b"x");
         }
-        let mut buf = PacketBuf::from_slice(b"x");
-        assert_eq!(lane.seal(INNER, &mut buf), Err(SealError::Exhausted));
+        assert_eq!(try_seal(&mut lane, b"x"), Err(SealError::Exhausted));
         let blocks = KeyLimits { soft_blocks: 2, hard_blocks: 5, ..KeyLimits::AES_256_GCM };
         let (a, _) = pair(blocks);
         let mut lane = a.tx_lane(Lane(0)).unwrap();
         sealed(&mut lane, b"one block");
         assert!(lane.wants_rotation());
         sealed(&mut lane, b"one block");
-        let mut buf = PacketBuf::from_slice(b"one block");
-        assert_eq!(lane.seal(INNER, &mut buf), Err(SealError::Exhausted));
+        assert_eq!(try_seal(&mut lane, b"one block"), Err(SealError::Exhausted));
     }
 
     #[test]
@@ -453,15 +465,15 @@ mod tests {
         let mut lane = a.tx_lane(Lane(0)).unwrap();
         let good = sealed(&mut lane, b"1");
         for number in 0..UNPROVEN_TRIES_PER_SECOND {
-            let mut junk = PacketBuf::from_slice(good.data());
-            junk.data_mut()[3] = 1 + (number % 250) as u8;
+            let mut junk = good.clone();
+            junk[3] = 1 + (number % 250) as u8;
             assert_eq!(open(&b, &mut junk), Err(DropReason::OpenFailed));
         }
-        let mut junk = PacketBuf::from_slice(good.data());
-        junk.data_mut()[3] = 200;
+        let mut junk = good.clone();
+        junk[3] = 200;
         assert_eq!(open(&b, &mut junk), Err(DropReason::LaneUnproven));
-        let mut junk = PacketBuf::from_slice(good.data());
-        junk.data_mut()[0] |= 0x20;
+        let mut junk = good.clone();
+        junk[0] |= 0x20;
         assert_eq!(open(&b, &mut junk), Err(DropReason::EpochUnknown));
         assert_eq!(b.rx_epoch(), 0);
         let contexts = |b: &Session| -> usize {
@@ -470,16 +482,12 @@ mod tests {
         assert_eq!(contexts(&b), 0);
         // A lane in use is tried whatever else goes on, and holds one context an epoch.
         let mut first = sealed(&mut a.tx_lane(Lane(7)).unwrap(), b"1");
-        let later = |buf: &mut PacketBuf| {
-            let header = DataHeader::read(buf.data().first_chunk().unwrap());
-            let mut guard = b.lock_lane(header.lane).unwrap();
-            b.open(&mut guard, &header, buf, 2_000)
-        };
+        let later = |bytes: &mut [u8]| open_at(&b, bytes, 2_000);
         assert!(later(&mut first).is_ok());
         for number in 0..2 * UNPROVEN_TRIES_PER_SECOND {
-            let mut junk = PacketBuf::from_slice(good.data());
-            junk.data_mut()[3] = if number % 2 == 0 { 7 } else { 8 };
-            junk.data_mut()[0] = if number / 2 % 2 == 0 { 0x40 } else { 0x50 };
+            let mut junk = good.clone();
+            junk[3] = if number % 2 == 0 { 7 } else { 8 };
+            junk[0] = if number / 2 % 2 == 0 { 0x40 } else { 0x50 };
             assert!(later(&mut junk).is_err());
         }
         assert_eq!(contexts(&b), 2);

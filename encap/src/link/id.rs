@@ -98,7 +98,7 @@ impl LinkSet {
     }
 
     /// The links, lowest first.
-    pub fn iter(self) -> impl Iterator<Item = LinkIndex> {
+    pub fn iter(self) -> impl Iterator<Item = LinkIndex> + Clone {
         LinkIndex::all(MAX_LINKS).filter(move |link| self.contains(*link))
     }
 }

@@ -16,7 +16,7 @@ use crate::paths::{Pace, Paths};
 use crate::peer::Peer;
 use crate::stats::DropReason;
 use crate::timer::Timer;
-use crate::wire::buf::{PacketBuf, UplinkId};
+use crate::wire::buf::UplinkId;
 use crate::wire::control::Message;
 use crate::wire::header::{CLEAR_OVERHEAD, Handle, InnerHeader, Kind, Lane, SEALED_OVERHEAD};
 use crate::wire::heartbeat::Heartbeat;
@@ -59,15 +59,13 @@ impl Vtep {
     ) -> Option<Vec<u8>> {
         let peer = self.peer_mut(index)?;
         let current = peer.current.as_ref()?;
-        let mut buf = PacketBuf::from_slice(payload);
         let inner = InnerHeader { kind, handle: Handle::NONE };
         let sealed = current_lane(&mut peer.control_lane, &current.session, Lane::CONTROL, true)
-            .and_then(|lane| lane.seal(inner, &mut buf));
+            .and_then(|lane| lane.seal_payload(inner, payload));
         if sealed.is_err() {
             self.drop_packet(DropReason::KeyExhausted);
-            return None;
         }
-        Some(buf.data().to_vec())
+        sealed.ok()
     }
 
     /// Puts something on one link.

@@ -1,127 +1,72 @@
-//! Packet memory: one fixed allocation with room at both ends.
+//! Packet memory: bursts of frames, runs of datagrams, and spans into received buffers.
 //!
-//! A frame is read behind [`HEADROOM`] bytes and before [`TAILROOM`] bytes, so that headers are
-//! prepended and the tag is appended without moving a payload byte. Buffers come from a
-//! [`BufPool`] that belongs to one worker: after start-up the packet path allocates nothing.
+//! Segmentation offload makes one buffer hold many packets: a tap gives super-frames, a socket takes
+//! and gives runs of datagrams. So a burst has one memory with its packets one behind the other, and
+//! what was received is opened where it lies. Memory belongs to one worker and is used again: after
+//! start-up the packet path allocates nothing.
+//!
+//! Overlay to underlay: [`FrameBurst`], then [`Transmits`]. Back: [`Received`], then spans in
+//! [`Pieces`].
 
 use std::net::SocketAddr;
 
-/// Bytes kept free in front of a freshly received frame or datagram.
-///
-/// Enough for the 12-byte virtio-net header, the 14-byte data header with an explicit VNI, and
-/// an outer Ethernet, VLAN, IPv6 and UDP header (66 bytes) on ports that need one.
-pub const HEADROOM: usize = 128;
-
-/// Bytes kept free behind a freshly received frame: the 16-byte AEAD tag.
-pub const TAILROOM: usize = 16;
-
-/// The buffer has too little room at the end that was to grow.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("packet buffer has no room")]
-pub struct NoRoom;
-
-/// One packet: `headroom | data | tailroom` in one allocation.
-#[derive(Debug)]
+/// A buffer with data at its front.
+#[derive(Debug, Default)]
 pub struct PacketBuf {
     memory: Box<[u8]>,
-    start: usize,
-    end: usize,
+    len: usize,
 }
 
 impl PacketBuf {
-    /// Makes a buffer that can hold `max_len` data bytes between [`HEADROOM`] and [`TAILROOM`].
+    /// An empty buffer for `max_len` bytes.
     #[must_use]
     pub fn with_capacity(max_len: usize) -> Self {
-        let memory = vec![0; HEADROOM + max_len + TAILROOM].into_boxed_slice();
-        Self { memory, start: HEADROOM, end: HEADROOM }
+        Self { memory: vec![0; max_len].into_boxed_slice(), len: 0 }
     }
 
-    /// Makes a buffer that holds a copy of `data`; for tests and off-path use.
+    /// A buffer that holds a copy of `data` and no more.
     #[must_use]
     pub fn from_slice(data: &[u8]) -> Self {
-        let mut buf = Self::with_capacity(data.len());
-        buf.memory[HEADROOM..HEADROOM + data.len()].copy_from_slice(data);
-        buf.end = HEADROOM + data.len();
-        buf
+        Self { memory: data.into(), len: data.len() }
     }
 
     /// The data bytes.
     #[must_use]
     pub fn data(&self) -> &[u8] {
-        &self.memory[self.start..self.end]
+        self.memory.get(..self.len).unwrap_or_default()
     }
 
     /// The data bytes, to be changed in place.
     pub fn data_mut(&mut self) -> &mut [u8] {
-        &mut self.memory[self.start..self.end]
+        self.memory.get_mut(..self.len).unwrap_or_default()
     }
 
     /// Number of data bytes.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.end - self.start
+        self.len
     }
 
     /// Whether there are no data bytes.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.start == self.end
+        self.len == 0
     }
 
-    /// Most data bytes that fit behind [`HEADROOM`] with [`TAILROOM`] kept free.
+    /// Most data bytes that it can hold.
     #[must_use]
     pub fn capacity(&self) -> usize {
-        self.memory.len() - HEADROOM - TAILROOM
-    }
-
-    /// Grows the data by `len` bytes into the headroom and returns the new first bytes.
-    ///
-    /// # Errors
-    /// [`NoRoom`] when the headroom is smaller than `len`; the buffer is unchanged.
-    pub fn prepend(&mut self, len: usize) -> Result<&mut [u8], NoRoom> {
-        let start = self.start.checked_sub(len).ok_or(NoRoom)?;
-        self.start = start;
-        Ok(&mut self.memory[start..start + len])
-    }
-
-    /// Grows the data by `len` bytes into the tailroom and returns the new last bytes.
-    ///
-    /// # Errors
-    /// [`NoRoom`] when the tailroom is smaller than `len`; the buffer is unchanged.
-    pub fn append(&mut self, len: usize) -> Result<&mut [u8], NoRoom> {
-        let end = self.end + len;
-        if end > self.memory.len() {
-            return Err(NoRoom);
-        }
-        let old = self.end;
-        self.end = end;
-        Ok(&mut self.memory[old..end])
-    }
-
-    /// Forgets the first `len` data bytes (at most all of them).
-    pub fn trim_front(&mut self, len: usize) {
-        self.start = (self.start + len).min(self.end);
-    }
-
-    /// Forgets the last `len` data bytes (at most all of them).
-    pub fn trim_back(&mut self, len: usize) {
-        self.end = self.end.saturating_sub(len).max(self.start);
-    }
-
-    /// Empties the buffer and gives it its full headroom back.
-    pub fn reset(&mut self) {
-        self.start = HEADROOM;
-        self.end = HEADROOM;
+        self.memory.len()
     }
 
     /// The free bytes behind the data, where a device may write; follow with [`Self::set_len`].
     pub fn spare_mut(&mut self) -> &mut [u8] {
-        &mut self.memory[self.end..]
+        self.memory.get_mut(self.len..).unwrap_or_default()
     }
 
-    /// Sets the number of data bytes, counted from the present start; clipped to the memory.
+    /// Sets the number of data bytes; clipped to the capacity.
     pub fn set_len(&mut self, len: usize) {
-        self.end = (self.start + len).min(self.memory.len());
+        self.len = len.min(self.memory.len());
     }
 }
 
@@ -143,7 +88,7 @@ impl BufPool {
         Self { free: Vec::with_capacity(limit), max_len, limit }
     }
 
-    /// An empty buffer with full headroom.
+    /// An empty buffer.
     pub fn alloc(&mut self) -> PacketBuf {
         self.free.pop().unwrap_or_else(|| PacketBuf::with_capacity(self.max_len))
     }
@@ -151,23 +96,9 @@ impl BufPool {
     /// Takes a buffer back.
     pub fn free(&mut self, mut buf: PacketBuf) {
         if self.free.len() < self.limit && buf.capacity() == self.max_len {
-            buf.reset();
+            buf.set_len(0);
             self.free.push(buf);
         }
-    }
-
-    /// A second buffer with the same data, for the next destination of a flooded frame.
-    pub fn duplicate(&mut self, of: &PacketBuf) -> PacketBuf {
-        let data = of.data();
-        // Beyond the store, no larger than it must be: floods to many make many.
-        let mut copy = match self.free.pop() {
-            Some(copy) if copy.memory.len() >= of.end => copy,
-            _ => PacketBuf::with_capacity(data.len()),
-        };
-        copy.start = of.start.min(copy.memory.len() - data.len());
-        copy.end = copy.start + data.len();
-        copy.memory[copy.start..copy.end].copy_from_slice(data);
-        copy
     }
 
     /// Data bytes that each buffer holds.
@@ -202,33 +133,9 @@ pub enum Checksum {
     },
 }
 
-/// An overlay Ethernet frame (without FCS) and its offload state.
-#[derive(Debug)]
-pub struct Frame {
-    /// The frame, from its destination address on.
-    pub buf: PacketBuf,
-    /// Whether its L4 checksum is complete.
-    pub checksum: Checksum,
-}
-
 /// Index of a local attachment to the underlay (a socket set or a DPDK port).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct UplinkId(pub u8);
-
-/// An underlay UDP payload with the address at the other end.
-#[derive(Debug)]
-pub struct Datagram {
-    /// The UDP payload.
-    pub buf: PacketBuf,
-    /// The local attachment it came in by or goes out by.
-    pub uplink: UplinkId,
-    /// The remote address: source when received, destination when sent.
-    pub remote: SocketAddr,
-    /// The outer TOS or traffic class byte: DSCP in the upper six bits, ECN in the lower two
-    /// (RFC 2474, RFC 3168). Sent as it is; on receipt what the datagram bore, 0 where the port
-    /// cannot tell.
-    pub mark: u8,
-}
 
 /// How a super-frame is to be cut into segments.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -385,7 +292,22 @@ pub struct Transmit {
     pub mark: u8,
 }
 
+/// Most datagrams of a run: what every kernel with UDP_SEGMENT takes (64 until Linux 6.9, the headers
+/// counted in some).
+pub const MAX_RUN: usize = 63;
+/// Most bytes of a run: what an IPv4 datagram can hold.
+pub const MAX_RUN_BYTES: usize = 65_507;
+
 impl Transmit {
+    /// Whether a datagram at `next` can be one more of the run.
+    fn takes(&self, next: std::ops::Range<usize>) -> bool {
+        self.range.end == next.start
+            && next.len() <= self.segment_size
+            && self.range.len().is_multiple_of(self.segment_size)
+            && self.count() < MAX_RUN
+            && self.range.len() + next.len() <= MAX_RUN_BYTES
+    }
+
     /// Number of datagrams.
     #[must_use]
     pub fn count(&self) -> usize {
@@ -407,6 +329,43 @@ impl Transmits {
     pub fn clear(&mut self) {
         self.memory.clear();
         self.list.clear();
+    }
+
+    /// Sends what lies in the memory from `start` on, one datagram, to every address in `to`: as one
+    /// more of the last run where it continues that.
+    pub fn extend_run(
+        &mut self,
+        start: usize,
+        to: impl Iterator<Item = (UplinkId, SocketAddr)> + Clone,
+        mark: u8,
+    ) {
+        let end = self.memory.len();
+        let count = to.clone().count();
+        let first = self.list.len().saturating_sub(count);
+        let tail = self.list.get_mut(first..).unwrap_or_default();
+        let continues = tail.len() == count
+            && tail.iter().zip(to.clone()).all(|(run, (uplink, remote))| {
+                run.takes(start..end)
+                    && (run.uplink, run.remote, run.mark) == (uplink, remote, mark)
+            });
+        if continues {
+            for run in tail {
+                run.range.end = end;
+            }
+            return;
+        }
+        for (uplink, remote) in to {
+            let segment_size = (end - start).max(1);
+            self.list.push(Transmit { range: start..end, segment_size, uplink, remote, mark });
+        }
+    }
+
+    /// Every datagram by itself, in the order they are to leave: its run and its bytes.
+    pub fn datagrams(&self) -> impl Iterator<Item = (&Transmit, &[u8])> {
+        self.list.iter().flat_map(|transmit| {
+            let datagrams = self.bytes(transmit).chunks(transmit.segment_size.max(1));
+            datagrams.map(move |bytes| (transmit, bytes))
+        })
     }
 
     /// The bytes of a run.
@@ -431,6 +390,14 @@ pub struct Received {
     pub mark: u8,
 }
 
+impl Received {
+    /// A datagram by itself.
+    #[must_use]
+    pub fn single(buf: PacketBuf, uplink: UplinkId, remote: SocketAddr, mark: u8) -> Self {
+        Self { segment_size: buf.len().max(1), buf, uplink, remote, mark }
+    }
+}
+
 /// Where the bytes of a frame lie in [`Pieces`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Span {
@@ -440,6 +407,15 @@ pub struct Span {
     pub start: usize,
     /// Number of bytes.
     pub len: usize,
+}
+
+impl Span {
+    /// What is left behind the first `len` bytes.
+    #[must_use]
+    pub fn after(self, len: usize) -> Self {
+        let len = len.min(self.len);
+        Self { start: self.start + len, len: self.len - len, ..self }
+    }
 }
 
 /// Buffers that frames on their way into overlay ports lie in, many to one.
@@ -482,22 +458,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn grows_and_shrinks_at_both_ends() {
-        let mut buf = PacketBuf::from_slice(b"frame");
-        buf.prepend(2).unwrap().copy_from_slice(b"ab");
-        buf.append(3).unwrap().copy_from_slice(b"xyz");
-        assert_eq!(buf.data(), b"abframexyz");
-        buf.trim_front(2);
-        buf.trim_back(3);
-        assert_eq!(buf.data(), b"frame");
-        assert_eq!(buf.prepend(HEADROOM + 1), Err(NoRoom));
-        assert_eq!(buf.append(TAILROOM + 1), Err(NoRoom));
-        assert_eq!(buf.data(), b"frame");
-        buf.trim_back(99);
-        assert!(buf.is_empty());
-    }
-
-    #[test]
     fn pool_reuses_and_forgets_foreign_sizes() {
         let mut pool = BufPool::new(100, 1);
         let first = pool.alloc();
@@ -510,14 +470,68 @@ mod tests {
     }
 
     #[test]
-    fn duplicate_keeps_data_and_headroom() {
-        let mut pool = BufPool::new(64, 4);
-        let mut buf = pool.alloc();
-        buf.append(4).unwrap().copy_from_slice(b"data");
-        let mut copy = pool.duplicate(&buf);
-        assert_eq!(copy.data(), b"data");
-        assert!(copy.prepend(HEADROOM).is_ok());
-        let large = PacketBuf::from_slice(&[7; 300]);
-        assert_eq!(pool.duplicate(&large).data(), &[7; 300]);
+    fn a_burst_holds_frames_behind_each_other_and_no_more_than_it_has_room_for() {
+        let mut burst = FrameBurst::new(200, 3);
+        assert!(burst.push_slice(b"first", Offload::default()));
+        let room = burst.room();
+        assert_eq!(room.len(), 200 - 64);
+        room[..8].copy_from_slice(b"hdrframe");
+        assert!(burst.push(3, 5, Offload::default()));
+        assert!(!burst.push(0, 73, Offload::default()), "72 bytes are left");
+        assert!(burst.push(72, 0, Offload::default()));
+        assert!(burst.room().is_empty() && !burst.push(0, 0, Offload::default()));
+        let frames: Vec<_> = burst.iter().map(|(_, bytes)| bytes.to_vec()).collect();
+        assert_eq!(frames, [&b"first"[..], b"frame", b""]);
+        burst.clear();
+        assert!(burst.is_empty() && burst.room().len() == 200);
+    }
+
+    fn to(port: u16) -> (UplinkId, SocketAddr) {
+        (UplinkId(0), SocketAddr::from(([192, 0, 2, 1], port)))
+    }
+
+    /// Lays datagrams of these lengths down, each for these ports; gives the runs' ports and lengths.
+    fn runs(datagrams: &[(usize, &'static [u16], u8)]) -> Vec<(u16, usize, usize)> {
+        let mut out = Transmits::default();
+        for (len, ports, mark) in datagrams {
+            let start = out.memory.len();
+            out.memory.resize(start + len, 0);
+            out.extend_run(start, ports.iter().map(|port| to(*port)), *mark);
+        }
+        out.list.iter().map(|run| (run.remote.port(), run.segment_size, run.range.len())).collect()
+    }
+
+    #[test]
+    fn equal_datagrams_to_one_address_are_one_run_that_a_shorter_one_ends() {
+        assert_eq!(
+            runs(&[(9, &[1], 0), (9, &[1], 0), (4, &[1], 0), (4, &[1], 0)]),
+            [(1, 9, 22), (1, 4, 4)]
+        );
+        assert_eq!(runs(&[(9, &[1], 0), (10, &[1], 0)]), [(1, 9, 9), (1, 10, 10)]);
+        assert_eq!(runs(&[(9, &[1], 0), (9, &[1], 4)]), [(1, 9, 9), (1, 9, 9)]);
+        assert_eq!(runs(&[(9, &[1], 0), (9, &[2], 0), (9, &[1], 0)]).len(), 3);
+    }
+
+    #[test]
+    fn every_address_of_a_datagram_has_its_run() {
+        assert_eq!(runs(&[(9, &[1, 2], 0), (9, &[1, 2], 0)]), [(1, 9, 18), (2, 9, 18)]);
+        assert_eq!(runs(&[(9, &[1, 2], 0), (9, &[2], 0)]), [(1, 9, 9), (2, 9, 18)]);
+        assert_eq!(runs(&[(9, &[2], 0), (9, &[1, 2], 0)]).len(), 3);
+        assert!(runs(&[(9, &[], 0), (9, &[], 0)]).is_empty());
+    }
+
+    #[test]
+    fn runs_are_bounded() {
+        assert_eq!(runs(&[(10, &[1][..], 0); 64]), [(1, 10, 630), (1, 10, 10)]);
+        assert_eq!(runs(&[(30_000, &[1][..], 0); 3]), [(1, 30_000, 60_000), (1, 30_000, 30_000)]);
+    }
+
+    #[test]
+    fn spans_outside_of_their_piece_are_empty() {
+        let mut pieces = Pieces(vec![PacketBuf::from_slice(b"frames")]);
+        let span = |piece, start, len| Span { piece, start, len };
+        assert_eq!(pieces.get(span(0, 1, 3)), b"ram");
+        assert_eq!(pieces.get(span(0, 1, 3).after(2)), b"m");
+        assert!(pieces.get(span(0, 1, 6)).is_empty() && pieces.get_mut(span(1, 0, 1)).is_empty());
     }
 }

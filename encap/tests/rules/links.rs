@@ -9,7 +9,7 @@ use encap::link::id::{LinkIndex, LinkSet};
 use encap::link::liveness::State;
 use encap::vtep::Transmit;
 use encap::vtep::config::{PeerConfig, Remote};
-use encap::wire::buf::{Datagram, UplinkId};
+use encap::wire::buf::UplinkId;
 
 use super::*;
 use crate::world::address_on;
@@ -42,10 +42,8 @@ pub(super) fn clear_datagram(
 /// What a node sends when a datagram comes by an uplink, from anywhere.
 fn feed(world: &mut World, to: usize, uplink: u8, from: SocketAddr, bytes: &[u8]) -> Vec<Transmit> {
     let (now, node) = (world.now, &mut world.nodes[to]);
-    let buf = PacketBuf::from_slice(bytes);
-    let mut burst = vec![Datagram { buf, uplink: UplinkId(uplink), remote: from, mark: 0 }];
-    let (mut pool, mut out, mut control) = (BufPool::new(2_048, 8), Vec::new(), Vec::new());
-    node.datapath.decapsulate(now, &mut pool, &mut burst, &mut out, &mut control);
+    let from = (UplinkId(uplink), from, 0);
+    let (_, control) = world::decapsulate(&mut node.datapath, now, from, bytes);
     control.into_iter().for_each(|input: ControlInput| node.vtep.handle_input(now, input));
     std::iter::from_fn(|| node.vtep.poll_transmit()).collect()
 }

@@ -1,10 +1,11 @@
 //! Sizes of datagrams, fragments, and what the outer and inner IP headers tell each other.
 
+use encap::datapath::Deliveries;
 use encap::forward::marks::Dscp;
 use encap::forward::policy::Policy;
 use encap::forward::protect::Protect;
 use encap::vtep::config::{Limits, NetworkConfig};
-use encap::wire::buf::{Datagram, UplinkId};
+use encap::wire::buf::{Offload, UplinkId};
 use encap::wire::fragment::FragmentHeader;
 use encap::wire::inner_ip::InnerIp;
 
@@ -15,21 +16,24 @@ use super::*;
 fn sent(world: &mut World, bytes: &[u8]) -> Vec<(u8, u8, Vec<u8>)> {
     let (now, node) = (world.now, &mut world.nodes[0]);
     let handle = node.vtep.tables().handles[&vni()];
-    let buf = PacketBuf::from_slice(bytes);
-    let mut frames = vec![Frame { buf, checksum: Checksum::Complete }];
-    let (mut pool, mut out) = (BufPool::new(2_048, 8), Vec::new());
-    node.datapath.encapsulate(now, handle, &mut pool, &mut frames, &mut out);
-    out.iter().map(|d: &Datagram| (d.uplink.0, d.mark, d.buf.data().to_vec())).collect()
+    let frames = [(bytes, Offload::default())];
+    let out = world::encapsulate(&mut node.datapath, now, handle, &frames);
+    out.datagrams().map(|(run, bytes)| (run.uplink.0, run.mark, bytes.to_vec())).collect()
 }
 
 /// What node 1 delivers of a datagram from node 0 that comes with this outer mark.
 fn received(world: &mut World, mark: u8, bytes: &[u8]) -> Vec<Vec<u8>> {
     let (now, node) = (world.now, &mut world.nodes[1]);
-    let buf = PacketBuf::from_slice(bytes);
-    let mut burst = vec![Datagram { buf, uplink: UplinkId(0), remote: address(1), mark }];
-    let (mut pool, mut out, mut control) = (BufPool::new(2_048, 8), Vec::new(), Vec::new());
-    node.datapath.decapsulate(now, &mut pool, &mut burst, &mut out, &mut control);
-    out.iter().map(|delivery| delivery.frame.buf.data().to_vec()).collect()
+    let from = (UplinkId(0), address(1), mark);
+    let (out, _) = world::decapsulate(&mut node.datapath, now, from, bytes);
+    out.iter().map(|(_, bytes)| bytes.to_vec()).collect()
+}
+
+/// What node 0 writes back into its tap.
+fn returns(world: &mut World) -> Vec<Vec<u8>> {
+    let mut out = Deliveries::default();
+    world.nodes[0].datapath.take_returns(&mut out);
+    out.iter().map(|(_, bytes)| bytes.to_vec()).collect()
 }
 
 /// An IPv4 UDP frame to node 2 with this TOS byte and DF.
@@ -180,7 +184,7 @@ fn rule_f8_incomplete_frames_are_bounded_and_counted() {
     let moved = counted(&mut world, |world| {
         world.run_for(ms(1_500));
         let (now, node) = (world.now, &mut world.nodes[1]);
-        node.datapath.tidy(now, &mut BufPool::new(2_048, 8));
+        node.datapath.tidy(now);
     });
     assert_eq!(moved, BTreeMap::from([("fragment_expired", 64)]));
 }
@@ -191,21 +195,21 @@ fn rule_m4_senders_are_told_what_fits_and_are_carried_meanwhile() {
     let bytes = ip_frame(0, 1_600);
     let carried = sent(&mut world, &bytes);
     assert_eq!(carried.len(), 2);
-    let told: Vec<_> = world.nodes[0].datapath.take_returns().collect();
+    let told = returns(&mut world);
     assert_eq!(told.len(), 1);
-    let icmp = told[0].frame.buf.data();
+    let icmp = &told[0][..];
     let ip = InnerIp::find(icmp).unwrap();
     let l4 = ip.l4_offset.unwrap();
     assert_eq!(icmp[l4..l4 + 2], [3, 4], "fragmentation needed");
     assert_eq!(icmp[l4 + 6..l4 + 8], (1_472_u16 - 10 - 14).to_be_bytes());
     sent(&mut world, &bytes);
-    assert_eq!(world.nodes[0].datapath.take_returns().count(), 0, "one in 100 ms");
+    assert_eq!(returns(&mut world).len(), 0, "one in 100 ms");
     // Without DF there is nothing to be told.
     let mut fragmentable = bytes;
     fragmentable[20] = 0;
     world.run_for(ms(200));
     assert_eq!(sent(&mut world, &fragmentable).len(), 2);
-    assert_eq!(world.nodes[0].datapath.take_returns().count(), 0);
+    assert_eq!(returns(&mut world).len(), 0);
 }
 
 #[test]
@@ -225,16 +229,13 @@ fn rule_t1_control_is_cs6_probes_are_not_and_frames_as_configured() {
         while let Some((to, transmit)) = queue.pop_front() {
             let is_probe = transmit.payload.len() > 1_200;
             *kinds.entry((is_probe, transmit.mark)).or_insert(0) += 1;
-            let buf = PacketBuf::from_slice(&transmit.payload);
-            let remote = address(if to == 0 { 2 } else { 1 });
-            let mut burst = vec![Datagram { buf, uplink: UplinkId(0), remote, mark: 0 }];
-            let (mut pool, mut out, mut control) = (BufPool::new(2_048, 8), vec![], vec![]);
+            let from = (UplinkId(0), address(if to == 0 { 2 } else { 1 }), 0);
             let node = &mut world.nodes[0];
             let (vtep, path) = match to {
                 0 => (&mut node.vtep, &mut node.datapath),
                 _ => (&mut other, &mut datapath),
             };
-            path.decapsulate(world.now, &mut pool, &mut burst, &mut out, &mut control);
+            let (_, control) = world::decapsulate(path, world.now, from, &transmit.payload);
             control.into_iter().for_each(|input| vtep.handle_input(world.now, input));
             path.end_pass();
             queue.extend(std::iter::from_fn(|| vtep.poll_transmit()).map(|t| (1 - to, t)));

@@ -6,7 +6,6 @@ use encap::crypto::seal::TxLane;
 use encap::forward::address_filter::AddressFilter;
 use encap::link::id::LinkSet;
 use encap::vtep::config::Remote;
-use encap::wire::buf::PacketBuf;
 use encap::wire::control::Message;
 use encap::wire::header::{Handle, InnerHeader, Kind, Lane};
 use encap::wire::heartbeat::{Heartbeat, LinkReport};
@@ -193,9 +192,7 @@ fn seal(world: &World, kind: Kind, payload: &[u8], lane: &mut Option<TxLane>) ->
     if lane.as_ref().is_none_or(|lane| lane.epoch() != session.tx_epoch()) {
         *lane = session.tx_lane(Lane::new(7, 3)).ok();
     }
-    let mut buf = PacketBuf::from_slice(payload);
-    lane.as_mut()?.seal(InnerHeader { kind, handle: Handle::NONE }, &mut buf).ok()?;
-    Some(buf.data().to_vec())
+    lane.as_mut()?.seal_payload(InnerHeader { kind, handle: Handle::NONE }, payload).ok()
 }
 
 fn any_number(dice: &mut Random) -> u32 {

@@ -15,7 +15,7 @@ use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::time::{Duration, Instant};
 
-use encap::datapath::{ControlInput, Datapath};
+use encap::datapath::{ControlInput, Datapath, Deliveries};
 use encap::event::Event;
 use encap::id::{NodeId, Vni};
 use encap::link::liveness::State;
@@ -23,7 +23,8 @@ use encap::rng::Rng;
 use encap::stats::DropReason;
 use encap::vtep::config::VtepConfig;
 use encap::vtep::{Transmit, Vtep};
-use encap::wire::buf::{BufPool, Checksum, Datagram, Frame, PacketBuf, UplinkId};
+use encap::wire::buf::{BufPool, FrameBurst, Offload, PacketBuf, Received, Transmits, UplinkId};
+use encap::wire::header::Handle;
 
 /// Runs a scenario under several seeds, `TAPD_SEEDS` of them if that is set; a failure says which
 /// one.
@@ -37,6 +38,50 @@ pub fn for_seeds(count: u64, scenario: impl Fn(u64)) {
             resume_unwind(failure);
         }
     }
+}
+
+/// What a worker makes of frames from one tap.
+pub fn encapsulate(
+    datapath: &mut Datapath,
+    now: Instant,
+    handle: Handle,
+    frames: &[(&[u8], Offload)],
+) -> Transmits {
+    let room = frames.iter().map(|(bytes, _)| bytes.len() + 64).sum();
+    let mut burst = FrameBurst::new(room, frames.len());
+    for (bytes, offload) in frames {
+        assert!(burst.push_slice(bytes, *offload));
+    }
+    let mut all = Transmits::default();
+    datapath.admit(now, handle, &burst);
+    for _ in 0..1_000 {
+        // A worker sends and clears after each part.
+        let mut out = Transmits::default();
+        let done = datapath.encapsulate(now, &mut burst, &mut out);
+        let at = all.memory.len();
+        all.memory.extend(out.memory);
+        all.list.extend(out.list.into_iter().map(|mut run| {
+            run.range = run.range.start + at..run.range.end + at;
+            run
+        }));
+        if done {
+            return all;
+        }
+    }
+    panic!("this never ends");
+}
+
+/// What a worker makes of a datagram that came by an uplink, from an address, with a mark.
+pub fn decapsulate(
+    datapath: &mut Datapath,
+    now: Instant,
+    (uplink, remote, mark): (UplinkId, SocketAddr, u8),
+    bytes: &[u8],
+) -> (Deliveries, Vec<ControlInput>) {
+    let mut received = vec![Received::single(PacketBuf::from_slice(bytes), uplink, remote, mark)];
+    let (mut pool, mut out, mut control) = (BufPool::new(0, 0), Deliveries::default(), Vec::new());
+    datapath.decapsulate(now, &mut pool, &mut received, &mut out, &mut control);
+    (out, control)
 }
 
 /// SplitMix64: small, seedable, good enough for a simulation and for nothing else.
@@ -137,7 +182,6 @@ pub struct Node {
     /// Does nothing until then: its threads do not run.
     pub stalled_until: Option<Instant>,
     pub events: Vec<Event>,
-    pool: BufPool,
 }
 
 impl Node {
@@ -314,7 +358,7 @@ impl World {
     /// What a worker does about once a second.
     pub fn tidy(&mut self, node: NodeIndex) {
         let this = &mut self.nodes[node];
-        this.datapath.tidy(self.now, &mut this.pool);
+        this.datapath.tidy(self.now);
     }
 
     pub fn link_state(&self, node: NodeIndex, link: u8) -> State {
@@ -358,7 +402,6 @@ impl World {
             injected: Vec::new(),
             stalled_until: None,
             events: Vec::new(),
-            pool: BufPool::new(2048, 64),
         });
         let node = self.nodes.len() - 1;
         self.drain(node);
@@ -393,28 +436,27 @@ impl World {
         let now = self.now;
         let handle = self.nodes[node].vtep.tables().handles[&vni()];
         let this = &mut self.nodes[node];
-        let buf = PacketBuf::from_slice(bytes);
-        let mut frames = vec![Frame { buf, checksum: Checksum::Complete }];
-        let mut out = Vec::new();
-        this.datapath.resend(now, &mut this.pool, &mut out);
-        let before = out.len();
-        this.datapath.encapsulate(now, handle, &mut this.pool, &mut frames, &mut out);
-        self.last_ways = out[before..].iter().map(|datagram| datagram.uplink.0).collect();
+        let mut resent = Transmits::default();
+        this.datapath.resend(now, &mut resent);
+        let out = encapsulate(&mut this.datapath, now, handle, &[(bytes, Offload::default())]);
+        self.last_ways = out.datagrams().map(|(run, _)| run.uplink.0).collect();
+        self.send_all(node, resent);
         self.send_all(node, out);
         self.take_returns(node);
     }
 
-    fn send_all(&mut self, node: NodeIndex, out: Vec<Datagram>) {
-        for datagram in out {
-            let Datagram { buf, uplink, remote, mark } = datagram;
-            self.put_on_wire(node, uplink, remote, mark, buf.data().to_vec());
+    fn send_all(&mut self, node: NodeIndex, out: Transmits) {
+        for (run, bytes) in out.datagrams() {
+            self.put_on_wire(node, run.uplink, run.remote, run.mark, bytes.to_vec());
         }
     }
 
     /// As the worker does after each half of its turn.
     fn take_returns(&mut self, node: NodeIndex) {
         let this = &mut self.nodes[node];
-        this.returned.extend(this.datapath.take_returns().map(|d| d.frame.buf.data().to_vec()));
+        let mut returns = Deliveries::default();
+        this.datapath.take_returns(&mut returns);
+        this.returned.extend(returns.iter().map(|(_, bytes)| bytes.to_vec()));
         let news: Vec<_> = this.datapath.take_news().collect();
         self.hand_over(node, news);
     }
@@ -425,8 +467,8 @@ impl World {
         if !this.datapath.has_waiting() {
             return;
         }
-        let mut out = Vec::new();
-        this.datapath.send_waiting(self.now, &mut this.pool, &mut out);
+        let mut out = Transmits::default();
+        this.datapath.send_waiting(self.now, &mut out);
         self.send_all(node, out);
     }
 
@@ -436,8 +478,8 @@ impl World {
         if !this.vtep.poll_wake() {
             return;
         }
-        let mut out = Vec::new();
-        this.datapath.resend(self.now, &mut this.pool, &mut out);
+        let mut out = Transmits::default();
+        this.datapath.resend(self.now, &mut out);
         // In the middle of its sockets it has not seen all that came.
         if self.reading != Some(node) {
             this.datapath.end_pass();
@@ -521,13 +563,10 @@ impl World {
         if !node.alive || node.suspended {
             return;
         }
-        let buf = PacketBuf::from_slice(&packet.bytes);
-        let InFlight { from: remote, uplink, mark, .. } = packet;
-        let mut datagrams = vec![Datagram { buf, uplink, remote, mark }];
-        let (mut out, mut control) = (Vec::new(), Vec::new());
-        node.datapath.decapsulate(now, &mut node.pool, &mut datagrams, &mut out, &mut control);
-        for delivery in out {
-            node.delivered.push((delivery.vni, delivery.frame.buf.data().to_vec()));
+        let from = (packet.uplink, packet.from, packet.mark);
+        let (out, control) = decapsulate(&mut node.datapath, now, from, &packet.bytes);
+        for (delivery, bytes) in out.iter() {
+            node.delivered.push((delivery.vni, bytes.to_vec()));
             node.delivered_at.push(now);
         }
         self.hand_over(packet.to, control);

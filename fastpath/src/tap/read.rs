@@ -2,7 +2,7 @@
 
 use std::io::{self, Read};
 
-use encap::wire::buf::{Checksum, FrameBurst, Offload, PacketBuf};
+use encap::wire::buf::{Checksum, FrameBurst, Offload};
 use encap::wire::ethernet::ETHERNET_HEADER_LEN;
 
 use super::{MAX_SUPER_FRAME_LEN, OffloadSwitches, TapQueue};
@@ -52,25 +52,6 @@ impl TapQueue {
             }
         }
         Ok(())
-    }
-
-    /// Reads one frame into an empty buffer, its tap header into the headroom.
-    pub(super) fn read_frame(&mut self, buf: &mut PacketBuf) -> io::Result<ReadFrame> {
-        let header_len = self.header_len();
-        if buf.prepend(header_len).is_err() {
-            return Err(io::Error::other("packet buffer has no headroom"));
-        }
-        buf.set_len(0);
-        let max_len = buf.capacity();
-        let spare = buf.spare_mut();
-        let room = spare.len().min(header_len + max_len + 1);
-        let room = spare.get_mut(..room).unwrap_or_default();
-        let read = self.read_into(room, max_len, OffloadSwitches::CHECKSUM)?;
-        if let ReadFrame::Frame(len, _) = read {
-            buf.set_len(header_len + len);
-            buf.trim_front(header_len);
-        }
-        Ok(read)
     }
 
     fn header_len(&self) -> usize {

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use encap::wire::buf::{Datagram, Transmit};
+use encap::wire::buf::Transmit;
 
 /// Most datagrams that the kernel makes of one send: UDP_MAX_SEGMENTS before Linux 6.9.
 pub(super) const MAX_RUN: usize = 64;
@@ -56,12 +56,6 @@ impl<'a> Message<'a> {
     /// Its datagrams.
     pub(super) fn singles(self) -> impl Iterator<Item = Self> + Clone + use<'a> {
         self.bytes.chunks(self.size).map(move |bytes| Self { bytes, ..self })
-    }
-}
-
-impl<'a> From<&'a Datagram> for Message<'a> {
-    fn from(datagram: &'a Datagram) -> Self {
-        Self::single(datagram.buf.data(), datagram.remote, datagram.mark)
     }
 }
 

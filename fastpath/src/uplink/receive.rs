@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::AsFd;
 
-use encap::wire::buf::{BufPool, Burst, Datagram, Received};
+use encap::wire::buf::{BufPool, Burst, Received};
 
 use super::batch::RxMessage;
 use super::socket::UdpUplink;
@@ -32,33 +32,6 @@ impl UdpUplink {
             }
         });
         Ok(())
-    }
-
-    /// Hands over what the batch has received, runs cut into datagrams.
-    pub(super) fn deliver_apart(
-        &mut self,
-        count: usize,
-        pool: &mut BufPool,
-        datagrams: &mut Burst<Datagram>,
-    ) {
-        let uplink = self.id;
-        self.deliver(count, pool, |pool, message, segment_size| {
-            let RxMessage { buf, remote: Some(remote), told, .. } = message else { return };
-            let mark = told.mark;
-            if buf.len() <= segment_size {
-                datagrams.push(Datagram { buf, uplink, remote, mark });
-                return;
-            }
-            for bytes in buf.data().chunks(segment_size) {
-                let mut one = pool.alloc();
-                if let Some(room) = one.spare_mut().get_mut(..bytes.len()) {
-                    room.copy_from_slice(bytes);
-                    one.set_len(bytes.len());
-                    datagrams.push(Datagram { buf: one, uplink, remote, mark });
-                }
-            }
-            pool.free(buf);
-        });
     }
 
     /// Receives into the batch; says how many messages.

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use encap::wire::buf::{BufPool, Burst, Datagram, UplinkId};
+use encap::wire::buf::{BufPool, Burst, Received, Transmit, UplinkId};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::batch::{RxBatch, TxBatch};
@@ -278,22 +278,16 @@ impl UdpUplink {
 }
 
 impl DatagramPort for UdpUplink {
-    fn rx_burst(&mut self, pool: &mut BufPool, datagrams: &mut Burst<Datagram>) -> io::Result<()> {
-        let count = self.receive(pool)?;
-        self.deliver_apart(count, pool, datagrams);
-        Ok(())
+    fn rx_burst(&mut self, pool: &mut BufPool, received: &mut Burst<Received>) -> io::Result<()> {
+        self.receive_burst(pool, received)
     }
 
     fn poll_error(&mut self) -> Option<UplinkError> {
         self.errors.pop_front()
     }
 
-    fn tx_burst(&mut self, pool: &mut BufPool, datagrams: &mut Burst<Datagram>) -> TxReport {
-        let report = self.send_all(datagrams.iter().map(Message::from));
-        for datagram in datagrams.drain(..) {
-            pool.free(datagram.buf);
-        }
-        report
+    fn tx_burst(&mut self, memory: &[u8], transmits: &[Transmit]) -> TxReport {
+        self.send_burst(memory, transmits)
     }
 
     fn capabilities(&self) -> DatagramCapabilities {

@@ -43,8 +43,6 @@ use uplinks::Uplinks;
 
 /// Messages from the workers that wait at most for the control thread.
 const NOTICE_QUEUE: usize = 256;
-/// Buffers hold at least this much, so that networks can be added to a running node.
-const MIN_PACKET_LEN: usize = 9_216 + 64;
 /// Requests of clients that are answered in one turn of the loop.
 const REQUESTS_AT_ONCE: usize = 16;
 /// Longest the control thread sleeps.
@@ -73,8 +71,6 @@ struct Daemon {
     /// None where the kernel does not tell of its interfaces.
     monitor: Option<Monitor>,
     capture: Capture,
-    /// Bytes that a worker's buffer holds, fixed at the start.
-    max_packet_len: usize,
     started: Instant,
 }
 
@@ -132,13 +128,12 @@ pub(crate) fn run(config: Config, source: Source) -> Result<(), Failure> {
     let vtep_config = protocol::vtep_config(&config, &uplinks, &networks)?;
     let mut vtep = Vtep::new(started, vtep_config, Box::new(protocol::SystemRng));
     let capture = Capture::new();
-    let max_packet_len = max_packet_len(&networks, &uplinks);
     // Only where this process may run at all: a container or taskset may have given it few.
     let cores = match config.daemon.dedicated {
         true => affinity::allowed_cores().context("cannot ask for the cores")?,
         false => Vec::new(),
     };
-    let options = || WorkerOptions { dedicated: config.daemon.dedicated, max_packet_len };
+    let options = || WorkerOptions { dedicated: config.daemon.dedicated };
     let mut workers = Vec::new();
     for (number, sockets) in uplinks.take_worker_sockets().into_iter().enumerate() {
         let datapath = vtep.datapath();
@@ -165,7 +160,6 @@ pub(crate) fn run(config: Config, source: Source) -> Result<(), Failure> {
         pulses,
         monitor,
         capture,
-        max_packet_len,
         started,
     };
     daemon.greet();
@@ -194,11 +188,6 @@ fn spawn(
         .name(format!("worker-{number}"))
         .spawn(run)
         .context("cannot start a worker thread")
-}
-
-/// Bytes that every buffer holds: the largest frame or datagram of now, and of what may be added.
-fn max_packet_len(networks: &Networks, uplinks: &Uplinks) -> usize {
-    networks.max_frame_len().max(uplinks.max_packet_len()).max(MIN_PACKET_LEN)
 }
 
 fn warn_of(config: &Config) {

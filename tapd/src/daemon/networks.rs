@@ -22,8 +22,6 @@ use crate::exit::Failure;
 const MIN_IPV6_TAP_MTU: u32 = 1280;
 /// How long a worker may take to give a queue back.
 const GIVE_BACK_PATIENCE: Duration = Duration::from_secs(1);
-/// Bytes of two VLAN tags, which a frame may have on top.
-const TAGS_LEN: usize = 8;
 
 /// One network with its tap.
 pub(super) struct Network {
@@ -135,11 +133,6 @@ impl Networks {
         self.list.len()
     }
 
-    /// Bytes that a buffer needs for the largest frame of any tap.
-    pub(super) fn max_frame_len(&self) -> usize {
-        self.list.iter().map(|network| packet_len(network.own_tap_mtu)).max().unwrap_or(0)
-    }
-
     /// Gives queues that no worker has yet to the workers, one each.
     pub(super) fn hand_queues(&mut self, vtep: &Vtep, workers: &[RunningWorker]) {
         let handles = &vtep.tables().handles;
@@ -212,11 +205,6 @@ impl Networks {
             Err(error) => warn!("network {vni}: cannot set the tap's MTU to {tap_mtu}: {error}"),
         }
     }
-}
-
-/// Bytes that a buffer needs for the frames of a tap: its tags, and what sealing adds.
-pub(super) fn packet_len(tap_mtu: u32) -> usize {
-    (tap_mtu + ETHERNET_LEN) as usize + TAGS_LEN + 64
 }
 
 impl Network {

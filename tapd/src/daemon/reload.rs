@@ -6,9 +6,8 @@ use encap::id::Vni;
 use encap::wire::header::Handle;
 use log::{info, warn};
 
-use super::networks::packet_len;
 use super::{Daemon, protocol};
-use crate::config::{Change, Config, MIN_IPV6_TAP_MTU, NetworkConfig, TapMtu};
+use crate::config::{Change, Config, NetworkConfig};
 use crate::control::ReloadReply;
 use crate::logging;
 
@@ -107,15 +106,6 @@ impl Daemon {
     }
 
     fn add_network(&mut self, config: &Config, network: &NetworkConfig) -> Result<(), String> {
-        let tap_mtu = match network.tap_mtu {
-            TapMtu::Auto => self.uplinks.tap_mtu().max(MIN_IPV6_TAP_MTU.into()),
-            TapMtu::Fixed(tap_mtu) => tap_mtu.into(),
-        };
-        if packet_len(tap_mtu) > self.max_packet_len {
-            return Err(format!(
-                "a tap MTU of {tap_mtu} is more than the buffers of this process hold: restart tapd"
-            ));
-        }
         self.networks
             .add(config.own, network, self.config.daemon.workers, &self.uplinks)
             .map_err(|failure| failure.to_string())

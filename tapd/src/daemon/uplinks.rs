@@ -130,12 +130,6 @@ impl Uplinks {
         Some(uplink.max_udp_payload() as usize)
     }
 
-    /// Largest datagram in bytes that may come, and what a buffer needs beside it.
-    pub(super) fn max_packet_len(&self) -> usize {
-        let largest = self.list.iter().map(Uplink::max_udp_payload).max().unwrap_or(0);
-        largest as usize + 64
-    }
-
     /// Largest tap MTU that fits every usable uplink without fragments.
     pub(super) fn tap_mtu(&self) -> u32 {
         let fits =
