@@ -16,6 +16,7 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 
+use encap::offload::coalesce::Coalescer;
 use encap::wire::buf::{FrameBurst, OutFrame, Pieces};
 use encap::wire::ethernet::{ETHERNET_HEADER_LEN, MAX_VLAN_TAGS, VLAN_TAG_LEN};
 
@@ -106,10 +107,19 @@ counters! {
         rx_dropped_bad_header,
         /// Reads dropped: the virtio-net header announces a super-frame that the frame is not.
         rx_dropped_bad_super_frame,
-        /// Frames written.
+        /// Frames written, each member of a super-frame counted.
         tx_frames,
         /// Bytes of frames written.
         tx_bytes,
+        /// Super-frames written.
+        tx_super_frames,
+        /// Frames written as part of super-frames.
+        tx_coalesced_frames,
+        /// Super-frames that the kernel refused; their frames were written one by one.
+        tx_super_frames_refused,
+        /// Protocols whose frames are written one by one for good, since super-frames of them
+        /// were refused. Counted by the queue that met the last refusal.
+        tx_coalescing_ended,
         /// Frames dropped: no room in the kernel.
         tx_dropped_no_room,
         /// Frames dropped: the interface is down.
@@ -256,11 +266,25 @@ pub struct TapQueue {
     vnet: bool,
     offload: Arc<TapOffload>,
     counters: Arc<TapCounters>,
+    /// Memory for [`Self::write_burst`].
+    coalescer: Coalescer,
+    /// The errno of every write of a super-frame, for tests.
+    #[cfg(test)]
+    refuse_super_frames: Option<i32>,
 }
 
 impl TapQueue {
     fn new(file: File, name: &str, vnet: bool, offload: Arc<TapOffload>) -> Self {
-        Self { file, name: name.to_owned(), vnet, offload, counters: Arc::default() }
+        Self {
+            file,
+            name: name.to_owned(),
+            vnet,
+            offload,
+            counters: Arc::default(),
+            coalescer: Coalescer::new(),
+            #[cfg(test)]
+            refuse_super_frames: None,
+        }
     }
 
     /// Its counters.

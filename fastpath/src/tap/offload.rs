@@ -100,11 +100,19 @@ impl TapOffload {
         self.udp.is_on()
     }
 
+    pub(super) fn coalesces(&self, kind: SegmentKind) -> bool {
+        self.of(kind).is_on()
+    }
+
     /// Notes that the kernel refused a super-frame; says whether that was the last one written.
     pub(super) fn refused(&self, kind: SegmentKind) -> bool {
+        self.of(kind).refused()
+    }
+
+    fn of(&self, kind: SegmentKind) -> &Coalescing {
         match kind {
-            SegmentKind::Tcp4 | SegmentKind::Tcp6 => self.tcp.refused(),
-            SegmentKind::Udp => self.udp.refused(),
+            SegmentKind::Tcp4 | SegmentKind::Tcp6 => &self.tcp,
+            SegmentKind::Udp => &self.udp,
         }
     }
 }

@@ -5,11 +5,12 @@ use crate::vnet::{VNET_HEADER_LEN, VnetHeader};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixDatagram;
 
+use encap::offload::segment::SuperFrame;
 use encap::wire::buf::{
     Checksum, FrameBurst, Offload, OutFrame, PacketBuf, Pieces, SegmentKind, Segmentation, Span,
 };
 use encap::wire::checksum::{complete_checksum, derive_partial};
-use etherparse::PacketBuilder;
+use etherparse::{IpHeaders, IpNumber, Ipv4Extensions, Ipv4Header, PacketBuilder};
 
 /// A queue whose kernel is the other end of a socket pair: it can lie.
 fn queue(vnet: bool) -> (TapQueue, UnixDatagram) {
@@ -229,4 +230,109 @@ fn single_frames_are_written_with_the_state_of_their_checksum() {
         };
         assert_eq!(written(&kernel), expected);
     }
+}
+
+/// Frames of two connections, three of the first with one of the second between, and a datagram.
+fn two_flows() -> Vec<(Vec<u8>, Checksum)> {
+    let frame = |port, sequence, payload: &[u8]| {
+        let (from, to) = ([10, 0, 0, 1], [10, 0, 0, 2]);
+        let mut ip = Ipv4Header::new(0, 64, IpNumber::TCP, from, to).unwrap();
+        ip.identification = (sequence / 100) as u16;
+        let mut frame = Vec::new();
+        PacketBuilder::ethernet2([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2])
+            .ip(IpHeaders::Ipv4(ip, Ipv4Extensions::default()))
+            .tcp(port, 2, sequence, 4096)
+            .ack(7)
+            .write(&mut frame, payload)
+            .unwrap();
+        (frame, Checksum::Complete)
+    };
+    vec![
+        frame(1, 1000, &[1; 100]),
+        frame(1, 1100, &[2; 100]),
+        frame(9, 5000, &[9; 70]),
+        frame(1, 1200, &[3; 50]),
+        (udp_frame(), Checksum::Complete),
+    ]
+}
+
+/// The frames of a super-frame as it was written, complete.
+fn members(written: &[u8]) -> Vec<(Vec<u8>, Checksum)> {
+    let (header, frame) = written.split_first_chunk().unwrap();
+    let mut frame = frame.to_vec();
+    let header = VnetHeader::from_bytes(header);
+    let settled = crate::vnet::settle(&header, &mut frame, OffloadSwitches::ALL).unwrap();
+    let crate::vnet::Settled::AsAnnounced(offload) = settled else { panic!("{settled:?}") };
+    let segmentation = offload.segmentation.expect("a super-frame");
+    let whole = SuperFrame::new(&frame, segmentation, offload.checksum).unwrap();
+    let cut = |index| {
+        let mut segment = Vec::new();
+        whole.write(index, true, &mut segment);
+        (segment, Checksum::Complete)
+    };
+    (0..whole.count()).map(cut).collect()
+}
+
+#[test]
+fn frames_of_a_flow_are_written_as_one() {
+    let (mut queue, kernel) = queue(true);
+    let list = two_flows();
+    let (mut pieces, frames) = out_frames(&list);
+    let report = queue.write_burst(&mut pieces, &frames);
+    assert_eq!(report, TxReport { sent: 5, ..TxReport::default() });
+    let written = written(&kernel);
+    assert_eq!(written.len(), 3);
+    assert_eq!(members(&written[0]), [list[0].clone(), list[1].clone(), list[3].clone()]);
+    for (written, alone) in written[1..].iter().zip([&list[2], &list[4]]) {
+        assert_eq!(written[..VNET_HEADER_LEN], [0; VNET_HEADER_LEN]);
+        assert_eq!(written[VNET_HEADER_LEN..], alone.0);
+    }
+    let counters = queue.counters();
+    assert_eq!((counters.tx_super_frames.get(), counters.tx_coalesced_frames.get()), (1, 3));
+    assert_eq!(counters.tx_frames.get(), 5);
+    let bytes: usize = list.iter().map(|(frame, _)| frame.len()).sum();
+    assert_eq!(counters.tx_bytes.get(), bytes as u64);
+}
+
+#[test]
+fn refused_super_frames_are_written_apart_and_end_coalescing() {
+    let (mut queue, kernel) = queue(true);
+    queue.refuse_super_frames = Some(libc::EINVAL);
+    let list = two_flows();
+    for round in 1..=5 {
+        let (mut pieces, frames) = out_frames(&list);
+        let report = queue.write_burst(&mut pieces, &frames);
+        assert_eq!(report, TxReport { sent: 5, ..TxReport::default() });
+        let mut frames: Vec<_> =
+            written(&kernel).iter().map(|f| f[VNET_HEADER_LEN..].to_vec()).collect();
+        let mut expected: Vec<_> = list.iter().map(|(frame, _)| frame.clone()).collect();
+        frames.sort();
+        expected.sort();
+        assert_eq!(frames, expected);
+        assert_eq!(queue.offload.coalescing_tcp(), round < 3);
+        assert_eq!(queue.counters.tx_super_frames_refused.get(), round.min(3));
+        assert_eq!(queue.counters.tx_coalescing_ended.get(), u64::from(round >= 3));
+    }
+    assert!(queue.offload.coalescing_udp());
+    assert_eq!(queue.counters.tx_super_frames.get(), 0);
+    assert_eq!(queue.counters.tx_frames.get(), 25);
+}
+
+#[test]
+fn super_frame_without_room_costs_all_its_frames() {
+    let (mut queue, _kernel) = queue(true);
+    for (errno, report) in [
+        (libc::ENOBUFS, TxReport { sent: 2, no_room: 3, ..TxReport::default() }),
+        (libc::EMSGSIZE, TxReport { sent: 2, too_large: 3, ..TxReport::default() }),
+        (libc::EIO, TxReport { sent: 2, failed: 3, ..TxReport::default() }),
+    ] {
+        queue.refuse_super_frames = Some(errno);
+        let (mut pieces, frames) = out_frames(&two_flows());
+        assert_eq!(queue.write_burst(&mut pieces, &frames), report);
+    }
+    let counters = queue.counters();
+    assert_eq!(counters.tx_dropped_no_room.get(), 3);
+    assert_eq!(counters.tx_dropped_too_large.get(), 3);
+    assert_eq!(counters.tx_dropped_down.get(), 3);
+    assert!(queue.offload.coalescing_tcp());
 }
