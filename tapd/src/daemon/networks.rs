@@ -93,8 +93,8 @@ impl Networks {
             queues: workers,
             existing: network.existing,
             tap_mtu: Some(tap_mtu),
-            offload: OffloadSwitches::CHECKSUM,
-            super_frame_overhead: None,
+            offload: OffloadSwitches::default(),
+            super_frame_overhead: Some(uplinks.overhead()),
         };
         let (tap, queues) = Tap::open(&options).map_err(Failure::cannot_start)?;
         for degraded in tap.degraded() {
