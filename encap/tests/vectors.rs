@@ -1,8 +1,12 @@
 //! The test vectors of `docs/protocol.md`, read from that file and checked twice: against this
-//! crate's public interface, and against HKDF, HMAC and AES-GCM called as the RFCs say.
+//! crate's public interface, and against HKDF, HMAC, AES-GCM and AEGIS called as their
+//! specifications say.
 #![allow(missing_docs, unreachable_pub)]
 // A check that fails may panic.
 #![allow(clippy::unwrap_used, clippy::panic)]
+
+#[path = "../src/crypto/reference.rs"]
+mod reference;
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use aes_gcm::aead::{Aead, Payload};
 use aes_gcm::{Aes256Gcm, KeyInit as _};
 use encap::crypto::aead::Suite;
-use encap::crypto::key::{ClusterKey, EpochSecret, nonce};
+use encap::crypto::key::{ClusterKey, EpochSecret, Iv, nonce};
 use encap::crypto::seal::{KeyLimits, TxLane};
 use encap::crypto::session::{Session, SessionFacts};
 use encap::handshake::features::Features;
@@ -34,6 +38,8 @@ use sha2::{Digest as _, Sha256};
 const PROTOCOL: &str = include_str!("../../docs/protocol.md");
 const PROTOCOL_NAME: &[u8; 32] = b"Noise_NNpsk0_25519_AESGCM_SHA256";
 const SUITE: &[u8] = b"aes-256-gcm";
+/// The suites of the vectors, by the name that begins theirs.
+const AEGIS: [(&str, Suite); 2] = [("aegis256", Suite::Aegis256), ("aegis128l", Suite::Aegis128L)];
 const HELLO_LEN: usize = 1_100;
 
 /// The vectors by name; remembers which ones were asked for.
@@ -120,7 +126,7 @@ fn gcm_open(key: &[u8], nonce: &[u8], aad: &[u8], msg: &[u8]) -> Option<Vec<u8>>
 
 /// Xor of the number, big-endian, into the last four bytes.
 fn plain_nonce(iv: &[u8], sequence: u32) -> Vec<u8> {
-    let number = [&[0; 8][..], &sequence.to_be_bytes()].concat();
+    let number = [&vec![0; iv.len() - 4][..], &sequence.to_be_bytes()].concat();
     iv.iter().zip(number).map(|(iv, number)| iv ^ number).collect()
 }
 
@@ -324,15 +330,15 @@ fn check_noise(vectors: &Vectors) {
     vectors.check("split_r2i", second);
 }
 
-fn first_epoch(vectors: &Vectors, direction: &str) -> EpochSecret {
+fn first_epoch(vectors: &Vectors, direction: &str, suite: Suite) -> EpochSecret {
     let split = vectors.array(&format!("split_{direction}"));
-    EpochSecret::first(&split, &vectors.array("transcript_hash"), Suite::Aes256Gcm)
+    EpochSecret::first(&split, &vectors.array("transcript_hash"), suite)
 }
 
 fn check_lane_keys(vectors: &Vectors) {
     for direction in ["i2r", "r2i"] {
         let split = vectors.get(&format!("split_{direction}"));
-        let mut epoch_secret = first_epoch(vectors, direction);
+        let mut epoch_secret = first_epoch(vectors, direction, Suite::Aes256Gcm);
         let extracted = hmac(vectors.get("transcript_hash"), split);
         let mut plain = label(&extracted, "dir", SUITE, 32);
         for epoch in [0, 1] {
@@ -354,7 +360,7 @@ fn check_lane_keys(vectors: &Vectors) {
 }
 
 fn check_nonces(vectors: &Vectors) {
-    let iv: [u8; 12] = vectors.array("i2r_epoch0_lane00_iv");
+    let iv = Iv::new(vectors.get("i2r_epoch0_lane00_iv"));
     for sequence in [0, 2, 0x0102_0304, KeyLimits::AES_256_GCM.hard_packets - 1] {
         let name = format!("i2r_epoch0_lane00_nonce_{sequence:08x}");
         vectors.check(&name, nonce(&iv, sequence));
@@ -375,7 +381,8 @@ fn session(vectors: &Vectors, initiator: bool, suite: Suite) -> Session {
         features: Features::NONE,
         limits: KeyLimits::AES_256_GCM,
     };
-    Session::new(facts, first_epoch(vectors, tx), first_epoch(vectors, rx))
+    let first = |direction| first_epoch(vectors, direction, suite);
+    Session::new(facts, first(tx), first(rx))
 }
 
 /// Seals `payload` until the number is `sequence`; gives that datagram.
@@ -384,6 +391,49 @@ fn seal(lane: &mut TxLane, inner: InnerHeader, payload: &[u8], sequence: u32) ->
         lane.seal_payload(inner, payload).unwrap();
     }
     lane.seal_payload(inner, payload).unwrap()
+}
+
+/// One direction, epoch and lane under each of the other suites, and the sealed frame.
+fn check_aegis(vectors: &Vectors) {
+    let payload = vectors.get("frame_payload");
+    let inner = InnerHeader { kind: Kind::Frame, handle: Handle::new(7).unwrap() };
+    let text = [&inner.write()[..], payload].concat();
+    for (prefix, suite) in AEGIS {
+        let name = |part: &str| format!("{prefix}_{part}");
+        let get = |part: &str| vectors.get(&name(part));
+        let extracted = hmac(vectors.get("transcript_hash"), vectors.get("split_i2r"));
+        let secret = label(&extracted, "dir", suite.name().as_bytes(), 32);
+        vectors.check(&name("secret"), &secret);
+        let context = [suite.name().as_bytes(), &[0]].concat();
+        let both = label(&secret, "lane", &context, suite.key_len() + suite.nonce_len());
+        vectors.check(&name("lane00_key"), &both[..suite.key_len()]);
+        vectors.check(&name("lane00_iv"), &both[suite.key_len()..]);
+        let lane_key = first_epoch(vectors, "i2r", suite).lane(Lane(0));
+        vectors.check(&name("lane00_key"), lane_key.key());
+        vectors.check(&name("lane00_iv"), lane_key.iv());
+        vectors.check(&name("frame_nonce"), plain_nonce(get("lane00_iv"), 2));
+        vectors.check(&name("frame_nonce"), nonce(&lane_key.iv(), 2));
+        let clear = vectors.get("frame_clear_header");
+        let (key, nonce) = (get("lane00_key"), get("frame_nonce"));
+        let work = |text: &[u8], work| {
+            if suite == Suite::Aegis256 {
+                let (key, nonce) = (key.try_into().unwrap(), nonce.try_into().unwrap());
+                reference::aegis_256(key, nonce, clear, text, work)
+            } else {
+                let (key, nonce) = (key.try_into().unwrap(), nonce.try_into().unwrap());
+                reference::aegis_128l(key, nonce, clear, text, work)
+            }
+        };
+        let (sealed, tag) = work(&text, reference::Work::Seal);
+        assert_eq!(work(&sealed, reference::Work::Open), (text.clone(), tag));
+        vectors.check(&name("frame_ciphertext"), &sealed);
+        vectors.check(&name("frame_tag"), tag);
+        vectors.check(&name("frame_datagram"), [clear, &sealed, &tag].concat());
+        let mut lane = session(vectors, true, suite).tx_lane(Lane(0)).unwrap();
+        let datagram = seal(&mut lane, inner, payload, 2);
+        assert_eq!(datagram.len(), payload.len() + SEALED_OVERHEAD);
+        vectors.check(&name("frame_datagram"), datagram);
+    }
 }
 
 /// The parts of a sealed datagram against AES-GCM as the rules say, both ways.
@@ -536,6 +586,11 @@ fn vectors_bundle() {
 }
 
 #[test]
+fn vectors_aegis() {
+    check_aegis(&Vectors::read());
+}
+
+#[test]
 fn vectors_clear_mode() {
     check_clear_mode(&Vectors::read());
 }
@@ -554,6 +609,7 @@ fn vectors_are_all_checked() {
         check_sealed_frame,
         check_sealed_heartbeat,
         check_bundle,
+        check_aegis,
         check_clear_mode,
     ] {
         check(&vectors);

@@ -163,7 +163,7 @@ impl Pair {
         let frame = match inner.kind {
             Kind::Frame | Kind::FramePartialChecksum => Some(payload.to_vec()),
             Kind::FrameWithVni => payload.get(4..).map(<[u8]>::to_vec),
-            Kind::Control | Kind::Fragment | Kind::Probe | Kind::Bundle | Kind::Compressed => None,
+            Kind::Control | Kind::Fragment | Kind::Probe => None,
             // Of neither end: no pair here names a feature.
             Kind::Bundle | Kind::Compressed => None,
         };

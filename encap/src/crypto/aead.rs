@@ -1,17 +1,20 @@
-//! AES-256-GCM from two providers, in place.
+//! What seals a datagram: the cipher suites, and a key of any of them.
 //!
-//! The fast one (`fast`, feature `fast-aead`) serves the packet path. The portable one
-//! (`portable`) is the oracle that the fast one is checked against, and serves the packet path in
-//! builds without the feature. `docs/decisions/0001-aead-provider.md` has the measurements.
+//! Each suite has its provider in a file of its own: `aes.rs`, `aegis.rs`. All of them work in
+//! place and put a 16-byte tag behind the text, so a datagram has the same length under each.
 
 use std::fmt;
 
+use zeroize::Zeroizing;
+
+use super::{aegis, aes};
+
 /// Tag bytes of every suite.
 pub const TAG_LEN: usize = 16;
-/// Key bytes of AES-256-GCM.
-pub const KEY_LEN: usize = 32;
-/// Nonce bytes of AES-256-GCM.
-pub const NONCE_LEN: usize = 12;
+/// Most key bytes that a suite has.
+pub const MAX_KEY_LEN: usize = 32;
+/// Most nonce bytes that a suite has.
+pub const MAX_NONCE_LEN: usize = 32;
 
 /// What protects the datagrams of a session. The number is its code on the wire.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -21,28 +24,66 @@ pub enum Suite {
     Clear = 0,
     /// AES-256-GCM, 16-byte tag.
     Aes256Gcm = 1,
+    /// AEGIS-256 of draft-irtf-cfrg-aegis-aead, 16-byte tag.
+    Aegis256 = 2,
+    /// AEGIS-128L of draft-irtf-cfrg-aegis-aead, 16-byte tag.
+    Aegis128L = 3,
 }
 
 impl Suite {
+    /// Every suite, by its code.
+    pub const ALL: [Self; 4] = [Self::Clear, Self::Aes256Gcm, Self::Aegis256, Self::Aegis128L];
+
     /// The name in configs and in every key derivation.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
             Self::Clear => "none",
             Self::Aes256Gcm => "aes-256-gcm",
+            Self::Aegis256 => "aegis-256",
+            Self::Aegis128L => "aegis-128l",
+        }
+    }
+
+    /// Bytes of its key. Clear mode derives keys of the length of AES-256-GCM and uses none.
+    #[must_use]
+    pub const fn key_len(self) -> usize {
+        match self {
+            Self::Clear | Self::Aes256Gcm | Self::Aegis256 => 32,
+            Self::Aegis128L => 16,
+        }
+    }
+
+    /// Bytes of its nonce and of the IV of a lane.
+    #[must_use]
+    pub const fn nonce_len(self) -> usize {
+        match self {
+            Self::Clear | Self::Aes256Gcm => 12,
+            Self::Aegis256 => 32,
+            Self::Aegis128L => 16,
+        }
+    }
+
+    /// The name of the code that does the work in this build, for people.
+    #[must_use]
+    pub const fn provider(self) -> &'static str {
+        match self {
+            Self::Clear => "-",
+            Self::Aes256Gcm => aes::PROVIDER,
+            Self::Aegis256 | Self::Aegis128L => aegis::PROVIDER,
         }
     }
 
     /// The suite with this name.
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
-        [Self::Clear, Self::Aes256Gcm].into_iter().find(|suite| suite.name() == name)
+        Self::ALL.into_iter().find(|suite| suite.name() == name)
     }
 
     /// The suite with this code.
     #[must_use]
     pub fn from_code(code: u8) -> Option<Self> {
-        [Self::Clear, Self::Aes256Gcm].into_iter().find(|suite| suite.code() == code)
+        Self::ALL.into_iter().find(|suite| suite.code() == code)
     }
 
     /// The code on the wire.
@@ -57,18 +98,73 @@ impl Suite {
 #[error("authentication failed")]
 pub struct Unauthentic;
 
-/// The provider of this build's packet path.
-#[cfg(feature = "fast-aead")]
-pub(crate) use fast::Key;
-#[cfg(not(feature = "fast-aead"))]
-pub(crate) use portable::Key;
+/// A key, ready to seal and open; wiped when dropped.
+#[allow(clippy::large_enum_variant, reason = "the default is the large one, and used per packet")]
+pub(super) enum Key {
+    Aes256Gcm(aes::Key),
+    Aegis256(aegis::Key256),
+    Aegis128L(aegis::Key128L),
+}
 
-/// The provider's name, for status output.
-#[cfg(feature = "fast-aead")]
-pub const PROVIDER: &str = "ring";
-/// The provider's name, for status output.
-#[cfg(not(feature = "fast-aead"))]
-pub const PROVIDER: &str = "aes-gcm";
+impl Key {
+    /// The key of `suite` from the first [`Suite::key_len`] bytes; none in clear mode.
+    pub(super) fn new(suite: Suite, bytes: &[u8; MAX_KEY_LEN]) -> Option<Self> {
+        match suite {
+            Suite::Clear => None,
+            Suite::Aes256Gcm => Some(Self::Aes256Gcm(aes::Key::new(bytes))),
+            Suite::Aegis256 => Some(Self::Aegis256(aegis::Key256::new(bytes))),
+            Suite::Aegis128L => {
+                let mut key = Zeroizing::new([0; 16]);
+                for (to, from) in key.iter_mut().zip(bytes) {
+                    *to = *from;
+                }
+                Some(Self::Aegis128L(aegis::Key128L::new(&key)))
+            }
+        }
+    }
+
+    /// Encrypts `data` in place and gives its tag.
+    ///
+    /// # Errors
+    /// [`Unauthentic`] if the nonce has not the suite's length or the provider refuses the data
+    /// for its length.
+    #[inline]
+    pub(super) fn seal(
+        &self,
+        nonce: &[u8],
+        aad: &[u8],
+        data: &mut [u8],
+    ) -> Result<[u8; TAG_LEN], Unauthentic> {
+        match self {
+            Self::Aes256Gcm(key) => key.seal(sized(nonce)?, aad, data),
+            Self::Aegis256(key) => Ok(key.seal(sized(nonce)?, aad, data)),
+            Self::Aegis128L(key) => Ok(key.seal(sized(nonce)?, aad, data)),
+        }
+    }
+
+    /// Checks and decrypts `data`, which ends in the tag, in place. What it leaves in the place of
+    /// the text after a failure is good for nothing.
+    ///
+    /// # Errors
+    /// [`Unauthentic`].
+    #[inline]
+    pub(super) fn open(
+        &self,
+        nonce: &[u8],
+        aad: &[u8],
+        data: &mut [u8],
+    ) -> Result<(), Unauthentic> {
+        match self {
+            Self::Aes256Gcm(key) => key.open(sized(nonce)?, aad, data),
+            Self::Aegis256(key) => key.open(sized(nonce)?, aad, data),
+            Self::Aegis128L(key) => key.open(sized(nonce)?, aad, data),
+        }
+    }
+}
+
+fn sized<const N: usize>(nonce: &[u8]) -> Result<&[u8; N], Unauthentic> {
+    nonce.try_into().map_err(|_| Unauthentic)
+}
 
 impl fmt::Debug for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -76,171 +172,71 @@ impl fmt::Debug for Key {
     }
 }
 
-/// The provider of choice: `ring`.
-#[cfg(feature = "fast-aead")]
-pub(crate) mod fast {
-    use ring::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
-
-    use super::{KEY_LEN, NONCE_LEN, TAG_LEN, Unauthentic};
-
-    /// An expanded AES-256-GCM key.
-    pub(crate) struct Key(Option<LessSafeKey>);
-
-    fn expand(key: &[u8; KEY_LEN]) -> Option<LessSafeKey> {
-        // Fails only for another key length, which the type rules out.
-        UnboundKey::new(&AES_256_GCM, key).ok().map(LessSafeKey::new)
-    }
-
-    impl Key {
-        pub(crate) fn new(key: &[u8; KEY_LEN]) -> Self {
-            Self(expand(key))
-        }
-
-        /// Encrypts `data` in place and gives its tag.
-        pub(crate) fn seal(
-            &self,
-            nonce: [u8; NONCE_LEN],
-            aad: &[u8],
-            data: &mut [u8],
-        ) -> Result<[u8; TAG_LEN], Unauthentic> {
-            let key = self.0.as_ref().ok_or(Unauthentic)?;
-            let nonce = Nonce::assume_unique_for_key(nonce);
-            let tag = key
-                .seal_in_place_separate_tag(nonce, Aad::from(aad), data)
-                .map_err(|_| Unauthentic)?;
-            tag.as_ref().try_into().map_err(|_| Unauthentic)
-        }
-
-        /// Checks and decrypts `data`, which ends in the tag, in place.
-        pub(crate) fn open(
-            &self,
-            nonce: [u8; NONCE_LEN],
-            aad: &[u8],
-            data: &mut [u8],
-        ) -> Result<(), Unauthentic> {
-            let key = self.0.as_ref().ok_or(Unauthentic)?;
-            let nonce = Nonce::assume_unique_for_key(nonce);
-            key.open_in_place(nonce, Aad::from(aad), data).map_err(|_| Unauthentic)?;
-            Ok(())
-        }
-    }
-
-    impl Drop for Key {
-        /// ring does not wipe its keys, so the schedule of the zero key is written over this one;
-        /// `black_box` keeps the store from being removed as dead.
-        fn drop(&mut self) {
-            self.0 = expand(&[0; KEY_LEN]);
-            std::hint::black_box(&self.0);
-        }
-    }
-}
-
-/// The portable provider and oracle: RustCrypto `aes-gcm`, which wipes its keys itself.
-#[cfg(any(test, not(feature = "fast-aead")))]
-pub(crate) mod portable {
-    use aes_gcm::aead::AeadInOut;
-    use aes_gcm::{Aes256Gcm, KeyInit};
-
-    use super::{KEY_LEN, NONCE_LEN, TAG_LEN, Unauthentic};
-
-    /// An expanded AES-256-GCM key.
-    pub(crate) struct Key(Aes256Gcm);
-
-    impl Key {
-        pub(crate) fn new(key: &[u8; KEY_LEN]) -> Self {
-            Self(Aes256Gcm::new(&(*key).into()))
-        }
-
-        /// Encrypts `data` in place and gives its tag.
-        pub(crate) fn seal(
-            &self,
-            nonce: [u8; NONCE_LEN],
-            aad: &[u8],
-            data: &mut [u8],
-        ) -> Result<[u8; TAG_LEN], Unauthentic> {
-            let tag = self
-                .0
-                .encrypt_inout_detached(&nonce.into(), aad, data.into())
-                .map_err(|_| Unauthentic)?;
-            Ok(tag.into())
-        }
-
-        /// Checks and decrypts `data`, which ends in the tag, in place.
-        pub(crate) fn open(
-            &self,
-            nonce: [u8; NONCE_LEN],
-            aad: &[u8],
-            data: &mut [u8],
-        ) -> Result<(), Unauthentic> {
-            let at = data.len().checked_sub(TAG_LEN).ok_or(Unauthentic)?;
-            let (text, tag) = data.split_at_mut(at);
-            let tag: [u8; TAG_LEN] = (&*tag).try_into().map_err(|_| Unauthentic)?;
-            self.0
-                .decrypt_inout_detached(&nonce.into(), aad, text.into(), &tag.into())
-                .map_err(|_| Unauthentic)
-        }
-    }
-}
-
 #[cfg(test)]
-#[cfg(feature = "fast-aead")]
 mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn hex(text: &str) -> Vec<u8> {
-        (0..text.len())
-            .step_by(2)
-            .map(|i| u8::from_str_radix(&text[i..i + 2], 16).unwrap())
-            .collect()
+    const SEALED: [Suite; 3] = [Suite::Aes256Gcm, Suite::Aegis256, Suite::Aegis128L];
+
+    #[test]
+    fn names_and_codes_lead_back_to_the_suite() {
+        for (code, suite) in (0..).zip(Suite::ALL) {
+            assert_eq!(suite.code(), code);
+            assert_eq!(Suite::from_code(code), Some(suite));
+            assert_eq!(Suite::from_name(suite.name()), Some(suite));
+            assert!(suite.key_len() <= MAX_KEY_LEN && suite.nonce_len() <= MAX_NONCE_LEN);
+        }
+        assert_eq!(Suite::from_code(4), None);
+        assert_eq!(Suite::from_name("aegis"), None);
     }
 
-    /// Test case 16 of the GCM specification (McGrew and Viega), the AES-256 one with AAD.
     #[test]
-    fn both_providers_give_the_published_vector() {
-        let key: [u8; 32] = hex("feffe9928665731c6d6a8f9467308308feffe9928665731c6d6a8f9467308308")
-            .try_into()
-            .unwrap();
-        let nonce: [u8; 12] = hex("cafebabefacedbaddecaf888").try_into().unwrap();
-        let aad = hex("feedfacedeadbeeffeedfacedeadbeefabaddad2");
-        let plain = hex(concat!(
-            "d9313225f88406e5a55909c5aff5269a86a7a9531534f7da2e4c303d8a318a72",
-            "1c3c0c95956809532fcf0e2449a6b525b16aedf5aa0de657ba637b39"
-        ));
-        let sealed = hex(concat!(
-            "522dc1f099567d07f47f37a32a84427d643a8cdcbfe5c0c97598a2bd2555d1aa",
-            "8cb08e48590dbb3da7b08b1056828838c5f61e6393ba7a0abcc9f662"
-        ));
-        let tag = hex("76fc6ece0f4e1768cddf8853bb2d551b");
-        let mut data = plain.clone();
-        assert_eq!(Key::new(&key).seal(nonce, &aad, &mut data).unwrap().to_vec(), tag);
-        assert_eq!(data, sealed);
-        let mut data = plain;
-        assert_eq!(portable::Key::new(&key).seal(nonce, &aad, &mut data).unwrap().to_vec(), tag);
-        assert_eq!(data, sealed);
+    fn clear_mode_has_no_key() {
+        assert!(Key::new(Suite::Clear, &[1; 32]).is_none());
+    }
+
+    #[test]
+    fn a_nonce_of_another_length_is_refused() {
+        for suite in SEALED {
+            let key = Key::new(suite, &[1; 32]).unwrap();
+            for len in (0..40).filter(|len| *len != suite.nonce_len()) {
+                let mut data = [7; 40];
+                assert_eq!(key.seal(&[0; 40][..len], b"", &mut data), Err(Unauthentic));
+                assert_eq!(key.open(&[0; 40][..len], b"", &mut data), Err(Unauthentic));
+                assert_eq!(data, [7; 40], "{suite:?} {len}");
+            }
+        }
     }
 
     proptest! {
         #[test]
-        fn fast_provider_equals_the_oracle(
-            key: [u8; 32], nonce: [u8; 12], aad: [u8; 8],
+        fn what_is_sealed_opens_and_nothing_else_does(
+            suite in prop::sample::select(&SEALED[..]),
+            bytes: [u8; 32], nonce: [u8; 32], aad: [u8; 8],
             plain in prop::collection::vec(any::<u8>(), 0..300),
-            flip in any::<prop::sample::Index>(),
+            (flip, short) in (any::<prop::sample::Index>(), 0_usize..TAG_LEN),
         ) {
-            let (fast, portable) = (Key::new(&key), portable::Key::new(&key));
-            let (mut a, mut b) = (plain.clone(), plain.clone());
-            let tag = fast.seal(nonce, &aad, &mut a).unwrap();
-            prop_assert_eq!(portable.seal(nonce, &aad, &mut b).unwrap(), tag);
-            prop_assert_eq!(&a, &b);
-            a.extend(tag);
-            b.extend(tag);
-            fast.open(nonce, &aad, &mut b).unwrap();
-            prop_assert_eq!(&b[..plain.len()], &plain[..]);
-            let at = flip.index(a.len());
-            a[at] ^= 1;
-            let mut c = a.clone();
-            prop_assert_eq!(fast.open(nonce, &aad, &mut a), Err(Unauthentic));
-            prop_assert_eq!(portable.open(nonce, &aad, &mut c), Err(Unauthentic));
+            let key = Key::new(suite, &bytes).unwrap();
+            let nonce = &nonce[..suite.nonce_len()];
+            let mut data = plain.clone();
+            let tag = key.seal(nonce, &aad, &mut data).unwrap();
+            prop_assert_eq!(data.len(), plain.len());
+            data.extend(tag);
+            let mut forged = data.clone();
+            forged[flip.index(data.len())] ^= 1;
+            prop_assert_eq!(key.open(nonce, &aad, &mut forged), Err(Unauthentic));
+            let mut other = aad;
+            other[7] ^= 0x80;
+            prop_assert_eq!(key.open(nonce, &other, &mut data.clone()), Err(Unauthentic));
+            let mut cut = data[..short].to_vec();
+            prop_assert_eq!(key.open(nonce, &aad, &mut cut), Err(Unauthentic));
+            let mut bytes = bytes;
+            bytes[suite.key_len() - 1] ^= 1;
+            let wrong = Key::new(suite, &bytes).unwrap();
+            prop_assert_eq!(wrong.open(nonce, &aad, &mut data.clone()), Err(Unauthentic));
+            key.open(nonce, &aad, &mut data).unwrap();
+            prop_assert_eq!(&data[..plain.len()], &plain[..]);
         }
     }
 }

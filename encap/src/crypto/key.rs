@@ -4,12 +4,13 @@
 //! with `tapd1 `. Rules K1 to K5 and the test vectors are in `docs/protocol.md`.
 
 use std::fmt;
+use std::ops::Deref;
 
 use hkdf::Hkdf;
 use sha2::Sha256;
 use zeroize::Zeroizing;
 
-use super::aead::{KEY_LEN, NONCE_LEN, Suite};
+use super::aead::{Key, MAX_KEY_LEN, MAX_NONCE_LEN, Suite};
 use crate::wire::header::Lane;
 
 /// A 32-byte secret that is wiped when dropped.
@@ -115,38 +116,48 @@ impl EpochSecret {
         Self { secret, suite: self.suite }
     }
 
-    /// Key and IV of one lane (rule K4).
+    /// Key and IV of one lane, of the lengths that the suite has (rule K4).
     #[must_use]
     pub fn lane(&self, lane: Lane) -> LaneKey {
-        let mut context = self.suite.name().as_bytes().to_vec();
+        let suite = self.suite;
+        let mut context = suite.name().as_bytes().to_vec();
         context.push(lane.0);
-        let mut out = Zeroizing::new([0; KEY_LEN + NONCE_LEN]);
-        expand_label(&self.secret, "lane", &context, &mut *out);
-        let (mut key, mut iv) = (Zeroizing::new([0; KEY_LEN]), [0; NONCE_LEN]);
-        for (to, from) in key.iter_mut().chain(&mut iv).zip(out.iter()) {
+        let mut both = Zeroizing::new([0; MAX_KEY_LEN + MAX_NONCE_LEN]);
+        let (both, _) = both.split_at_mut(suite.key_len() + suite.nonce_len());
+        expand_label(&self.secret, "lane", &context, both);
+        let (from_key, from_iv) = both.split_at(suite.key_len());
+        let mut key = Zeroizing::new([0; MAX_KEY_LEN]);
+        for (to, from) in key.iter_mut().zip(from_key) {
             *to = *from;
         }
-        LaneKey { key, iv }
+        LaneKey { suite, key, iv: Iv::new(from_iv) }
     }
 }
 
 /// Key and IV of one (direction, epoch, lane).
 pub struct LaneKey {
-    key: Zeroizing<[u8; KEY_LEN]>,
-    iv: [u8; NONCE_LEN],
+    suite: Suite,
+    /// The suite's key, then zeros.
+    key: Zeroizing<[u8; MAX_KEY_LEN]>,
+    iv: Iv,
 }
 
 impl LaneKey {
     /// The AEAD key.
     #[must_use]
-    pub fn key(&self) -> &[u8; KEY_LEN] {
-        &self.key
+    pub fn key(&self) -> &[u8] {
+        self.key.get(..self.suite.key_len()).unwrap_or_default()
     }
 
     /// The IV that the sequence number is xored into.
     #[must_use]
-    pub fn iv(&self) -> [u8; NONCE_LEN] {
+    pub fn iv(&self) -> Iv {
         self.iv
+    }
+
+    /// The key, ready for use; none in clear mode.
+    pub(super) fn aead(&self) -> Option<Key> {
+        Key::new(self.suite, &self.key)
     }
 }
 
@@ -156,12 +167,47 @@ impl fmt::Debug for LaneKey {
     }
 }
 
+/// The IV of a lane, or the nonce of one datagram, of the length that the suite has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Iv {
+    /// At the end, so that the number's place does not depend on the length.
+    bytes: [u8; MAX_NONCE_LEN],
+    len: u8,
+}
+
+impl Iv {
+    /// Takes at most the first 32 bytes.
+    #[must_use]
+    pub fn new(iv: &[u8]) -> Self {
+        let iv = iv.get(..MAX_NONCE_LEN).unwrap_or(iv);
+        let mut bytes = [0; MAX_NONCE_LEN];
+        for (to, from) in bytes.iter_mut().rev().zip(iv.iter().rev()) {
+            *to = *from;
+        }
+        Self { bytes, len: iv.len() as u8 }
+    }
+}
+
+impl Deref for Iv {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        self.bytes.get(MAX_NONCE_LEN - usize::from(self.len)..).unwrap_or_default()
+    }
+}
+
+impl AsRef<[u8]> for Iv {
+    fn as_ref(&self) -> &[u8] {
+        self
+    }
+}
+
 /// The nonce of one datagram: the IV with the number xored, big-endian, into its last four bytes
 /// (rule K5).
 #[must_use]
-pub fn nonce(iv: &[u8; NONCE_LEN], sequence: u32) -> [u8; NONCE_LEN] {
+pub fn nonce(iv: &Iv, sequence: u32) -> Iv {
     let mut nonce = *iv;
-    for (byte, number) in nonce.iter_mut().rev().zip(sequence.to_le_bytes()) {
+    for (byte, number) in nonce.bytes.iter_mut().rev().zip(sequence.to_le_bytes()) {
         *byte ^= number;
     }
     nonce
@@ -173,24 +219,43 @@ mod tests {
 
     #[test]
     fn nonce_takes_the_number_big_endian_at_the_end() {
-        let iv = [0x10; 12];
-        assert_eq!(nonce(&iv, 0), iv);
-        assert_eq!(nonce(&iv, 0x0102_0304)[8..], [0x11, 0x12, 0x13, 0x14]);
-        assert_eq!(nonce(&iv, 0x0102_0304)[..8], [0x10; 8]);
+        for len in [12, 16, 32] {
+            let iv = Iv::new(&[0x10; 40][..len]);
+            assert_eq!(iv.len(), len);
+            assert_eq!(nonce(&iv, 0), iv);
+            assert_eq!(nonce(&iv, 0x0102_0304)[len - 4..], [0x11, 0x12, 0x13, 0x14]);
+            assert_eq!(nonce(&iv, 0x0102_0304)[..len - 4], [0x10; 40][..len - 4]);
+        }
+        assert_eq!(*Iv::new(&[1, 2, 3, 4, 5]), [1, 2, 3, 4, 5]);
+        assert_eq!(*Iv::new(&[7; 40]), [7; 32]);
     }
 
     #[test]
     fn every_input_changes_the_lane_key() {
         let base = EpochSecret::first(&[1; 32], &[2; 32], Suite::Aes256Gcm);
-        let key = *base.lane(Lane(0)).key();
-        assert_ne!(key, *base.lane(Lane(1)).key());
-        assert_ne!(key, *base.next().lane(Lane(0)).key());
-        for other in [
+        let key = base.lane(Lane(0)).key().to_vec();
+        assert_ne!(key, base.lane(Lane(1)).key());
+        assert_ne!(key, base.next().lane(Lane(0)).key());
+        let others = [
             EpochSecret::first(&[3; 32], &[2; 32], Suite::Aes256Gcm),
             EpochSecret::first(&[1; 32], &[3; 32], Suite::Aes256Gcm),
             EpochSecret::first(&[1; 32], &[2; 32], Suite::Clear),
-        ] {
-            assert_ne!(key, *other.lane(Lane(0)).key());
+            EpochSecret::first(&[1; 32], &[2; 32], Suite::Aegis256),
+            EpochSecret::first(&[1; 32], &[2; 32], Suite::Aegis128L),
+        ];
+        for other in others {
+            let other = other.lane(Lane(0));
+            assert_ne!(key[..other.key().len()], *other.key());
+        }
+    }
+
+    #[test]
+    fn key_and_iv_have_the_lengths_of_the_suite() {
+        for suite in Suite::ALL {
+            let lane = EpochSecret::first(&[1; 32], &[2; 32], suite).lane(Lane(0));
+            assert_eq!((lane.key().len(), lane.iv().len()), (suite.key_len(), suite.nonce_len()));
+            assert!(lane.iv().iter().any(|byte| *byte != 0));
+            assert_eq!(lane.aead().is_none(), suite == Suite::Clear);
         }
     }
 

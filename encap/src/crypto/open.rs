@@ -5,8 +5,8 @@
 
 use std::ops::Range;
 
-use super::aead::{Key, NONCE_LEN, Suite, TAG_LEN};
-use super::key::{LaneKey, nonce};
+use super::aead::{Key, TAG_LEN};
+use super::key::{Iv, LaneKey, nonce};
 use super::replay::{ReplayWindow, Verdict};
 use crate::stats::DropReason;
 use crate::wire::header::{CLEAR_HEADER_LEN, DataHeader, INNER_HEADER_LEN};
@@ -16,17 +16,13 @@ use crate::wire::header::{CLEAR_HEADER_LEN, DataHeader, INNER_HEADER_LEN};
 pub(crate) struct RxLane {
     /// None in clear mode.
     key: Option<Key>,
-    iv: [u8; NONCE_LEN],
+    iv: Iv,
     window: ReplayWindow,
 }
 
 impl RxLane {
-    pub(crate) fn new(suite: Suite, lane_key: &LaneKey) -> Self {
-        let key = match suite {
-            Suite::Clear => None,
-            Suite::Aes256Gcm => Some(Key::new(lane_key.key())),
-        };
-        Self { key, iv: lane_key.iv(), window: ReplayWindow::new() }
+    pub(crate) fn new(lane_key: &LaneKey) -> Self {
+        Self { key: lane_key.aead(), iv: lane_key.iv(), window: ReplayWindow::new() }
     }
 
     /// Opens a datagram in place and gives what was sealed, as a range of it: the inner header and
@@ -49,7 +45,7 @@ impl RxLane {
         if let Some(key) = &self.key {
             let nonce = nonce(&self.iv, header.sequence);
             let sealed = datagram.get_mut(CLEAR_HEADER_LEN..).unwrap_or_default();
-            key.open(nonce, &header.write(), sealed).map_err(|_| DropReason::OpenFailed)?;
+            key.open(&nonce, &header.write(), sealed).map_err(|_| DropReason::OpenFailed)?;
         }
         // Cannot fail: the same number was fresh above and the lane is locked.
         self.window.commit(header.sequence);

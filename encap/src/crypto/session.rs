@@ -291,7 +291,7 @@ impl Session {
             }
             rx.secret(epoch).ok_or(DropReason::EpochUnknown)?.lane(header.lane)
         };
-        let mut lane = RxLane::new(self.facts.suite, &lane_key);
+        let mut lane = RxLane::new(&lane_key);
         let outcome = lane.open(header, datagram);
         if outcome.is_ok() || in_use {
             if let Some(slot) = guard.0.get_mut(usize::from(header.epoch_bits & 3)) {

@@ -125,7 +125,7 @@ pub struct NetworkConfig {
 /// Rates and times.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// How much one key may seal.
+    /// How much one key may seal; what the suite allows counts where that is less.
     pub key: KeyLimits,
     /// Age at which an epoch is followed by the next, give or take a tenth.
     pub epoch_life: Duration,

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use super::{HEARTBEAT_INTERVAL, SESSION_SILENCE_LIMIT, SILENCE_LIMIT, Vtep};
 use crate::crypto::aead::Suite;
 use crate::crypto::key::EpochSecret;
+use crate::crypto::seal::KeyLimits;
 use crate::crypto::session::{Session, SessionFacts};
 use crate::event::{DownReason, Event};
 use crate::handshake::Agreement;
@@ -75,7 +76,7 @@ impl Vtep {
         let out = first(&agreement.initiator_to_responder);
         let back = first(&agreement.responder_to_initiator);
         let (tx, rx) = if initiator { (out, back) } else { (back, out) };
-        let limits = self.config.limits.key;
+        let limits = self.config.limits.key.at_most(KeyLimits::of(suite));
         let serial = self.next_serial;
         self.next_serial += 1;
         let facts = SessionFacts { serial, peer, local_slot, remote_slot, suite, features, limits };

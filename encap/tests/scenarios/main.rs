@@ -8,6 +8,7 @@ mod world;
 
 mod handshakes;
 mod keys;
+mod suites;
 mod peers;
 mod forwarding;
 mod links;
