@@ -27,6 +27,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use encap::crypto::aead::Suite;
 use encap::id::{NodeId, Vni};
 use encap::wire::ethernet::MacAddr;
 use ipnet::IpNet;
@@ -133,19 +134,31 @@ pub(crate) struct ClusterConfig {
 pub(crate) enum Cipher {
     /// AES-256-GCM.
     Aes256Gcm,
+    /// AEGIS-256.
+    Aegis256,
+    /// AEGIS-128L.
+    Aegis128L,
     /// Not at all: clear mode.
     None,
 }
 
 impl Cipher {
     /// Every cipher, by the name it has in the configuration.
-    pub(crate) const ALL: [Self; 2] = [Self::Aes256Gcm, Self::None];
+    pub(crate) const ALL: [Self; 4] =
+        [Self::Aes256Gcm, Self::Aegis256, Self::Aegis128L, Self::None];
 
     /// The name in the configuration and in `tapd show`.
     pub(crate) const fn name(self) -> &'static str {
+        self.suite().name()
+    }
+
+    /// What the protocol calls it.
+    pub(crate) const fn suite(self) -> Suite {
         match self {
-            Self::Aes256Gcm => "aes-256-gcm",
-            Self::None => "none",
+            Self::Aes256Gcm => Suite::Aes256Gcm,
+            Self::Aegis256 => Suite::Aegis256,
+            Self::Aegis128L => Suite::Aegis128L,
+            Self::None => Suite::Clear,
         }
     }
 }

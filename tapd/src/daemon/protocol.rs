@@ -4,7 +4,6 @@ use std::net::SocketAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
-use encap::crypto::aead::Suite;
 use encap::crypto::key::ClusterKey;
 use encap::crypto::seal::KeyLimits;
 use encap::forward::address_filter::{AddressFilter, AddressRange};
@@ -19,7 +18,7 @@ use encap::wire::header::Handle;
 
 use super::networks::Networks;
 use super::uplinks::{ETHERNET_LEN, UDP_LEN, Uplinks, ip_header_len};
-use crate::config::{self, Cipher, Config, DetectorConfig, NodeAddress, NodeConfig, Pair, TapMtu};
+use crate::config::{self, Config, DetectorConfig, NodeAddress, NodeConfig, Pair, TapMtu};
 
 /// The operating system's randomness.
 pub(super) struct SystemRng;
@@ -50,7 +49,7 @@ pub(super) fn vtep_config(
     Ok(VtepConfig {
         node: config.own,
         keys: keys.into_iter().flatten().map(|key| ClusterKey::new(**key.bytes())).collect(),
-        suites: config.cluster.ciphers.iter().map(|cipher| suite(*cipher)).collect(),
+        suites: config.cluster.ciphers.iter().map(|cipher| cipher.suite()).collect(),
         features: Features::SUPPORTED,
         peers: config
             .peers()
@@ -84,13 +83,6 @@ pub(super) fn vtep_config(
         workers: config.daemon.workers,
         start_stamp: unix_micros(),
     })
-}
-
-const fn suite(cipher: Cipher) -> Suite {
-    match cipher {
-        Cipher::Aes256Gcm => Suite::Aes256Gcm,
-        Cipher::None => Suite::Clear,
-    }
 }
 
 fn peer_config(
