@@ -10,6 +10,7 @@ mod show;
 mod capture;
 mod watch;
 mod keygen;
+mod bench_crypto;
 mod exit;
 
 use std::io::{self, Write};
@@ -54,6 +55,9 @@ fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Watch { json, count, socket } => watch::run(&socket.path, json, count),
         Command::Capture { vni, write, count, socket } => {
             capture::run(&socket.path, Request::Capture { vni, count }, count, &write)
+        }
+        Command::BenchCrypto { json, seconds, sizes } => {
+            print(bench_crypto::run(json, seconds, &sizes)?.as_bytes())
         }
         Command::Completions { shell } => {
             let mut script = Vec::new();

@@ -61,6 +61,7 @@ fn help_teaches() {
         "link",
         "watch",
         "capture",
+        "bench-crypto",
         "completions",
         "man",
     ] {
@@ -97,6 +98,53 @@ fn check_accepts_the_example() {
     expect(&output, 0);
     let expected = "cluster.toml: no faults; 2 nodes, 1 network; this machine is node 2 (beta)\n";
     assert_eq!(stdout(&output), expected);
+}
+
+#[test]
+fn check_takes_every_cipher_by_name() {
+    let directory = example();
+    let with = |ciphers: &str| {
+        let key = "key_file = \"cluster.key\"";
+        let text = EXAMPLE.replace(key, &format!("{key}\nciphers = {ciphers}"));
+        assert_ne!(text, EXAMPLE);
+        fs::write(directory.path().join("cluster.toml"), text).unwrap();
+        tapd(directory.path(), &["check", "cluster.toml"])
+    };
+    expect(&with("[\"aegis-256\", \"aegis-128l\", \"aes-256-gcm\"]"), 0);
+    let unknown = with("[\"aegis\"]");
+    expect(&unknown, 3);
+    let known = "no cipher \"aegis\"; there are \"aes-256-gcm\", \"aegis-256\", \"aegis-128l\"";
+    assert!(stderr(&unknown).contains(known), "{}", stderr(&unknown));
+}
+
+#[test]
+fn bench_crypto_measures_every_cipher_without_a_daemon() {
+    let directory = tempfile::tempdir().unwrap();
+    let arguments = ["bench-crypto", "--seconds", "1", "--size", "64", "1424", "--json"];
+    let output = tapd(directory.path(), &arguments);
+    expect(&output, 0);
+    let report: serde_json::Value = serde_json::from_str(stdout(&output)).unwrap();
+    let rows = report["results"].as_array().unwrap();
+    for size in [64, 1424] {
+        for cipher in ["aes-256-gcm", "aegis-256", "aegis-128l"] {
+            let mut found = rows.iter().filter(|r| r["size"] == size && r["cipher"] == cipher);
+            let row = found.next().unwrap();
+            assert!(found.next().is_none(), "{cipher} is there twice");
+            for direction in ["seal", "open"] {
+                for part in ["ns", "gb_per_s", "ratio"] {
+                    assert!(row[direction][part].as_f64().unwrap() > 0.0, "{row}");
+                }
+            }
+        }
+    }
+    assert_eq!(rows.len(), 6);
+    assert!(report["rounds"].as_u64().unwrap() > 0);
+    assert!(report["advice"].as_str().unwrap().contains("aes-256-gcm"));
+    assert!(report["cpu_features"].is_array());
+    let people = tapd(directory.path(), &["bench-crypto", "--seconds", "1", "--size", "64"]);
+    expect(&people, 0);
+    assert!(stdout(&people).starts_with("CPU features: "), "{}", stdout(&people));
+    assert_eq!(stdout(&people).lines().count(), 6);
 }
 
 #[test]
