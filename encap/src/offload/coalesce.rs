@@ -402,21 +402,21 @@ impl Flow {
         let ethernet = EthernetView::new(frame).ok()?;
         let packet = ethernet.payload();
         let l3 = ethernet.payload_offset();
-        let (is_v6, header_len, proto) = match ethernet.ether_type() {
+        let (is_v6, header_len, len, proto) = match ethernet.ether_type() {
             EtherType::IPV4 => {
-                let [first, _, _, _, _, _, f0, f1, _, proto] = *packet.first_chunk()?;
+                let [first, _, l0, l1, _, _, f0, f1, _, proto] = *packet.first_chunk()?;
                 let is_fragment = u16::from_be_bytes([f0, f1]) & 0x3fff != 0;
                 if first != 0x45 || is_fragment {
                     return None;
                 }
-                (false, 20, proto)
+                (false, 20, usize::from(u16::from_be_bytes([l0, l1])), proto)
             }
             EtherType::IPV6 => {
-                let [first, _, _, _, _, _, next_header] = *packet.first_chunk()?;
+                let [first, _, _, _, l0, l1, next_header] = *packet.first_chunk()?;
                 if first >> 4 != 6 {
                     return None;
                 }
-                (true, 40, next_header)
+                (true, 40, 40 + usize::from(u16::from_be_bytes([l0, l1])), next_header)
             }
             _ => return None,
         };
@@ -425,11 +425,11 @@ impl Flow {
             protocol::UDP => false,
             _ => return None,
         };
-        let l4 = l3 + header_len;
-        if frame.len() < l4 + 4 {
+        // Ports, and not padding.
+        if len.min(packet.len()) < header_len + 4 {
             return None;
         }
-        Some(Self { l3, l4, is_v6, is_tcp })
+        Some(Self { l3, l4: l3 + header_len, is_v6, is_tcp })
     }
 
     fn kind(&self) -> SegmentKind {

@@ -26,3 +26,6 @@ fn fold(sum: u32) -> u16 {
     let sum = (sum >> 16) + (sum & 0xffff);
     ((sum >> 16) + (sum & 0xffff)) as u16
 }
+
+#[cfg(test)]
+mod testing;

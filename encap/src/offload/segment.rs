@@ -181,13 +181,16 @@ impl<'a> SuperFrame<'a> {
 
     /// Length, identification and header checksum. A header checksum that was wrong stays so.
     fn write_ip(&self, index: usize, payload_len: usize, header: &mut [u8]) {
-        let len = (self.header.len() - self.l3 + payload_len) as u16;
+        let len = self.header.len() - self.l3 + payload_len;
         let Some(ip) = header.get_mut(self.l3..) else { return };
         if self.is_v6 {
             if let Some([_, _, _, _, l0, l1]) = ip.first_chunk_mut() {
-                [*l0, *l1] = (len - IPV6_HEADER_LEN).to_be_bytes();
+                [*l0, *l1] = ((len - IPV6_HEADER_LEN) as u16).to_be_bytes();
             }
-        } else if let Some([_, _, l0, l1, i0, i1, _, _, _, _, c0, c1]) = ip.first_chunk_mut() {
+            return;
+        }
+        let len = len as u16;
+        if let Some([_, _, l0, l1, i0, i1, _, _, _, _, c0, c1]) = ip.first_chunk_mut() {
             let id = self.id.wrapping_add(index as u16);
             [*l0, *l1] = len.to_be_bytes();
             [*i0, *i1] = id.to_be_bytes();
@@ -222,7 +225,7 @@ impl<'a> SuperFrame<'a> {
 }
 
 /// Bytes of the fixed IPv6 header, which its length field leaves out.
-const IPV6_HEADER_LEN: u16 = 40;
+const IPV6_HEADER_LEN: usize = 40;
 /// Bytes of a UDP header.
 const UDP_HEADER_LEN: usize = 8;
 
@@ -235,12 +238,13 @@ struct Ip {
 impl Ip {
     fn check(packet: &[u8], is_v6: bool) -> Result<Self, SegmentFault> {
         let header: &[u8; 12] = packet.first_chunk().ok_or(SegmentFault::Headers)?;
-        let [_, _, l0, l1, i0, i1, _, _, _, _, c0, c1] = *header;
         if is_v6 {
-            let len = usize::from(u16::from_be_bytes([i0, i1])) + usize::from(IPV6_HEADER_LEN);
-            let sound = len == packet.len() && len <= usize::from(u16::MAX);
-            return if sound { Ok(Self { id: 0, sum: 0 }) } else { Err(SegmentFault::Length) };
+            let [_, _, _, _, l0, l1, ..] = *header;
+            let len = IPV6_HEADER_LEN + usize::from(u16::from_be_bytes([l0, l1]));
+            let is_sound = len == packet.len();
+            return if is_sound { Ok(Self { id: 0, sum: 0 }) } else { Err(SegmentFault::Length) };
         }
+        let [_, _, l0, l1, i0, i1, _, _, _, _, c0, c1] = *header;
         let len = u16::from_be_bytes([l0, l1]);
         if usize::from(len) != packet.len() {
             return Err(SegmentFault::Length);

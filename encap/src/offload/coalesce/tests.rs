@@ -1,1 +1,607 @@
+use super::*;
+use crate::offload::SuperFrame;
+use crate::offload::testing::Shape;
+use crate::wire::checksum::{complete_checksum, derive_partial};
+use proptest::prelude::*;
 
+type Input = (Vec<u8>, Checksum);
+
+fn complete(shape: &Shape) -> Input {
+    (shape.frame(), Checksum::Complete)
+}
+
+/// A frame as its receiver counts it: with its L4 checksum, and without an identification that
+/// means nothing.
+fn settled(frame: &[u8], checksum: Checksum) -> Vec<u8> {
+    let mut frame = frame.to_vec();
+    if let Checksum::Partial { start, offset } = checksum {
+        complete_checksum(&mut frame, start, offset).unwrap();
+    }
+    let l3 = EthernetView::new(&frame).map_or(frame.len(), |view| view.payload_offset());
+    if frame.len() > l3 + 20 && frame[l3] == 0x45 && frame[l3 + 6] & 0x40 != 0 {
+        frame[l3 + 4..l3 + 6].fill(0);
+        frame[l3 + 10..l3 + 12].fill(0);
+    }
+    frame
+}
+
+/// Coalesces, checks each group against its members, and gives their indices.
+fn coalesce_with(coalescer: &mut Coalescer, frames: &[Input], limits: Limits) -> Vec<Vec<usize>> {
+    coalescer.clear();
+    for (index, (frame, checksum)) in frames.iter().enumerate() {
+        coalescer.add(index, frame, *checksum, limits);
+    }
+    let groups = coalescer.groups().map(|group| {
+        let members: Vec<_> = group.members.clone().collect();
+        assert_eq!(group.members.len(), members.len());
+        if let [member] = &members[..] {
+            let (frame, checksum) = &frames[member.index];
+            assert_eq!(member.payload, 0..frame.len());
+            assert!(group.header.is_empty());
+            assert_eq!(group.offload, Offload { checksum: *checksum, segmentation: None });
+        } else {
+            check(&group, &members, frames);
+        }
+        members.iter().map(|member| member.index).collect()
+    });
+    groups.collect()
+}
+
+/// The super-frame of the group is one, and its segments are the members.
+fn check(group: &Group<'_>, members: &[Member], frames: &[Input]) {
+    let mut whole = group.header.to_vec();
+    for member in members {
+        whole.extend_from_slice(&frames[member.index].0[member.payload.clone()]);
+    }
+    assert_eq!(derive_partial(&whole), Some(group.offload.checksum));
+    let segmentation = group.offload.segmentation.unwrap();
+    let cut = SuperFrame::new(&whole, segmentation, group.offload.checksum).unwrap();
+    assert_eq!(cut.count(), members.len());
+    for (index, member) in members.iter().enumerate() {
+        let mut out = Vec::new();
+        cut.write(index, true, &mut out);
+        let (frame, checksum) = &frames[member.index];
+        assert_eq!(settled(&out, Checksum::Complete), settled(frame, *checksum));
+    }
+}
+
+fn coalesce(frames: &[Input]) -> Vec<Vec<usize>> {
+    coalesce_with(&mut Coalescer::new(), frames, Limits::default())
+}
+
+fn coalesce_shapes(shapes: &[Shape]) -> Vec<Vec<usize>> {
+    coalesce(&shapes.iter().map(complete).collect::<Vec<_>>())
+}
+
+/// `count` frames of 100 payload bytes that belong together.
+fn run(v6: bool, tcp: bool, count: usize) -> Vec<Shape> {
+    Shape::new(v6, tcp, count * 100).segments(100)
+}
+
+const ALL: [(bool, bool); 4] = [(false, false), (false, true), (true, false), (true, true)];
+
+/// The groups when the frame at 2 of 5 was changed: for TCP or UDP over either version.
+fn with_changed(v6: bool, tcp: bool, change: impl Fn(&mut Shape)) -> Vec<Vec<usize>> {
+    let mut shapes = run(v6, tcp, 5);
+    change(&mut shapes[2]);
+    coalesce_shapes(&shapes)
+}
+
+/// Of five frames the third goes by itself.
+const ALONE: [&[usize]; 3] = [&[0, 1], &[2], &[3, 4]];
+
+#[test]
+fn runs_become_groups() {
+    for (v6, tcp) in ALL {
+        for tags in 0..3 {
+            for count in [0, 1, 2, 63, 64, 65, 127, 128, 129] {
+                for tail in [0, 1, 37] {
+                    let whole =
+                        Shape { tags, df: false, ..Shape::new(v6, tcp, count * 100 + tail) };
+                    let shapes = whole.segments(100);
+                    let groups = coalesce_shapes(&shapes);
+                    assert_eq!(groups.len(), shapes.len().div_ceil(64));
+                    assert_eq!(groups.concat(), (0..shapes.len()).collect::<Vec<_>>());
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn partial_checksums_join_with_complete_ones_without_a_sum() {
+    for (v6, tcp) in ALL {
+        let shapes = run(v6, tcp, 4);
+        let mut frames: Vec<_> = shapes.iter().map(Shape::partial).collect();
+        frames[1] = complete(&shapes[1]);
+        assert_eq!(coalesce(&frames), [[0, 1, 2, 3]]);
+        // Said to be elsewhere, or not the pseudo-header's sum.
+        let Checksum::Partial { start, offset } = frames[2].1 else { unreachable!() };
+        frames[2].1 = Checksum::Partial { start: start - 2, offset: offset + 2 };
+        assert_eq!(coalesce(&frames), [&[0, 1][..], &[2], &[3]]);
+    }
+    let mut frames: Vec<_> = run(false, true, 5).iter().map(Shape::partial).collect();
+    frames[2].0[50] ^= 1;
+    assert_eq!(coalesce(&frames), ALONE);
+}
+
+#[test]
+fn wrong_checksums_break_the_group_and_are_not_repaired() {
+    for (v6, tcp) in ALL {
+        let mut frames: Vec<_> = run(v6, tcp, 5).iter().map(complete).collect();
+        *frames[2].0.last_mut().unwrap() ^= 1;
+        assert_eq!(coalesce(&frames), ALONE);
+    }
+    let mut frames: Vec<_> = run(false, true, 5).iter().map(complete).collect();
+    frames[2].0[24] ^= 1;
+    assert_eq!(coalesce(&frames), ALONE);
+}
+
+/// Sums of 0 in their other form would be written anew as 0.
+#[test]
+fn checksums_of_all_ones_are_not_made_zeroes() {
+    let mut shapes = run(false, true, 5);
+    // Moves the sum of the frame to 0 by its last two payload bytes.
+    let stored = |shape: &Shape| u16::from_be_bytes(shape.frame()[50..52].try_into().unwrap());
+    shapes[2].payload[98..].fill(0);
+    let rest = stored(&shapes[2]);
+    shapes[2].payload[98..].copy_from_slice(&rest.to_be_bytes());
+    let mut frames: Vec<_> = shapes.iter().map(complete).collect();
+    assert_eq!(frames[2].0[50..52], [0, 0]);
+    assert_eq!(coalesce(&frames), [[0, 1, 2, 3, 4]]);
+    frames[2].0[50..52].fill(0xff);
+    assert_eq!(coalesce(&frames), ALONE);
+}
+
+#[test]
+fn udp_without_checksum_goes_as_it_is() {
+    for (v6, at) in [(false, 40), (true, 60)] {
+        let mut frames: Vec<_> = run(v6, false, 5).iter().map(complete).collect();
+        frames[2].0[at..at + 2].fill(0);
+        assert_eq!(coalesce(&frames), ALONE);
+    }
+}
+
+#[test]
+fn identification_counts_up_or_may_not_be_fragmented() {
+    let ids = |df: bool, tcp: bool, ids: [u16; 5]| {
+        let mut shapes = run(false, tcp, 5);
+        for (shape, id) in shapes.iter_mut().zip(ids) {
+            (shape.df, shape.id) = (df, id);
+        }
+        coalesce_shapes(&shapes)
+    };
+    for tcp in [false, true] {
+        assert_eq!(ids(false, tcp, [65_534, 65_535, 0, 1, 2]), [[0, 1, 2, 3, 4]]);
+        assert_eq!(ids(false, tcp, [9; 5]), [[0], [1], [2], [3], [4]]);
+        assert_eq!(ids(false, tcp, [1, 2, 40, 41, 42]), [&[0, 1][..], &[2, 3, 4]]);
+        assert_eq!(ids(true, tcp, [7, 7, 900, 1, 0]), [[0, 1, 2, 3, 4]]);
+    }
+}
+
+#[test]
+fn marks_hops_and_labels_are_those_of_all() {
+    for (v6, tcp) in ALL {
+        assert_eq!(with_changed(v6, tcp, |_| ()), [[0, 1, 2, 3, 4]]);
+        // Congestion was met.
+        assert_eq!(with_changed(v6, tcp, |shape| shape.tos = 3), ALONE);
+        assert_eq!(with_changed(v6, tcp, |shape| shape.tos = 0xb8), ALONE);
+        assert_eq!(with_changed(v6, tcp, |shape| shape.ttl = 63), ALONE);
+        assert_eq!(with_changed(v6, tcp, |shape| shape.df = false).len(), if v6 { 1 } else { 3 });
+        let labelled = with_changed(v6, tcp, |shape| shape.flow_label = 5);
+        assert_eq!(labelled.len(), if v6 { 3 } else { 1 });
+    }
+}
+
+#[test]
+fn what_tells_the_sender_something_is_not_lost() {
+    for v6 in [false, true] {
+        assert_eq!(with_changed(v6, true, |shape| shape.ack = 100), ALONE);
+        assert_eq!(with_changed(v6, true, |shape| shape.window = 1), ALONE);
+        assert_eq!(with_changed(v6, true, |shape| shape.timestamp = Some(1)), ALONE);
+        let mut shapes = run(v6, true, 5);
+        for (shape, timestamp) in shapes.iter_mut().zip([1, 1, 2, 3, 3]) {
+            shape.timestamp = Some(timestamp);
+        }
+        assert_eq!(coalesce_shapes(&shapes), ALONE);
+    }
+}
+
+#[test]
+fn control_flags_keep_their_place() {
+    for v6 in [false, true] {
+        // FIN, SYN, RST, URG, ECE, CWR, each with ACK; and without ACK.
+        for flags in [0x11, 0x12, 0x14, 0x30, 0x50, 0x90, 0xd0, 0x00, 0x08] {
+            assert_eq!(with_changed(v6, true, |shape| shape.flags = flags), ALONE, "{flags:#x}");
+        }
+        let mut shapes = run(v6, true, 3);
+        shapes[0].flags = 0x90;
+        assert_eq!(coalesce_shapes(&shapes), [&[0][..], &[1, 2]], "CWR first");
+    }
+    let mut frames: Vec<_> = run(false, true, 5).iter().map(complete).collect();
+    // The accurate-ECN bit beside the header length, with the checksum that goes with it.
+    let (bytes, sum) = (&mut frames[2].0, [50, 51]);
+    bytes[46] |= 1;
+    let checksum = u16::from_be_bytes(sum.map(|at| bytes[at]));
+    let checksum = crate::wire::inner_ip::adjust_checksum(checksum, 0x5010, 0x5110);
+    bytes[50..52].copy_from_slice(&checksum.to_be_bytes());
+    assert_eq!(coalesce(&frames), ALONE);
+}
+
+#[test]
+fn push_ends_a_group() {
+    let pushed = |at: usize| {
+        let mut shapes = run(false, true, 5);
+        shapes[at].flags = 0x18;
+        coalesce_shapes(&shapes)
+    };
+    assert_eq!(pushed(0), [&[0][..], &[1, 2, 3, 4]]);
+    assert_eq!(pushed(2), [&[0, 1, 2][..], &[3, 4]]);
+    assert_eq!(pushed(4), [[0, 1, 2, 3, 4]]);
+}
+
+#[test]
+fn acknowledgements_without_data_keep_their_place() {
+    let mut shapes = run(false, true, 4);
+    let next = shapes[2].sequence;
+    shapes.insert(2, Shape { sequence: next, ..Shape::new(false, true, 0) });
+    assert_eq!(coalesce_shapes(&shapes), ALONE);
+    let acks = vec![Shape::new(true, true, 0); 3];
+    assert_eq!(coalesce_shapes(&acks), [[0], [1], [2]]);
+}
+
+#[test]
+fn sequence_numbers_that_are_not_next_begin_anew() {
+    let in_order = |order: &[usize]| {
+        let shapes = run(false, true, 5);
+        coalesce_shapes(&order.iter().map(|at| shapes[*at].clone()).collect::<Vec<_>>())
+    };
+    assert_eq!(in_order(&[0, 1, 3, 4]), [[0, 1], [2, 3]]);
+    assert_eq!(in_order(&[0, 1, 1, 2]), [[0, 1], [2, 3]]);
+    assert_eq!(in_order(&[2, 1, 0]), [[0], [1], [2]]);
+    let shape = Shape { sequence: u32::MAX - 150, ..Shape::new(true, true, 500) };
+    assert_eq!(coalesce_shapes(&shape.segments(100)), [[0, 1, 2, 3, 4]]);
+}
+
+#[test]
+fn a_short_payload_ends_a_group_and_a_longer_one_begins_one() {
+    for tcp in [false, true] {
+        let lens = |lens: &[usize]| {
+            let mut shape = Shape::new(false, tcp, 0);
+            let mut shapes = Vec::new();
+            for len in lens {
+                shape.payload = vec![3; *len];
+                shapes.push(shape.clone());
+                shape.sequence += *len as u32;
+            }
+            coalesce_shapes(&shapes)
+        };
+        assert_eq!(lens(&[9, 9, 5, 5, 5]), [&[0, 1, 2][..], &[3, 4]]);
+        assert_eq!(lens(&[9, 9, 10, 10]), [[0, 1], [2, 3]]);
+        assert_eq!(lens(&[5, 9, 5]), [&[0][..], &[1, 2]]);
+        assert_eq!(lens(&[9, 0, 9]), [[0], [1], [2]]);
+    }
+}
+
+#[test]
+fn options_extensions_and_fragments_go_as_they_are() {
+    for (v6, tcp) in ALL {
+        assert_eq!(with_changed(v6, tcp, |shape| shape.extra = true), ALONE);
+    }
+    for (at, byte) in [(20, 0x20), (21, 1)] {
+        let mut frames: Vec<_> = run(false, false, 5).iter().map(complete).collect();
+        frames[2].0[at] = byte;
+        assert_eq!(coalesce(&frames), ALONE);
+    }
+}
+
+#[test]
+fn padding_goes_as_it_is() {
+    for (v6, tcp) in ALL {
+        let mut frames: Vec<_> = run(v6, tcp, 5).iter().map(complete).collect();
+        frames[2].0.push(0);
+        assert_eq!(coalesce(&frames), ALONE);
+        frames[2].0.truncate(80);
+        assert_eq!(coalesce(&frames), ALONE);
+    }
+    // To the least length of Ethernet.
+    let small = Shape::new(false, true, 1).segments(1);
+    let mut frames: Vec<_> = small.iter().chain(&small).map(complete).collect();
+    frames.iter_mut().for_each(|(bytes, _)| bytes.resize(60, 0));
+    assert_eq!(coalesce(&frames), [[0], [1]]);
+}
+
+#[test]
+fn what_has_no_flow_ends_the_groups_of_its_stations_only() {
+    let mut arp = vec![2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1, 8, 6];
+    arp.resize(60, 0);
+    let mut llc = arp.clone();
+    llc[12..14].copy_from_slice(&[0, 38]);
+    // ICMP; IP whose claimed length ends in front of the ports.
+    let mut icmp = Shape::new(false, false, 40).frame();
+    icmp[23] = 1;
+    let mut cut = Shape::new(false, false, 40).frame();
+    cut[17] = 22;
+    for exotic in [&mut arp, &mut llc, &mut icmp, &mut cut] {
+        exotic[..12].copy_from_slice(&Shape::new(false, false, 0).frame()[..12]);
+        let mut frames: Vec<_> = run(false, true, 4).iter().map(complete).collect();
+        frames.insert(2, (exotic.clone(), Checksum::Complete));
+        // Another flow of the two stations, tagged.
+        let mut other = run(false, false, 2);
+        other.iter_mut().for_each(|shape| shape.tags = 1);
+        frames.insert(1, complete(&other[0]));
+        frames.push(complete(&other[1]));
+        assert_eq!(coalesce(&frames), [&[0, 2][..], &[1], &[3], &[4, 5], &[6]]);
+        frames[3].0[5] ^= 8;
+        assert_eq!(coalesce(&frames), [&[0, 2, 4, 5][..], &[1, 6], &[3]]);
+    }
+    let mut frames: Vec<_> = run(false, true, 4).iter().map(complete).collect();
+    frames.insert(2, (vec![1; 11], Checksum::Complete));
+    assert_eq!(coalesce(&frames), [&[0, 1][..], &[2], &[3, 4]]);
+}
+
+#[test]
+fn flows_stay_apart() {
+    for (v6, tcp) in ALL {
+        let base = run(v6, tcp, 3);
+        type Change = fn(&mut Vec<u8>);
+        // Stations; and whatever lies in the other's flow.
+        let changes: [Change; 2] = [|frame| frame[0] ^= 8, |frame| frame[11] ^= 1];
+        for change in changes {
+            let mut frames = Vec::new();
+            for shape in &base {
+                frames.push(complete(shape));
+                let mut other = complete(shape);
+                change(&mut other.0);
+                frames.push(other);
+            }
+            assert_eq!(coalesce(&frames), [[0, 2, 4], [1, 3, 5]]);
+        }
+        let shapes = base.iter().flat_map(|shape| {
+            let port = Shape { port: 4001, ..shape.clone() };
+            let tagged = Shape { tags: 1, ..shape.clone() };
+            [shape.clone(), port, tagged]
+        });
+        let shapes: Vec<_> = shapes.collect();
+        assert_eq!(coalesce_shapes(&shapes), [[0, 3, 6], [1, 4, 7], [2, 5, 8]]);
+    }
+}
+
+#[test]
+fn limits_hold() {
+    let mut coalescer = Coalescer::new();
+    let mut lens = |v6: bool, tcp: bool, count: usize, size: usize, limits: Limits| {
+        let shapes = Shape::new(v6, tcp, (count * size).min(65_000)).segments(size);
+        let frames: Vec<_> = shapes.iter().map(complete).collect();
+        let groups = coalesce_with(&mut coalescer, &frames, limits);
+        groups.iter().map(Vec::len).collect::<Vec<_>>()
+    };
+    let all = Limits::default();
+    assert_eq!(lens(false, true, 5, 10, Limits { max_segments: 2, ..all }), [2, 2, 1]);
+    assert_eq!(lens(false, true, 3, 10, Limits { max_segments: 0, ..all }), [1, 1, 1]);
+    assert_eq!(lens(false, true, 5, 10, Limits { max_len: 60, ..all }), [2, 2, 1]);
+    assert_eq!(lens(true, true, 5, 10, Limits { max_len: 79, ..all }), [1, 1, 1, 1, 1]);
+    assert_eq!(lens(false, true, 3, 10, Limits { tcp: false, ..all }), [1, 1, 1]);
+    assert_eq!(lens(false, false, 3, 10, Limits { tcp: false, ..all }), [3]);
+    assert_eq!(lens(false, false, 3, 10, Limits { udp: false, ..all }), [1, 1, 1]);
+
+    // 65,535 bytes are reached and not exceeded.
+    for (v6, headers_len) in [(false, 40), (true, 60)] {
+        let size = (65_535 - headers_len) / 5;
+        let first = Shape::new(v6, true, size);
+        let shapes: Vec<_> = (0..6)
+            .map(|at| Shape { sequence: first.sequence + (at * size) as u32, ..first.clone() })
+            .collect();
+        let limits = Limits { max_len: usize::MAX, ..all };
+        let frames: Vec<_> = shapes.iter().map(complete).collect();
+        assert_eq!(coalesce_with(&mut coalescer, &frames, limits), [&[0, 1, 2, 3, 4][..], &[5]]);
+    }
+}
+
+#[test]
+fn many_flows_are_searched_within_bounds() {
+    let flows = MAX_OPEN + 10;
+    let mut shapes = Vec::new();
+    for segment in run(false, true, 2) {
+        shapes.extend((0..flows).map(|at| Shape { port: at as u16, ..segment.clone() }));
+    }
+    let mut coalescer = Coalescer::new();
+    let frames: Vec<_> = shapes.iter().map(complete).collect();
+    let groups = coalesce_with(&mut coalescer, &frames, Limits::default());
+    assert!(coalescer.open.len() <= MAX_OPEN);
+    let mut all = groups.concat();
+    all.sort_unstable();
+    assert_eq!(all, (0..2 * flows).collect::<Vec<_>>());
+}
+
+/// What happens to one frame of a flow.
+#[derive(Debug, Clone, Copy)]
+enum Event {
+    Nothing,
+    Pushed,
+    Control(u8),
+    Marked,
+    Window,
+    Repeated,
+    Lost,
+    Padded,
+    Broken,
+    Partial,
+    Exotic,
+    Empty,
+}
+
+fn events() -> impl Strategy<Value = Event> {
+    prop_oneof![
+        12 => Just(Event::Nothing),
+        4 => Just(Event::Partial),
+        2 => Just(Event::Pushed),
+        1 => any::<u8>().prop_map(Event::Control),
+        1 => Just(Event::Marked),
+        1 => Just(Event::Window),
+        1 => Just(Event::Repeated),
+        1 => Just(Event::Lost),
+        1 => Just(Event::Padded),
+        1 => Just(Event::Broken),
+        1 => Just(Event::Exotic),
+        1 => Just(Event::Empty),
+    ]
+}
+
+/// The frames of one flow, with what befell them.
+fn stream(flow: usize, shape: &Shape, size: usize, events: &[Event]) -> Vec<Input> {
+    let whole = Shape {
+        port: 4000 + flow as u16,
+        payload: vec![flow as u8 + 1; events.len() * size - size / 2],
+        ..shape.clone()
+    };
+    let mut frames = Vec::new();
+    for (mut segment, event) in whole.segments(size).into_iter().zip(events) {
+        match event {
+            Event::Pushed => segment.flags |= 8,
+            Event::Control(flags) => segment.flags = *flags,
+            Event::Marked => segment.tos |= 3,
+            Event::Window => segment.window ^= 1,
+            Event::Empty => segment.payload.clear(),
+            _ => {}
+        }
+        let mut frame = complete(&segment);
+        match event {
+            Event::Partial => frame = segment.partial(),
+            Event::Repeated => frames.push(frame.clone()),
+            Event::Padded => frame.0.push(0),
+            Event::Broken => *frame.0.last_mut().unwrap() ^= 1,
+            Event::Exotic => frame.0[12] = 0x88,
+            _ => {}
+        }
+        if !matches!(event, Event::Lost) {
+            frames.push(frame);
+        }
+    }
+    frames
+}
+
+fn shapes() -> impl Strategy<Value = Shape> {
+    (any::<(bool, bool, bool)>(), 0..3_usize, any::<(u16, u32)>(), any::<Option<u32>>()).prop_map(
+        |((v6, tcp, df), tags, (id, sequence), timestamp)| Shape {
+            df,
+            tags,
+            id,
+            sequence,
+            timestamp,
+            ..Shape::new(v6, tcp, 0)
+        },
+    )
+}
+
+proptest! {
+    /// Whatever befell the frames and however the flows are interleaved: all frames arrive, each
+    /// flow's in its order, none overtakes what has no flow, and each is what it was (`check`).
+    #[test]
+    fn streams_are_the_same(
+        flows in prop::collection::vec(
+            (shapes(), 1..300_usize, prop::collection::vec(events(), 1..40)), 1..5),
+        picks in prop::collection::vec(any::<prop::sample::Index>(), 0..200),
+    ) {
+        let mut queues: Vec<_> = flows.iter().enumerate().map(|(flow, (shape, size, events))| {
+            (flow, stream(flow, shape, *size, events).into_iter())
+        }).collect();
+        let (mut frames, mut owners) = (Vec::new(), Vec::new());
+        let mut picks = picks.into_iter();
+        while !queues.is_empty() {
+            let at = picks.next().map_or(0, |pick| pick.index(queues.len()));
+            match queues[at].1.next() {
+                Some(frame) => {
+                    frames.push(frame);
+                    owners.push(queues[at].0);
+                }
+                None => drop(queues.remove(at)),
+            }
+        }
+        let groups = coalesce(&frames);
+        prop_assert!(groups.windows(2).all(|pair| pair[0][0] < pair[1][0]));
+        let order = groups.concat();
+        prop_assert_eq!(order.len(), frames.len());
+        for flow in 0..flows.len() {
+            let own: Vec<_> = order.iter().filter(|at| owners[**at] == flow).collect();
+            prop_assert!(own.is_sorted(), "{:?}", groups);
+        }
+        for (place, exotic) in order.iter().enumerate() {
+            if Flow::find(&frames[*exotic].0).is_none() {
+                prop_assert!(order[..place].iter().all(|at| at < exotic));
+                prop_assert!(order[place..].iter().all(|at| at >= exotic));
+            }
+        }
+    }
+
+    /// A run without events is as few groups as the limits allow.
+    #[test]
+    fn cut_super_frames_come_together_again(
+        (v6, tcp, tags, partial) in (any::<bool>(), any::<bool>(), 0..3_usize, any::<bool>()),
+        (size, count, short) in (2..1000_usize, 2..65_usize, 0..1000_usize),
+    ) {
+        let payload_len = (count * size).min(65_000) - short % size;
+        let shape = Shape { tags, df: false, ..Shape::new(v6, tcp, payload_len) };
+        let (whole, place) = shape.partial();
+        let segmentation = Segmentation { kind: shape.kind(), size: size as u16, ecn: false };
+        let cut = SuperFrame::new(&whole, segmentation, place).unwrap();
+        let mut coalescer = Coalescer::new();
+        for index in 0..cut.count() {
+            let mut out = Vec::new();
+            cut.write(index, !partial, &mut out);
+            let checksum = if partial { place } else { Checksum::Complete };
+            coalescer.add(index, &out, checksum, Limits::default());
+        }
+        let groups: Vec<_> = coalescer.groups().collect();
+        prop_assert_eq!(groups.len(), 1);
+        if cut.count() > 1 {
+            prop_assert_eq!(groups[0].header, &whole[..cut.header_len()]);
+            let expected = Offload { checksum: place, segmentation: Some(segmentation) };
+            prop_assert_eq!(groups[0].offload, expected);
+        }
+    }
+
+    #[test]
+    fn any_bytes_are_grouped(
+        frames in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..120), 0..20),
+        (start, offset) in any::<(u16, u16)>(),
+    ) {
+        let place = |at: usize| match at % 2 {
+            0 => Checksum::Complete,
+            _ => Checksum::Partial { start, offset },
+        };
+        let mut coalescer = Coalescer::new();
+        for (at, frame) in frames.iter().enumerate() {
+            coalescer.add(at, frame, place(at), Limits::default());
+        }
+        prop_assert_eq!(coalescer.groups().map(|group| group.members.len()).sum::<usize>(), frames.len());
+    }
+
+    /// Frames that belong together, with a few bytes overwritten, cut or lengthened.
+    #[test]
+    fn mutated_runs_are_grouped(
+        shape in shapes(),
+        faults in prop::collection::vec((0..8_usize, 0..110_usize, any::<u8>()), 0..6),
+        (victim, len) in (0..8_usize, 0..200_usize),
+        partial in any::<bool>(),
+    ) {
+        let shape = Shape { payload: vec![5; 320], ..shape };
+        let segments = shape.segments(40);
+        let make = |segment| if partial { Shape::partial(segment) } else { complete(segment) };
+        let mut frames: Vec<_> = segments.iter().map(make).collect();
+        for (frame, at, byte) in faults {
+            if let Some(target) = frames[frame].0.get_mut(at) {
+                *target = byte;
+            }
+        }
+        frames[victim].0.resize(len, 0);
+        let mut coalescer = Coalescer::new();
+        for (at, (frame, checksum)) in frames.iter().enumerate() {
+            coalescer.add(at, frame, *checksum, Limits::default());
+        }
+        for group in coalescer.groups().filter(|group| group.members.len() > 1) {
+            let members: Vec<_> = group.members.clone().collect();
+            check(&group, &members, &frames);
+        }
+    }
+}
