@@ -23,11 +23,10 @@
 
 use std::ops::Range;
 
-use super::{fold, tcp};
-use crate::wire::buf::{Checksum, Offload, SegmentKind, Segmentation};
-use crate::wire::checksum::{TCP_CHECKSUM_OFFSET, UDP_CHECKSUM_OFFSET, fold_sum, sum_of};
-use crate::wire::ethernet::{EtherType, EthernetView};
-use crate::wire::inner_ip::protocol;
+use super::flow::{Flow, Piece, native, sound_pseudo_sum};
+use super::tcp;
+use crate::wire::buf::{Checksum, Offload, Segmentation};
+use crate::wire::checksum::fold_sum;
 
 /// What the receiving port takes. The same for all frames between two [`Coalescer::clear`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -137,7 +136,7 @@ struct Open {
     next_sequence: u32,
     next_id: u16,
     /// Complement of the IPv4 header checksum without the total length; not folded.
-    ip_sum: u32,
+    ip_sum: u64,
     /// The pseudo-header's sum without the L4 length, in native byte order.
     pseudo: u64,
 }
@@ -280,7 +279,7 @@ impl Coalescer {
             len,
             next_sequence: piece.sequence.wrapping_add(size as u32),
             next_id: piece.id.wrapping_add(1),
-            ip_sum: u32::from(!piece.ip_checksum) + u32::from(!(len as u16)),
+            ip_sum: u64::from(!piece.ip_checksum) + u64::from(!(len as u16)),
             pseudo,
         });
     }
@@ -321,20 +320,23 @@ impl Coalescer {
             && (!open.flow.is_tcp || piece.sequence == open.next_sequence)
             && (piece.is_id_free || piece.id == open.next_id)
             && header.len() == piece.payload
-            && open.flow.is_alike(header, frame)
+            && open.flow.agrees(header, frame)
     }
 
     /// Finds the group of the frame's flow and moves it to the end of the open ones.
     fn find_open(&mut self, frame: &[u8], flow: &Flow) -> Option<usize> {
-        let newest = self.open.len().checked_sub(1)?;
-        let key = flow.key(frame);
+        let (newest, others) = self.open.split_last()?;
         let is_same = |open: &Open| {
             let header = self.headers.get(open.header.clone()).unwrap_or_default();
-            open.key == key && open.flow == *flow && flow.is_same(header, frame)
+            open.flow == *flow && flow.is_same(header, frame)
         };
-        let at = self.open.iter().rposition(is_same)?;
-        self.open.swap(at, newest);
-        Some(newest)
+        let last = others.len();
+        if !is_same(newest) {
+            let key = flow.key(frame);
+            let at = others.iter().rposition(|open| open.key == key && is_same(open))?;
+            self.open.swap(at, last);
+        }
+        Some(last)
     }
 
     fn close(&mut self, open: Option<usize>) {
@@ -382,200 +384,12 @@ impl Open {
             }
         } else if let Some([_, _, l0, l1, _, _, _, _, _, _, c0, c1]) = ip.first_chunk_mut() {
             [*l0, *l1] = len.to_be_bytes();
-            [*c0, *c1] = (!fold(self.ip_sum + u32::from(len))).to_be_bytes();
+            [*c0, *c1] = (!fold_sum(self.ip_sum + u64::from(len))).to_be_bytes();
         }
     }
 }
 
-/// Where the headers of a frame lie, and whose they are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Flow {
-    l3: usize,
-    l4: usize,
-    is_v6: bool,
-    is_tcp: bool,
-}
-
-impl Flow {
-    /// Finds TCP or UDP right behind an IP header of the usual length, with both ports.
-    fn find(frame: &[u8]) -> Option<Self> {
-        let ethernet = EthernetView::new(frame).ok()?;
-        let packet = ethernet.payload();
-        let l3 = ethernet.payload_offset();
-        let (is_v6, header_len, len, proto) = match ethernet.ether_type() {
-            EtherType::IPV4 => {
-                let [first, _, l0, l1, _, _, f0, f1, _, proto] = *packet.first_chunk()?;
-                let is_fragment = u16::from_be_bytes([f0, f1]) & 0x3fff != 0;
-                if first != 0x45 || is_fragment {
-                    return None;
-                }
-                (false, 20, usize::from(u16::from_be_bytes([l0, l1])), proto)
-            }
-            EtherType::IPV6 => {
-                let [first, _, _, _, l0, l1, next_header] = *packet.first_chunk()?;
-                if first >> 4 != 6 {
-                    return None;
-                }
-                (true, 40, 40 + usize::from(u16::from_be_bytes([l0, l1])), next_header)
-            }
-            _ => return None,
-        };
-        let is_tcp = match proto {
-            protocol::TCP => true,
-            protocol::UDP => false,
-            _ => return None,
-        };
-        // Ports, and not padding.
-        if len.min(packet.len()) < header_len + 4 {
-            return None;
-        }
-        Some(Self { l3, l4: l3 + header_len, is_v6, is_tcp })
-    }
-
-    fn kind(&self) -> SegmentKind {
-        match (self.is_tcp, self.is_v6) {
-            (true, false) => SegmentKind::Tcp4,
-            (true, true) => SegmentKind::Tcp6,
-            (false, _) => SegmentKind::Udp,
-        }
-    }
-
-    fn place(&self) -> Checksum {
-        let offset = if self.is_tcp { TCP_CHECKSUM_OFFSET } else { UDP_CHECKSUM_OFFSET };
-        Checksum::Partial { start: self.l4 as u16, offset }
-    }
-
-    /// Addresses and ports, which lie next to each other.
-    fn endpoints(&self) -> Range<usize> {
-        let addresses_len = if self.is_v6 { 32 } else { 8 };
-        self.l4 - addresses_len..self.l4 + 4
-    }
-
-    /// The same for all frames of a flow, and most probably for no others.
-    fn key(&self, frame: &[u8]) -> u64 {
-        let endpoints = frame.get(self.endpoints()).unwrap_or_default();
-        let (words, _) = endpoints.as_chunks::<4>();
-        words.iter().fold(0, |key, word| {
-            key.rotate_left(21).wrapping_add(u64::from(u32::from_ne_bytes(*word)))
-        })
-    }
-
-    /// Whether two frames with headers in these places are of one flow.
-    fn is_same(&self, header: &[u8], frame: &[u8]) -> bool {
-        header.get(self.endpoints()) == frame.get(self.endpoints())
-            && header.get(..self.l3) == frame.get(..self.l3)
-    }
-
-    /// Whether two frames of one flow agree in all else that every segment repeats.
-    fn is_alike(&self, header: &[u8], frame: &[u8]) -> bool {
-        let (l3, l4) = (self.l3, self.l4);
-        let alike = |range: Range<usize>| header.get(range.clone()) == frame.get(range);
-        let ip = if self.is_v6 {
-            // Version, class and flow label; next header and hop limit.
-            alike(l3..l3 + 4) && alike(l3 + 6..l3 + 8)
-        } else {
-            // Length and service; flags, time to live and protocol.
-            alike(l3..l3 + 2) && alike(l3 + 6..l3 + 10)
-        };
-        // Acknowledgement and header length; window; urgent pointer and options.
-        let segment =
-            || alike(l4 + 8..l4 + 13) && alike(l4 + 14..l4 + 16) && alike(l4 + 18..header.len());
-        ip && (!self.is_tcp || segment())
-    }
-}
-
-/// A frame that may be part of a group, its L4 checksum aside.
-struct Piece {
-    /// First byte of its payload, of which there is at least one.
-    payload: usize,
-    sequence: u32,
-    id: u16,
-    /// Whether the identification has no meaning: DF, or no such field.
-    is_id_free: bool,
-    ip_checksum: u16,
-    /// Nothing may follow it.
-    is_last: bool,
-}
-
-impl Piece {
-    fn find(frame: &[u8], flow: &Flow, limits: Limits) -> Option<Self> {
-        if !(if flow.is_tcp { limits.tcp } else { limits.udp }) {
-            return None;
-        }
-        let segment = frame.get(flow.l4..)?;
-        let (header_len, sequence, is_last) = if flow.is_tcp {
-            let header: &[u8; 20] = segment.first_chunk()?;
-            let [_, _, _, _, s0, s1, s2, s3, _, _, _, _, data_offset, flags, _, _, _, _, _, _] =
-                *header;
-            let header_len = usize::from(data_offset >> 4) * 4;
-            if flags & !tcp::PSH != tcp::ACK || data_offset & 0x0f != 0 || header_len < 20 {
-                return None;
-            }
-            (header_len, u32::from_be_bytes([s0, s1, s2, s3]), flags & tcp::PSH != 0)
-        } else {
-            let [_, _, _, _, l0, l1, c0, c1] = *segment.first_chunk()?;
-            if usize::from(u16::from_be_bytes([l0, l1])) != segment.len() || c0 | c1 == 0 {
-                return None;
-            }
-            (8, 0, false)
-        };
-        if segment.len() <= header_len {
-            return None;
-        }
-        let mut piece = Self {
-            payload: flow.l4 + header_len,
-            sequence,
-            id: 0,
-            is_id_free: true,
-            ip_checksum: 0,
-            is_last,
-        };
-        piece.check_ip(frame.get(flow.l3..)?, flow.is_v6)?;
-        Some(piece)
-    }
-
-    fn check_ip(&mut self, packet: &[u8], is_v6: bool) -> Option<()> {
-        if is_v6 {
-            let [_, _, _, _, l0, l1] = *packet.first_chunk()?;
-            let len = usize::from(u16::from_be_bytes([l0, l1])) + 40;
-            return (len == packet.len()).then_some(());
-        }
-        let header: &[u8; 20] = packet.first_chunk()?;
-        let [_, _, l0, l1, i0, i1, flags, _, _, _, c0, c1, _, _, _, _, _, _, _, _] = *header;
-        self.id = u16::from_be_bytes([i0, i1]);
-        self.is_id_free = flags & 0x40 != 0;
-        self.ip_checksum = u16::from_be_bytes([c0, c1]);
-        let is_sound = usize::from(u16::from_be_bytes([l0, l1])) == packet.len()
-            && self.ip_checksum != 0xffff
-            && fold_sum(sum_of(header)) == 0xffff;
-        is_sound.then_some(())
-    }
-}
-
-/// The sum of the pseudo-header without the L4 length, if the L4 checksum of the frame is right:
-/// not folded, in native byte order.
-fn sound_pseudo_sum(frame: &[u8], flow: &Flow, checksum: Checksum) -> Option<u64> {
-    let segment = frame.get(flow.l4..)?;
-    let addresses = flow.endpoints().start..flow.l4;
-    let proto = if flow.is_tcp { protocol::TCP } else { protocol::UDP };
-    let pseudo = sum_of(frame.get(addresses)?) + native(u16::from(proto));
-    let whole = pseudo + native(segment.len() as u16);
-    let offset = if flow.is_tcp { TCP_CHECKSUM_OFFSET } else { UDP_CHECKSUM_OFFSET };
-    let stored = u16::from_ne_bytes(*segment.get(usize::from(offset)..)?.first_chunk()?);
-    let is_sound = match checksum {
-        // No sender of TCP writes 0xffff: the complement of a sum is that only where all is zero.
-        Checksum::Complete => {
-            !(flow.is_tcp && stored == 0xffff) && fold_sum(whole + sum_of(segment)) == 0xffff
-        }
-        Checksum::Partial { .. } => checksum == flow.place() && stored == fold_sum(whole),
-    };
-    is_sound.then_some(pseudo)
-}
-
-/// A number in network byte order as a native word of a sum.
-fn native(number: u16) -> u64 {
-    u64::from(number.to_be())
-}
-
+#[cfg(test)]
+mod streams;
 #[cfg(test)]
 mod tests;

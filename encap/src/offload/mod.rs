@@ -8,6 +8,7 @@
 
 pub mod segment;
 pub mod coalesce;
+mod flow;
 
 pub use coalesce::{Coalescer, Group, Limits, Member, Members};
 pub use segment::{MAX_SEGMENTS, SegmentFault, SuperFrame};
@@ -18,13 +19,6 @@ mod tcp {
     pub(super) const PSH: u8 = 0x08;
     pub(super) const ACK: u8 = 0x10;
     pub(super) const CWR: u8 = 0x80;
-}
-
-/// A one's-complement sum of 16-bit words, folded (RFC 1071). Of words that are not all zero it
-/// is never 0.
-fn fold(sum: u32) -> u16 {
-    let sum = (sum >> 16) + (sum & 0xffff);
-    ((sum >> 16) + (sum & 0xffff)) as u16
 }
 
 #[cfg(test)]

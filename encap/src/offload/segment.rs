@@ -4,9 +4,8 @@
 //! headers. [`SuperFrame::new`] believes nothing of what comes with it; [`SuperFrame::write`]
 //! gives each segment as Linux's own segmentation would have made it.
 
-use super::fold;
 use crate::wire::buf::{Checksum, SegmentKind, Segmentation};
-use crate::wire::checksum::{TCP_CHECKSUM_OFFSET, complete_checksum, derive_partial};
+use crate::wire::checksum::{TCP_CHECKSUM_OFFSET, complete_checksum, derive_partial, fold_sum};
 use crate::wire::ethernet::{EtherType, EthernetView};
 
 use super::tcp::{CWR, FIN, PSH};
@@ -61,9 +60,9 @@ pub struct SuperFrame<'a> {
     /// TCP sequence number of the first segment.
     sequence: u32,
     /// The IPv4 header without total length and identification, as a sum that was not folded.
-    ip_sum: u32,
+    ip_sum: u64,
     /// The pseudo-header without the L4 length, as a sum that was not folded.
-    pseudo_sum: u32,
+    pseudo_sum: u64,
 }
 
 impl<'a> SuperFrame<'a> {
@@ -122,7 +121,7 @@ impl<'a> SuperFrame<'a> {
             id: ip.id,
             sequence: transport.sequence,
             ip_sum: ip.sum,
-            pseudo_sum: u32::from(transport.checksum) + u32::from(!(l4_len as u16)),
+            pseudo_sum: u64::from(transport.checksum) + u64::from(!(l4_len as u16)),
         })
     }
 
@@ -152,7 +151,8 @@ impl<'a> SuperFrame<'a> {
 
     /// Appends segment `index` to `out`; nothing where there is no such segment.
     ///
-    /// Its L4 checksum is left partial, or with `complete` is taken here.
+    /// Its L4 checksum is left partial, or with `complete` is taken here. As in Linux it goes by
+    /// what the field of the whole holds: a wrong one gives wrong ones.
     pub fn write(&self, index: usize, complete: bool, out: &mut Vec<u8>) {
         let Some(payload) = self.payload_of(index) else { return };
         let begin = out.len();
@@ -194,14 +194,14 @@ impl<'a> SuperFrame<'a> {
             let id = self.id.wrapping_add(index as u16);
             [*l0, *l1] = len.to_be_bytes();
             [*i0, *i1] = id.to_be_bytes();
-            [*c0, *c1] = (!fold(self.ip_sum + u32::from(len) + u32::from(id))).to_be_bytes();
+            [*c0, *c1] = (!fold_sum(self.ip_sum + u64::from(len) + u64::from(id))).to_be_bytes();
         }
     }
 
     /// Sequence number and flags, or length; and the pseudo-header's sum.
     fn write_transport(&self, index: usize, payload_len: usize, header: &mut [u8]) {
         let len = (self.header.len() - self.l4 + payload_len) as u16;
-        let checksum = fold(self.pseudo_sum + u32::from(len)).to_be_bytes();
+        let checksum = fold_sum(self.pseudo_sum + u64::from(len)).to_be_bytes();
         let Some(l4) = header.get_mut(self.l4..) else { return };
         if !self.is_tcp {
             if let Some([_, _, _, _, l0, l1, c0, c1]) = l4.first_chunk_mut() {
@@ -232,7 +232,7 @@ const UDP_HEADER_LEN: usize = 8;
 /// What varies in an IP header whose length is that of the packet.
 struct Ip {
     id: u16,
-    sum: u32,
+    sum: u64,
 }
 
 impl Ip {
@@ -251,7 +251,7 @@ impl Ip {
         }
         let id = u16::from_be_bytes([i0, i1]);
         // RFC 1624: what the checksum covers, less the two words that will change.
-        let sum = [u16::from_be_bytes([c0, c1]), len, id].into_iter().map(|word| u32::from(!word));
+        let sum = [u16::from_be_bytes([c0, c1]), len, id].into_iter().map(|word| u64::from(!word));
         Ok(Self { id, sum: sum.sum() })
     }
 }

@@ -155,10 +155,10 @@ impl Shape {
         let mut pseudo = Vec::new();
         match self.ip() {
             IpHeaders::Ipv4(header, _) => {
-                pseudo.extend([header.source, header.destination].concat())
+                pseudo.extend([header.source, header.destination].concat());
             }
             IpHeaders::Ipv6(header, _) => {
-                pseudo.extend([header.source, header.destination].concat())
+                pseudo.extend([header.source, header.destination].concat());
             }
         }
         pseudo.extend((l4_len as u32).to_be_bytes());

@@ -127,7 +127,7 @@ fn lies_are_refused() {
         assert_eq!(fault(shape, |f, _, _| f.push(0)), Some(SegmentFault::Length));
         assert_eq!(fault(shape, |f, _, _| f.truncate(f.len() - 1)), Some(SegmentFault::Length));
         assert_eq!(fault(shape, |f, _, _| f.truncate(20)), Some(SegmentFault::Headers));
-        assert_eq!(fault(shape, |f, _, _| f[12] = 0x86 ^ f[12]), Some(SegmentFault::Headers));
+        assert_eq!(fault(shape, |f, _, _| f[12] ^= 0x86), Some(SegmentFault::Headers));
     }
     assert_eq!(fault(&tcp, |_, s, _| s.ecn = true), None);
     assert_eq!(fault(&udp, |_, s, _| s.ecn = true), Some(SegmentFault::Ecn));
