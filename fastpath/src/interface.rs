@@ -145,9 +145,7 @@ impl Interface {
     pub fn set_tap_mtu(&self, tap_mtu: u32) -> io::Result<()> {
         let value = to_c_int(tap_mtu)?;
         self.call(libc::SIOCSIFMTU, |request| request.ifr_ifru.ifru_mtu = value)?;
-        if let Some(overhead) = self.super_frame_overhead
-            && let Err(error) = self.set_super_frame_limit(overhead)
-        {
+        if let Err(error) = self.fit_super_frames() {
             log::debug!("{}: the length of super-frames stays as it was: {error}", self.name);
         }
         Ok(())
@@ -157,21 +155,30 @@ impl Interface {
     /// (`gso_max_size`), each frame of which has `overhead` bytes more as a UDP payload than as an
     /// Ethernet frame. Follows later changes of the MTU that are made here.
     ///
-    /// Of super-frames that others made and the kernel only forwards, it cuts those above the limit
-    /// into single frames.
+    /// Of super-frames that others made and this kernel only forwards, it cuts those above the
+    /// limit into single frames, which costs far more than a second run: an interface in a bridge
+    /// gets no limit, and one whose node routes for others should get none.
     ///
     /// # Errors
     /// The interface is gone, CAP_NET_ADMIN is missing, or the kernel does not know how.
     pub fn limit_super_frames(&mut self, overhead: u32) -> io::Result<()> {
-        self.set_super_frame_limit(overhead)?;
         self.super_frame_overhead = Some(overhead);
-        Ok(())
+        self.fit_super_frames().inspect_err(|_| self.super_frame_overhead = None)
     }
 
-    fn set_super_frame_limit(&self, overhead: u32) -> io::Result<()> {
-        let tap_mtu = self.tap_mtu()?;
-        let ipv4 = super_frame_limit(tap_mtu, IPV4_HEADER_LEN, overhead);
-        let ipv6 = super_frame_limit(tap_mtu, IPV6_HEADER_LEN, overhead);
+    /// Does again what [`Self::limit_super_frames`] did, if it was called: for an interface that has
+    /// become the port of a bridge, or is one no more.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn fit_super_frames(&self) -> io::Result<()> {
+        let Some(overhead) = self.super_frame_overhead else { return Ok(()) };
+        let (mut ipv4, mut ipv6) = (MAX_GSO_SIZE, MAX_GSO_SIZE);
+        if !is_bridged(&self.name) {
+            let tap_mtu = self.tap_mtu()?;
+            ipv4 = super_frame_limit(tap_mtu, IPV4_HEADER_LEN, overhead);
+            ipv6 = super_frame_limit(tap_mtu, IPV6_HEADER_LEN, overhead);
+        }
         Asker::open()?.set_gso_max_size(self.index()?, ipv4, ipv6)
     }
 

@@ -25,7 +25,7 @@ pub use self::offload::{OffloadSwitches, TapOffload};
 use self::open::{attach_first, open_device, prepare, set_iff};
 use crate::counter::counters;
 use crate::error::OpenError;
-use crate::interface::{Interface, is_bridged, is_valid_name};
+use crate::interface::{Interface, is_valid_name};
 use crate::port::{FrameCapabilities, FramePort, TxReport};
 
 /// Largest MTU that the kernel lets a tap have, in bytes of IP packet.
@@ -55,7 +55,7 @@ pub struct TapOptions {
     pub offload: OffloadSwitches,
     /// Bytes that a frame grows by on its way into a UDP payload. With it the kernel is told to
     /// make TCP super-frames no longer than what leaves the node in one run of datagrams; see
-    /// [`Interface::limit_super_frames`]. None leaves the kernel's 64 KiB.
+    /// [`Interface::limit_super_frames`] for whom that serves. None leaves what there is: 64 KiB.
     pub super_frame_overhead: Option<u32>,
 }
 
@@ -190,7 +190,7 @@ impl Tap {
         }
         if let Some(overhead) = options.super_frame_overhead
             && granted.segmentation_tcp
-            && !limit_super_frames(&mut interface, overhead)
+            && interface.limit_super_frames(overhead).is_err()
         {
             degraded.push(Degraded::NoSuperFrameLimit);
         }
@@ -249,13 +249,6 @@ fn missing(wanted: OffloadSwitches, granted: OffloadSwitches) -> impl Iterator<I
     ]
     .into_iter()
     .filter_map(|(missing, what)| missing.then_some(what))
-}
-
-/// Has the kernel make super-frames that leave as one; says whether it does.
-fn limit_super_frames(interface: &mut Interface, overhead: u32) -> bool {
-    // Of others' super-frames that a bridge passes on, the kernel would cut those above the limit
-    // into single frames, which costs far more than a second run.
-    is_bridged(interface.name()) || interface.limit_super_frames(overhead).is_ok()
 }
 
 /// One queue of a tap, owned by one worker.

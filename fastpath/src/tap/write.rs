@@ -79,12 +79,11 @@ impl TapQueue {
         frames: &[OutFrame],
         report: &mut TxReport,
     ) {
-        if let Some(segmentation) = group.offload.segmentation {
-            if let Some(written) = self.write_super_frame(group, segmentation.kind, pieces, frames)
-            {
-                report.add(written, group.members.len());
-                return;
-            }
+        if let Some(segmentation) = group.offload.segmentation
+            && let Some(written) = self.write_super_frame(group, segmentation.kind, pieces, frames)
+        {
+            report.add(written, group.members.len());
+            return;
         }
         for member in group.members.clone() {
             if let Some(frame) = frames.get(member.index) {

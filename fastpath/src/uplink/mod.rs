@@ -58,15 +58,12 @@ impl Default for UplinkOptions {
 #[derive(Debug, Default)]
 pub struct UplinkOffload {
     segmentation: AtomicBool,
-    receive_coalescing: AtomicBool,
+    receive_coalescing: bool,
 }
 
 impl UplinkOffload {
     fn new(segmentation: bool, receive_coalescing: bool) -> Self {
-        Self {
-            segmentation: AtomicBool::new(segmentation),
-            receive_coalescing: AtomicBool::new(receive_coalescing),
-        }
+        Self { segmentation: AtomicBool::new(segmentation), receive_coalescing }
     }
 
     /// Whether runs of datagrams leave in one piece.
@@ -78,7 +75,7 @@ impl UplinkOffload {
     /// Whether runs of datagrams may arrive in one piece.
     #[must_use]
     pub fn receive_coalescing(&self) -> bool {
-        self.receive_coalescing.load(Ordering::Relaxed)
+        self.receive_coalescing
     }
 
     /// Switches segmentation off; says whether it was on.

@@ -2,7 +2,8 @@
 //!
 //! The sockets of all workers share one address and port (`SO_REUSEPORT`). A classic BPF program
 //! reads the first bytes of the UDP payload, so that all datagrams of a lane reach one worker
-//! and a replay window has one user.
+//! and a replay window has one user. A run that the kernel put together is steered by its first
+//! datagram: others in it may be of other lanes, whose windows then have a second user for once.
 
 use std::io;
 use std::net::SocketAddr;

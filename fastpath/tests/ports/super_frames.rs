@@ -245,6 +245,45 @@ fn length_of_super_frames_follows_the_mtu() {
     });
 }
 
+#[test]
+fn super_frames_from_a_bridge_stay_whole() {
+    in_namespace(|| {
+        let options =
+            TapOptions { super_frame_overhead: Some(26), ..options(OffloadSwitches::ALL) };
+        let (tap, mut queues) = Tap::open(&options).unwrap();
+        for line in [
+            "link add br0 type bridge",
+            "link add inner type veth peer name outer",
+            "link set outer master br0 up",
+            "link set inner up",
+            "link set tap0 master br0 up",
+            "link set br0 up",
+        ] {
+            ip(&line.split(' ').collect::<Vec<_>>());
+        }
+        let sender = vnet_socket(&Interface::open("inner").unwrap());
+        // What a neighbour's kernel makes of 64 KiB, which is beyond what leaves as one run.
+        let frame = tcp_frame(false, 1, &pattern(45 * 1448));
+        let segmentation = Some(Segmentation { kind: SegmentKind::Tcp4, size: 1448, ecn: false });
+        let checksum = derive_partial(&frame).unwrap();
+        let header = VnetHeader::for_offload(Offload { checksum, segmentation }, 54).to_bytes();
+        let mut payloads = |frames| {
+            sender.send(&[&header[..SHORT_HEADER_LEN], &frame].concat()).unwrap();
+            let is_ours =
+                |bytes: &[u8], _| bytes.starts_with(&frame[..12]).then_some(bytes.len() - 54);
+            read_frames(&mut queues[0], frames, is_ours)
+        };
+        // The limit was set before the tap became a port: the kernel cuts them, one by one.
+        assert_eq!(payloads(45), [1448; 45]);
+        tap.interface().fit_super_frames().unwrap();
+        assert_eq!(super_frame_limits("tap0").0, 65_536);
+        assert_eq!(payloads(1), [45 * 1448]);
+        ip(&["link", "set", "tap0", "nomaster"]);
+        tap.interface().fit_super_frames().unwrap();
+        assert_eq!(super_frame_limits("tap0").0, 42 * 1440 + 321);
+    });
+}
+
 /// Frames as they come from the tunnel: one behind the other in one piece.
 #[derive(Default)]
 struct FromTunnel {
