@@ -46,7 +46,7 @@ fn tap_with(options: &TapOptions, local: IpAddr, remote: IpAddr) -> (Tap, TapQue
 }
 
 /// Reads until `wanted` frames came that `pick` takes; what it makes of them.
-fn read_frames<T>(
+pub(crate) fn read_frames<T>(
     queue: &mut TapQueue,
     wanted: usize,
     pick: impl Fn(&[u8], Offload) -> Option<T>,
@@ -286,19 +286,19 @@ fn super_frames_from_a_bridge_stay_whole() {
 
 /// Frames as they come from the tunnel: one behind the other in one piece.
 #[derive(Default)]
-struct FromTunnel {
+pub(crate) struct FromTunnel {
     bytes: Vec<u8>,
     frames: Vec<OutFrame>,
 }
 
 impl FromTunnel {
-    fn push(&mut self, frame: &[u8], checksum: Checksum) {
+    pub(crate) fn push(&mut self, frame: &[u8], checksum: Checksum) {
         let span = Span { piece: 0, start: self.bytes.len(), len: frame.len() };
         self.bytes.extend(frame);
         self.frames.push(OutFrame { span, checksum });
     }
 
-    fn write(&mut self, queue: &mut TapQueue) -> TxReport {
+    pub(crate) fn write(&mut self, queue: &mut TapQueue) -> TxReport {
         let mut pieces = Pieces(vec![PacketBuf::from_slice(&self.bytes)]);
         let report = queue.write_burst(&mut pieces, &self.frames);
         self.bytes.clear();

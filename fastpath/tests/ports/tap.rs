@@ -5,24 +5,23 @@ use std::net::{IpAddr, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
-use encap::wire::buf::{BufPool, Burst, Checksum, Frame, PacketBuf};
+use encap::wire::buf::{Checksum, FrameBurst, Offload};
 use encap::wire::checksum::complete_checksum;
 use encap::wire::ethernet::{EtherType, EthernetView, MacAddr};
 use etherparse::{PacketBuilder, PacketHeaders, TransportHeader};
 use fastpath::error::OpenError;
 use fastpath::interface::{Interface, interface_of, local_addresses};
-use fastpath::port::{FramePort, MAX_BURST, TxReport};
-use fastpath::tap::{MAX_TAP_FRAME_LEN, MAX_TAP_MTU, OffloadSwitches, Tap, TapOptions, TapQueue};
+use fastpath::port::{FramePort, TxReport};
+use fastpath::tap::{
+    MAX_SUPER_FRAME_LEN, MAX_TAP_FRAME_LEN, MAX_TAP_MTU, OffloadSwitches, Tap, TapOptions, TapQueue,
+};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::{PATIENCE, in_namespace, wait_readable};
+use crate::super_frames::{FromTunnel, read_frames};
+use crate::{PATIENCE, in_namespace};
 
 /// Local experimental EtherType 1: no protocol of the kernel answers it.
 const EXPERIMENTAL: EtherType = EtherType(0x88b5);
-
-fn pool() -> BufPool {
-    BufPool::new(MAX_TAP_FRAME_LEN, 2 * MAX_BURST)
-}
 
 fn options(name: &str) -> TapOptions {
     TapOptions {
@@ -43,22 +42,29 @@ fn tap_up(options: &TapOptions) -> (Tap, TapQueue) {
     (tap, queues.pop().unwrap())
 }
 
+/// A frame on its way in, or as it was read.
+struct Frame {
+    bytes: Vec<u8>,
+    checksum: Checksum,
+}
+
 fn frame(bytes: &[u8]) -> Frame {
-    Frame { buf: PacketBuf::from_slice(bytes), checksum: Checksum::Complete }
+    Frame { bytes: bytes.to_vec(), checksum: Checksum::Complete }
+}
+
+fn write(queue: &mut TapQueue, frames: &[Frame]) -> TxReport {
+    let mut burst = FromTunnel::default();
+    frames.iter().for_each(|frame| burst.push(&frame.bytes, frame.checksum));
+    burst.write(queue)
 }
 
 /// The next frame that `wanted` picks; others (neighbour discovery, say) are passed over.
-fn next_frame(queue: &mut TapQueue, pool: &mut BufPool, wanted: impl Fn(&[u8]) -> bool) -> Frame {
-    let deadline = Instant::now() + PATIENCE;
-    let mut frames = Burst::new();
-    while Instant::now() < deadline {
-        wait_readable(queue.poll_fd().unwrap());
-        queue.rx_burst(pool, &mut frames).unwrap();
-        if let Some(frame) = frames.drain(..).find(|frame| wanted(frame.buf.data())) {
-            return frame;
-        }
-    }
-    panic!("the frame did not come");
+fn next_frame(queue: &mut TapQueue, wanted: impl Fn(&[u8]) -> bool) -> Frame {
+    let pick = |bytes: &[u8], offload: Offload| {
+        assert_eq!(offload.segmentation, None);
+        wanted(bytes).then(|| Frame { bytes: bytes.to_vec(), checksum: offload.checksum })
+    };
+    read_frames(queue, 1, pick).remove(0)
 }
 
 /// A packet socket on `interface`: writes and reads whole frames of the experimental type.
@@ -96,13 +102,11 @@ fn frames_of_every_length_cross_the_tap_byte_exact() {
         let (tap, mut queue) =
             tap_up(&TapOptions { tap_mtu: Some(MAX_TAP_MTU), ..options("tap0") });
         let peer = packet_socket(tap.interface());
-        let mut pool = pool();
         let mut received = vec![0; MAX_TAP_FRAME_LEN];
         let mut bytes_total = 0;
         for len in frame_lengths() {
             let bytes = experimental_frame(len);
-            let mut burst = vec![frame(&bytes)];
-            let report = queue.tx_burst(&mut pool, &mut burst);
+            let report = write(&mut queue, &[frame(&bytes)]);
             assert_eq!(report, TxReport { sent: 1, ..TxReport::default() }, "{len} bytes");
             let got = io::Read::read(&mut &peer, &mut received).unwrap();
             assert_eq!(received[..got], bytes, "kernel got {len} bytes");
@@ -111,10 +115,9 @@ fn frames_of_every_length_cross_the_tap_byte_exact() {
             if len > 14 {
                 peer.send(&bytes).unwrap();
                 let is_ours = |data: &[u8]| data.get(12..14) == Some(&[0x88, 0xb5]);
-                let back = next_frame(&mut queue, &mut pool, is_ours);
-                assert_eq!(back.buf.data(), bytes, "tap gave {len} bytes");
+                let back = next_frame(&mut queue, is_ours);
+                assert_eq!(back.bytes, bytes, "tap gave {len} bytes");
                 assert_eq!(back.checksum, Checksum::Complete);
-                pool.free(back.buf);
             }
             bytes_total += len as u64;
         }
@@ -135,25 +138,9 @@ fn tagged_frames_keep_their_tags_in_the_frame() {
         bytes.extend([0x88, 0xa8, 0x20, 5, 0x81, 0x00, 0x60, 7, 0x88, 0xb5]);
         bytes.extend([0xab; 100]);
         peer.send(&bytes).unwrap();
-        let mut pool = pool();
-        let got = next_frame(&mut queue, &mut pool, |data| data.get(20..22) == Some(&[0x88, 0xb5]));
-        assert_eq!(got.buf.data(), bytes);
-        assert_eq!(EthernetView::new(got.buf.data()).unwrap().vlan_tags(), 2);
-    });
-}
-
-#[test]
-fn frame_longer_than_the_buffer_is_dropped_and_counted() {
-    in_namespace(|| {
-        let (tap, mut queue) = tap_up(&options("tap0"));
-        let peer = packet_socket(tap.interface());
-        let mut small = BufPool::new(100, MAX_BURST);
-        peer.send(&experimental_frame(101)).unwrap();
-        peer.send(&experimental_frame(100)).unwrap();
-        let got =
-            next_frame(&mut queue, &mut small, |data| data.get(12..14) == Some(&[0x88, 0xb5]));
-        assert_eq!(got.buf.len(), 100);
-        assert!(tap.counters()[0].rx_dropped_long.get() >= 1);
+        let got = next_frame(&mut queue, |data| data.get(20..22) == Some(&[0x88, 0xb5]));
+        assert_eq!(got.bytes, bytes);
+        assert_eq!(EthernetView::new(&got.bytes).unwrap().vlan_tags(), 2);
     });
 }
 
@@ -180,14 +167,13 @@ fn udp_over_tap(local: &str, remote: &str, prefix_len: u8) {
         let headers = PacketHeaders::from_ethernet_slice(data);
         matches!(headers.map(|h| h.transport), Ok(Some(TransportHeader::Udp(udp))) if udp.destination_port == 5000)
     };
-    let mut pool = pool();
-    let mut got = next_frame(&mut queue, &mut pool, is_udp);
+    let mut got = next_frame(&mut queue, is_udp);
     let start = if local.is_ipv4() { 34 } else { 54 };
     assert_eq!(got.checksum, Checksum::Partial { start, offset: 6 });
     assert_eq!(tap.counters()[0].rx_partial_checksums.get(), 1);
 
-    complete_checksum(got.buf.data_mut(), start, 6).unwrap();
-    let headers = PacketHeaders::from_ethernet_slice(got.buf.data()).unwrap();
+    complete_checksum(&mut got.bytes, start, 6).unwrap();
+    let headers = PacketHeaders::from_ethernet_slice(&got.bytes).unwrap();
     let (net, udp) = (headers.net.unwrap(), headers.transport.unwrap().udp().unwrap());
     let payload = headers.payload.slice();
     let expected = match net {
@@ -235,11 +221,11 @@ fn partial_checksum_is_accepted_by_the_kernel_and_a_wrong_one_is_not() {
         let mut partial = build(b"partial");
         partial[40] ^= 0x55;
         let checksum = Checksum::Partial { start: 34, offset: 6 };
-        let partial = Frame { buf: PacketBuf::from_slice(&partial), checksum };
+        let partial = Frame { bytes: partial, checksum };
         let outside = Checksum::Partial { start: 34, offset: 600 };
-        let lying = Frame { buf: PacketBuf::from_slice(&build(b"lying")), checksum: outside };
-        let mut burst = vec![frame(&wrong), lying, partial, frame(&build(b"complete"))];
-        let report = queue.tx_burst(&mut pool(), &mut burst);
+        let lying = Frame { bytes: build(b"lying"), checksum: outside };
+        let burst = [frame(&wrong), lying, partial, frame(&build(b"complete"))];
+        let report = write(&mut queue, &burst);
         assert_eq!(report, TxReport { sent: 3, failed: 1, ..TxReport::default() });
         assert_eq!(tap.counters()[0].tx_dropped_malformed.get(), 1);
 
@@ -382,8 +368,8 @@ fn attaching_to_a_persistent_tap_resets_what_its_last_user_left() {
             let peer = packet_socket(tap.interface());
             peer.send(&experimental_frame(60)).unwrap();
             let is_ours = |data: &[u8]| data.get(12..14) == Some(&[0x88, 0xb5]);
-            let got = next_frame(&mut queue, &mut pool(), is_ours);
-            assert_eq!(got.buf.data(), experimental_frame(60));
+            let got = next_frame(&mut queue, is_ours);
+            assert_eq!(got.bytes, experimental_frame(60));
             drop(queue);
             assert!(tap.interface().index().is_ok(), "{name}: persistent, it stays");
         }
@@ -401,8 +387,7 @@ fn every_queue_of_a_tap_works() {
         let mut received = [0; 2048];
         for (index, queue) in queues.iter_mut().enumerate() {
             let bytes = experimental_frame(100 + index);
-            let mut burst = vec![frame(&bytes)];
-            assert_eq!(queue.tx_burst(&mut pool(), &mut burst).sent, 1);
+            assert_eq!(write(queue, &[frame(&bytes)]).sent, 1);
             let len = io::Read::read(&mut &peer, &mut received).unwrap();
             assert_eq!(received[..len], bytes);
             assert_eq!(tap.counters()[index].tx_frames.get(), 1);
@@ -420,20 +405,17 @@ fn tap_that_is_down_or_gone() {
     in_namespace(|| {
         let (tap, mut queue) = tap_up(&options("tap0"));
         tap.interface().set_up(false).unwrap();
-        let mut pool = pool();
-        let mut burst = vec![frame(&experimental_frame(60)), frame(&[1; 13])];
-        let report = queue.tx_burst(&mut pool, &mut burst);
+        let report = write(&mut queue, &[frame(&experimental_frame(60)), frame(&[1; 13])]);
         assert_eq!(report, TxReport { failed: 2, ..TxReport::default() });
         assert_eq!(tap.counters()[0].tx_dropped_down.get(), 1);
         assert_eq!(tap.counters()[0].tx_dropped_malformed.get(), 1);
 
         let deleted = std::process::Command::new("ip").args(["link", "del", "tap0"]).status();
         assert!(deleted.unwrap().success());
-        let mut frames = Burst::new();
-        let error = queue.rx_burst(&mut pool, &mut frames).unwrap_err();
+        let mut frames = FrameBurst::new(2 * MAX_SUPER_FRAME_LEN, 2);
+        let error = queue.rx_burst(&mut frames).unwrap_err();
         assert!(error.to_string().contains("tap0 is gone"), "{error}");
-        let mut burst = vec![frame(&experimental_frame(60))];
-        assert_eq!(queue.tx_burst(&mut pool, &mut burst).failed, 1);
+        assert_eq!(write(&mut queue, &[frame(&experimental_frame(60))]).failed, 1);
         assert_eq!(tap.counters()[0].tx_dropped_refused.get(), 1);
     });
 }

@@ -169,15 +169,25 @@ fn switches_are_obeyed() {
 }
 
 #[test]
-fn who_reads_datagram_by_datagram_gets_runs_cut() {
-    let (mut a, mut b) = (uplink(), uplink());
-    let (memory, list) = transmits(b.local(), &RUNS);
-    assert_eq!(a.send_burst(&memory, &list), sent(COUNT));
-    let mut pool = BufPool::new(65_535, 2 * MAX_BURST);
-    let mut received = Burst::new();
-    while received.len() < COUNT {
-        b.rx_burst(&mut pool, &mut received).unwrap();
+fn run_without_room_costs_itself_or_all_that_is_left() {
+    // A full queue further down may have room for the next one, a full socket buffer has not.
+    for (errno, sent, no_room) in [(libc::ENOBUFS, 1, 94), (libc::EAGAIN, 0, 95)] {
+        let (mut a, b) = (uplink(), uplink());
+        a.tx.refuse_runs = Some(errno);
+        let (memory, list) = transmits(b.local(), &RUNS);
+        let report = a.send_burst(&memory, &list);
+        assert_eq!(report, TxReport { sent, no_room, ..TxReport::default() });
+        assert_eq!(a.counters.tx_dropped_no_room.get(), no_room as u64);
+        assert!(a.segmentation());
+        assert_eq!(a.counters.tx_segmentation_failed.get(), 0);
     }
-    let bytes: Vec<_> = received.iter().map(|datagram| datagram.buf.data().to_vec()).collect();
-    assert_eq!(bytes, expected(&memory, &list));
+}
+
+#[test]
+fn kernel_without_runs_is_noticed() {
+    let udp = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP)).unwrap();
+    assert!(can_segment(&udp) && coalesce(&udp));
+    // TCP knows these options as little as an old kernel's UDP: ENOPROTOOPT.
+    let tcp = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP)).unwrap();
+    assert!(!can_segment(&tcp) && !coalesce(&tcp));
 }
