@@ -23,6 +23,7 @@
 pub mod tx;
 pub mod rx;
 pub mod reassembly;
+pub mod compress;
 pub mod datapath;
 pub mod vtep;
 mod paths;

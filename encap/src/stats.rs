@@ -109,6 +109,8 @@ drop_reasons! {
     FragmentExpired = "fragment_expired",
     /// Authentic bundle of frames that does not parse; nothing of it was used.
     BundleInvalid = "bundle_invalid",
+    /// Authentic compressed payload that no sender makes, or that does not decompress.
+    CompressionInvalid = "compression_invalid",
     /// Authentic frame from a path that was congested, of a packet that may not be marked (RFC 6040).
     InnerEcnInvalid = "inner_ecn_invalid",
     /// Authentic frame with a handle that names no network here.
@@ -215,6 +217,22 @@ pub struct Counters {
     pub too_big_sent: Counter,
     /// Frames that were marked as having met congestion (RFC 6040).
     pub ecn_marked: Counter,
+    /// Payloads sent compressed.
+    pub compressed: Counter,
+    /// Bytes of these payloads before.
+    pub compress_bytes_in: Counter,
+    /// Bytes of these payloads after.
+    pub compress_bytes_out: Counter,
+    /// Payloads that were tried and did not become shorter.
+    pub compress_misses: Counter,
+    /// Payloads that were not tried, for others of their flow did not become shorter.
+    pub compress_skipped: Counter,
+    /// Payloads decompressed.
+    pub decompressed: Counter,
+    /// Bytes of these payloads as they came.
+    pub decompress_bytes_in: Counter,
+    /// Bytes of these payloads decompressed.
+    pub decompress_bytes_out: Counter,
     /// Learning refused: table full, address frozen or static.
     pub learn_refused: Counter,
 }
@@ -249,6 +267,14 @@ impl Default for Counters {
             mss_clamped: Counter::default(),
             too_big_sent: Counter::default(),
             ecn_marked: Counter::default(),
+            compressed: Counter::default(),
+            compress_bytes_in: Counter::default(),
+            compress_bytes_out: Counter::default(),
+            compress_misses: Counter::default(),
+            compress_skipped: Counter::default(),
+            decompressed: Counter::default(),
+            decompress_bytes_in: Counter::default(),
+            decompress_bytes_out: Counter::default(),
             learn_refused: Counter::default(),
         }
     }
@@ -304,6 +330,14 @@ impl Counters {
             ("mss_clamped", "connections whose segment size was lowered", &self.mss_clamped),
             ("too_big_sent", "ICMP messages about too large packets", &self.too_big_sent),
             ("ecn_marked", "frames marked as having met congestion", &self.ecn_marked),
+            ("compressed", "payloads sent compressed", &self.compressed),
+            ("compress_bytes_in", "bytes of these before", &self.compress_bytes_in),
+            ("compress_bytes_out", "bytes of these after", &self.compress_bytes_out),
+            ("compress_misses", "payloads that did not become shorter", &self.compress_misses),
+            ("compress_skipped", "payloads of flows that did not", &self.compress_skipped),
+            ("decompressed", "payloads decompressed", &self.decompressed),
+            ("decompress_bytes_in", "bytes of these as they came", &self.decompress_bytes_in),
+            ("decompress_bytes_out", "bytes of these decompressed", &self.decompress_bytes_out),
             ("learn_refused", "source addresses not learnt", &self.learn_refused),
         ]
         .into_iter()

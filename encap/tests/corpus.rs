@@ -69,6 +69,11 @@ fn corpus_bundle() {
 }
 
 #[test]
+fn corpus_compressed() {
+    replay("compressed");
+}
+
+#[test]
 fn corpus_decapsulate() {
     replay("decapsulate");
 }

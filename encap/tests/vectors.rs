@@ -10,9 +10,11 @@ mod reference;
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use aes_gcm::aead::{Aead, Payload};
 use aes_gcm::{Aes256Gcm, KeyInit as _};
+use encap::compress::{Compressed, Decompressor};
 use encap::crypto::aead::Suite;
 use encap::crypto::key::{ClusterKey, EpochSecret, Iv, nonce};
 use encap::crypto::seal::{KeyLimits, TxLane};
@@ -525,6 +527,21 @@ fn check_bundle(vectors: &Vectors) {
     assert_eq!(entries, [(2..20, false), (22..42, true)]);
 }
 
+fn check_compressed(vectors: &Vectors) {
+    let inner = InnerHeader { kind: Kind::Compressed, handle: Handle::new(7).unwrap() };
+    vectors.check("compressed_inner_header", inner.write());
+    // Frame header, a raw block, a block of one byte 286 times (RFC 8878 section 3.1.1).
+    let start = &vectors.get("frame_payload")[..14];
+    let blocks = [&[0x70, 0, 0][..], start, &[0xf3, 0x08, 0], &[0]].concat();
+    let plain = [&[0, 1, 44, 0x60, 44, 0][..], &blocks].concat();
+    vectors.check("compressed_payload", &plain);
+    let compressed = Compressed::read(vectors.get("compressed_payload")).unwrap();
+    let mut out = vec![0xee; compressed.len()];
+    Decompressor::new(Arc::default()).unwrap().decompress(&compressed, &mut out).unwrap();
+    assert_eq!(out, [start, &[0; 286]].concat());
+    assert_eq!(compressed.inner(), Kind::Frame);
+}
+
 fn check_clear_mode(vectors: &Vectors) {
     let (frame, with_vni) = (vectors.get("frame_payload"), vectors.get("vni_payload"));
     assert_eq!(with_vni, [&[0, 0, 100, 0][..], frame].concat());
@@ -591,6 +608,11 @@ fn vectors_aegis() {
 }
 
 #[test]
+fn vectors_compressed() {
+    check_compressed(&Vectors::read());
+}
+
+#[test]
 fn vectors_clear_mode() {
     check_clear_mode(&Vectors::read());
 }
@@ -610,6 +632,7 @@ fn vectors_are_all_checked() {
         check_sealed_heartbeat,
         check_bundle,
         check_aegis,
+        check_compressed,
         check_clear_mode,
     ] {
         check(&vectors);

@@ -1,5 +1,8 @@
 //! The decoders: any bytes are read or refused, and what was read is written back the same.
 
+use std::sync::Arc;
+
+use encap::compress::{Compressed, Compressor, Decompressor, Level};
 use encap::crypto::key::ClusterKey;
 use encap::forward::filter;
 use encap::handshake::features::Features;
@@ -220,6 +223,28 @@ pub fn bundle(data: &[u8]) {
     }
     assert!((MIN_ENTRIES..=MAX_ENTRIES).contains(&count));
     assert_eq!(written, data);
+}
+
+/// Whatever a compressed payload says, the decoder writes where it may and nowhere else; and what it
+/// made can be compressed and read again.
+pub fn compressed(data: &[u8]) {
+    const BEHIND: usize = 32;
+    let Ok(payload) = Compressed::read(data) else { return };
+    let mut memory = vec![0xee; payload.len() + BEHIND];
+    let (out, behind) = memory.split_at_mut(payload.len());
+    let mut decompressor = Decompressor::new(Arc::default()).unwrap();
+    let outcome = decompressor.decompress(&payload, out);
+    assert!(behind.iter().all(|byte| *byte == 0xee));
+    if outcome.is_err() {
+        return;
+    }
+    let (mut again, mut other) = (Vec::new(), vec![0; out.len()]);
+    let mut compressor = Compressor::new(Arc::default());
+    if compressor.try_compress(Level::default(), 1, payload.inner(), out, &mut again) {
+        let payload = Compressed::read(&again).unwrap();
+        assert_eq!(decompressor.decompress(&payload, &mut other), Ok(()));
+        assert_eq!(other, out);
+    }
 }
 
 /// Control messages round-trip, and a list of networks survives being sliced.

@@ -12,7 +12,7 @@ mod script;
 #[path = "../../tests/world/mod.rs"]
 mod world;
 
-pub use formats::{bundle, control, frame_view, header, hello, long_header};
+pub use formats::{bundle, compressed, control, frame_view, header, hello, long_header};
 pub use script::decapsulate;
 
 /// A checking function: takes any bytes.
@@ -26,5 +26,6 @@ pub const TARGETS: &[(&str, Check)] = &[
     ("control", control),
     ("hello", hello),
     ("bundle", bundle),
+    ("compressed", compressed),
     ("decapsulate", decapsulate),
 ];

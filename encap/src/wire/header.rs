@@ -162,7 +162,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    const fn from_code(code: u8) -> Option<Self> {
+    pub(crate) const fn from_code(code: u8) -> Option<Self> {
         match code {
             0 => Some(Self::Frame),
             1 => Some(Self::FrameWithVni),
