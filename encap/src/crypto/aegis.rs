@@ -62,7 +62,12 @@ macro_rules! key {
             ) -> Result<(), Unauthentic> {
                 let (text, tag) = split(data)?;
                 let cipher = $cipher::<TAG_LEN>::new(&self.0, nonce);
-                cipher.decrypt_in_place(text, tag, aad).map_err(|_| Unauthentic)
+                let outcome = cipher.decrypt_in_place(text, tag, aad);
+                outcome.map_err(|_| {
+                    // Not every provider does it.
+                    text.fill(0);
+                    Unauthentic
+                })
             }
         }
     };
