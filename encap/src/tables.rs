@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
+use crate::compress::Level;
 use crate::crypto::key::ClusterKey;
 use crate::crypto::session::Session;
 use crate::forward::address_filter::AddressFilter;
@@ -145,6 +146,8 @@ pub struct NetworkEntry {
     pub mss_clamp: bool,
     /// Whether senders of too large packets are told by ICMP.
     pub too_big: bool,
+    /// How hard to try to compress what goes to peers that take that, if at all (rule Z2).
+    pub compression: Option<Level>,
     /// A loop was found: nothing passes.
     pub looped: bool,
     /// By peer index: none for a node that may not take part.

@@ -88,6 +88,7 @@ fn config(me: u8, vnis: &[u32]) -> VtepConfig {
                 dscp: None,
                 mss_clamp: true,
                 too_big: true,
+                compression: None,
             })
             .collect(),
         limits: Limits { bum_rate: 0, ..Limits::default() },

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use crate::compress::Level;
 use crate::crypto::aead::Suite;
 use crate::crypto::key::ClusterKey;
 use crate::crypto::seal::KeyLimits;
@@ -120,6 +121,9 @@ pub struct NetworkConfig {
     pub mss_clamp: bool,
     /// Whether senders of too large packets are told by ICMP.
     pub too_big: bool,
+    /// Whether what is sent is compressed, where the peer takes that, and how hard to try. What comes
+    /// compressed is taken in any case.
+    pub compression: Option<Level>,
 }
 
 /// Rates and times.

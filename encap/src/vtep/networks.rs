@@ -162,6 +162,7 @@ impl Vtep {
             dscp: network.config.dscp.clone(),
             mss_clamp: network.config.mss_clamp,
             too_big: network.config.too_big,
+            compression: network.config.compression,
             looped: network.looped,
             traffic: Arc::clone(&network.traffic),
         })

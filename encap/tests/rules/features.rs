@@ -1,5 +1,6 @@
 //! Features: what both sides name, whatever each is made of.
 
+use encap::compress::Level;
 use encap::handshake::features::Features;
 use encap::vtep::config::VtepConfig;
 
@@ -56,6 +57,27 @@ fn rule_g10_each_handshake_agrees_anew() {
     world.run_for(secs(5));
     world.assert_all_up(0);
     assert_eq!(used(&world), Features::ALL);
+}
+
+#[test]
+fn rule_z2_compression_is_the_networks_choice_and_a_reload_applies_it() {
+    let mut world = World::cluster(1, 2);
+    let chosen = |world: &World| {
+        let tables = world.nodes[0].vtep.tables();
+        tables.network(tables.handles[&vni()]).unwrap().compression
+    };
+    let before = world.nodes[0].vtep.peer_status(world.now)[0].handshakes;
+    assert_eq!(chosen(&world), None);
+    for level in [Level::new(3), Level::new(19), None] {
+        let mut config = world.nodes[0].config.clone();
+        config.networks[0].compression = level;
+        let now = world.now;
+        world.nodes[0].vtep.reconfigure(now, config);
+        assert_eq!(chosen(&world), level);
+    }
+    world.run_for(secs(2));
+    world.assert_all_up(0);
+    assert_eq!(world.nodes[0].vtep.peer_status(world.now)[0].handshakes, before);
 }
 
 #[test]

@@ -75,6 +75,7 @@ pub fn network() -> NetworkConfig {
         dscp: None,
         mss_clamp: true,
         too_big: true,
+        compression: None,
     }
 }
 

@@ -224,6 +224,12 @@ fn network_changes(old: &NetworkConfig, new: &NetworkConfig, changes: &mut Chang
             options.push(format!("{key} = {after}"));
         }
     }
+    if old.compression != new.compression {
+        options.push(match new.compression {
+            Some(level) => format!("compression = zstd, level {}", level.get()),
+            None => "compression = off".to_owned(),
+        });
+    }
     if old.policy != new.policy {
         options.push(format!("policy = {}", own_or_cluster(new.policy.as_ref())));
     }
@@ -385,7 +391,8 @@ mod tests {
     use crate::config::links::{Family, NodeAddress};
     use crate::config::testing::{self, id, key, network, node, vni};
     use crate::config::{
-        Cipher, DaemonConfig, Dscp, LinkOptions, Policy, Profile, Protect, StaticEntry, derived_mac,
+        Cipher, DaemonConfig, Dscp, Level, LinkOptions, Policy, Profile, Protect, StaticEntry,
+        derived_mac,
     };
     use std::time::Duration;
 
@@ -460,6 +467,7 @@ mod tests {
             |network: &mut NetworkConfig| network.mss_clamp = false,
             |network: &mut NetworkConfig| network.too_big = false,
             |network: &mut NetworkConfig| network.loop_probe = false,
+            |network: &mut NetworkConfig| network.compression = Some(Level::default()),
             |network: &mut NetworkConfig| network.policy = Some(Policy::Passive),
             |network: &mut NetworkConfig| network.dscp = Some(Dscp::Fixed(0)),
         ] {

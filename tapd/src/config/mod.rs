@@ -39,7 +39,7 @@ pub(crate) use fault::Faults;
 pub(crate) use key::{ClusterKey, KEY_LEN};
 pub(crate) use links::{Family, LinkOptions, NodeAddress, NodeLink, Pair};
 pub(crate) use node::NodeSelector;
-pub(crate) use traffic::{Dscp, Policy, Protect};
+pub(crate) use traffic::{Dscp, Level, Policy, Protect};
 pub(crate) use validate::check_socket_path;
 
 use fault::{At, Collector};
@@ -230,6 +230,8 @@ pub(crate) struct NetworkConfig {
     pub(crate) too_big: bool,
     /// Loops through bridges behind the taps are looked for.
     pub(crate) loop_probe: bool,
+    /// What is sent to nodes that take it is compressed, so hard.
+    pub(crate) compression: Option<Level>,
     /// For frames of this network.
     pub(crate) policy: Option<Policy>,
     /// For frames of this network.

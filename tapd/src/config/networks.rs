@@ -12,6 +12,7 @@ use super::derive::derived_address;
 use super::fault::{Collector, Located};
 use super::fields::Field;
 use super::reader::{RawEntry, RawNetwork};
+use super::traffic::Level;
 use super::{MIN_IPV6_TAP_MTU, MacPolicy, NetworkConfig, NodeConfig, StaticEntry, TapMtu};
 
 /// The nodes by everything they can be called.
@@ -81,6 +82,7 @@ pub(super) fn validate(
             mss_clamp: or(network.mss_clamp, true),
             too_big: or(network.too_big, true),
             loop_probe: or(network.loop_probe, true),
+            compression: or(network.compression, false).then(|| level(network.compression_level)),
             policy: network.policy.map(|policy| policy.value),
             dscp: network.dscp.map(|dscp| dscp.value),
         });
@@ -88,6 +90,11 @@ pub(super) fn validate(
     check_overlaps(&placed, faults);
     networks.sort_by_key(|network| network.vni);
     networks
+}
+
+/// In range, or a fault already.
+fn level(field: Field<u8>) -> Level {
+    field.and_then(|level| Level::new(level.value)).unwrap_or_default()
 }
 
 fn check_tap_name(tap: &Located<String>, faults: &mut Collector) {

@@ -13,7 +13,9 @@ use super::fields::{Field, Fields, parse_with, text_of};
 use super::links::Family;
 use super::ranges::AddressRange;
 use super::sections::{CLUSTER, DAEMON, DETECTOR, FDB, LINK, NETWORK, NODE, NODE_LINK, TOP};
-use super::traffic::{DSCP_MAX, Dscp, Policy, Protect, parse_policy, parse_protect};
+use super::traffic::{
+    DSCP_MAX, Dscp, Level, Policy, Protect, parse_compression, parse_policy, parse_protect,
+};
 use super::tree::{Item, Table, Value};
 use super::{Cipher, MAX_TAP_MTU, MIN_TAP_MTU, MIN_UNDERLAY_MTU, MacPolicy, Profile, TapMtu};
 
@@ -132,6 +134,8 @@ pub(super) struct RawNetwork {
     pub(super) mss_clamp: Field<bool>,
     pub(super) too_big: Field<bool>,
     pub(super) loop_probe: Field<bool>,
+    pub(super) compression: Field<bool>,
+    pub(super) compression_level: Field<u8>,
     pub(super) policy: Field<Policy>,
     pub(super) dscp: Field<Dscp>,
 }
@@ -438,6 +442,9 @@ fn read_network(at: At, table: &Table, faults: &mut Collector) -> RawNetwork {
         mss_clamp: fields.boolean("mss_clamp"),
         too_big: fields.boolean("too_big"),
         loop_probe: fields.boolean("loop_probe"),
+        compression: fields.parsed("compression", parse_compression),
+        compression_level: fields
+            .integer("compression_level", Level::MIN.into()..=Level::MAX.into()),
         policy: fields.parsed("policy", parse_policy),
         dscp: read_dscp(&mut fields),
     }

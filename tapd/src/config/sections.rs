@@ -85,6 +85,8 @@ pub(super) const NETWORK: Section = Section {
         "mss_clamp",
         "too_big",
         "loop_probe",
+        "compression",
+        "compression_level",
         "policy",
         "dscp",
     ],

@@ -53,6 +53,7 @@ pub(crate) fn network(number: u32, members: &[u16]) -> NetworkConfig {
         mss_clamp: true,
         too_big: true,
         loop_probe: true,
+        compression: None,
         policy: None,
         dscp: None,
     }

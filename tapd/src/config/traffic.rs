@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+pub(crate) use encap::compress::Level;
 use encap::forward::policy::InvalidPolicy;
 pub(crate) use encap::forward::policy::Policy;
 pub(crate) use encap::forward::protect::Protect;
@@ -38,6 +39,18 @@ pub(super) fn parse_protect(text: &str) -> Result<Protect, String> {
         "control" => Ok(Protect::Control),
         "all" => Ok(Protect::All),
         _ => Err("is not one of \"off\", \"control\", \"all\"".to_owned()),
+    }
+}
+
+/// Whether to compress, from the configuration's text.
+///
+/// # Errors
+/// What is wrong, to be read behind the text.
+pub(super) fn parse_compression(text: &str) -> Result<bool, String> {
+    match text {
+        "off" => Ok(false),
+        "zstd" => Ok(true),
+        _ => Err("is no compression; there are \"off\", \"zstd\"".to_owned()),
     }
 }
 

@@ -75,6 +75,7 @@ pub(super) fn vtep_config(
                     dscp: network.dscp.as_ref().map(dscp),
                     mss_clamp: network.mss_clamp,
                     too_big: network.too_big,
+                    compression: network.compression,
                     static_fdb: network.static_fdb.iter().map(|e| (e.mac, e.node)).collect(),
                 })
             })

@@ -237,6 +237,34 @@ fn traffic_is_the_networks_then_the_peers_then_the_clusters() {
 }
 
 #[test]
+fn compression_is_a_networks_and_off_where_nothing_is_said() {
+    let with = |keys: &str| {
+        format!(
+            "[cluster]\nkey_file = 'cluster.key'\n[[nodes]]\nid = 1\naddresses = ['192.0.2.1']\n\
+            [[networks]]\nvni = 1\n{keys}\n[[networks]]\nvni = 2\n"
+        )
+    };
+    let levels = |keys: &str| {
+        let config = load(&with(keys));
+        assert_eq!(config.networks[1].compression, None);
+        config.networks[0].compression.map(Level::get)
+    };
+    assert_eq!(levels(""), None);
+    assert_eq!(levels("compression = 'off'"), None);
+    assert_eq!(levels("compression = 'zstd'"), Some(1));
+    assert_eq!(levels("compression = 'zstd'\ncompression_level = 19"), Some(19));
+    // Switching it off for a while need not take the level out.
+    assert_eq!(levels("compression = 'off'\ncompression_level = 3"), None);
+    let expected = "is no compression; there are \"off\", \"zstd\"";
+    one_fault(&with("compression = 'lz4'"), expected);
+    one_fault(&with("compression = true"), "compression must be a string in quotes");
+    for level in [0, 20, -1] {
+        let keys = format!("compression_level = {level}");
+        one_fault(&with(&keys), "is out of range; choose 1 to 19");
+    }
+}
+
+#[test]
 fn dscp_is_a_number_or_a_word_or_a_table() {
     let dscp = |value: &str| cluster(&format!("dscp = {value}"));
     let loaded = |value: &str| load(&dscp(value)).cluster.dscp;
