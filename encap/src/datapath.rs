@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use arc_swap::ArcSwap;
 
+use crate::compress::{Compressor, Decompressor};
 use crate::crypto::seal::{SealError, TxLane};
 use crate::crypto::session::Session;
 use crate::forward::fdb::Place;
@@ -296,8 +297,11 @@ pub struct Datapath {
     pub(crate) fragment_pool: BufPool,
     /// Who the frames at hand are for.
     pub(crate) plan: Plan,
-    /// What is cut into fragments.
+    /// What is cut into fragments, or compressed.
     pub(crate) scratch: Vec<u8>,
+    pub(crate) compressor: Compressor,
+    /// Made when it is first wanted.
+    pub(crate) decompressor: Option<Decompressor>,
     pub(crate) fragment_id: u16,
     pub(crate) too_big: TooBigLimiter,
     /// Frames to go back into the tap.
@@ -320,13 +324,15 @@ impl Datapath {
         worker: usize,
         lane: Lane,
     ) -> Self {
+        let counters = Arc::<Counters>::default();
+        let compressor = Compressor::new(Arc::clone(&counters));
         Self {
             tables,
             clock,
             worker,
             lane,
             lanes: Vec::new(),
-            counters: Arc::default(),
+            counters,
             policers: HashMap::new(),
             notices: Policer::new(clock.0, 10, 10),
             longs: Policer::new(clock.0, LONGS_PER_SECOND, LONGS_PER_SECOND / 10),
@@ -345,6 +351,8 @@ impl Datapath {
             returns: Deliveries::default(),
             plan: Plan::default(),
             scratch: Vec::new(),
+            compressor,
+            decompressor: None,
             fragment_pool: BufPool::new(FRAGMENT_BUF_LEN, MAX_FRAGMENT_BUFS),
             news: Burst::new(),
             unknown_sources: Policer::new(clock.0, STRANGERS_PER_SECOND, STRANGERS_PER_SECOND / 10),

@@ -10,11 +10,13 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
+use crate::compress::{Compressed, Decompressor};
 use crate::crypto::aead::Suite;
 use crate::crypto::session::{self, LaneGuard, Session};
 use crate::datapath::{ControlInput, Datapath, Deliveries, Delivery, FdbCache, Pulse};
 use crate::forward::fdb::{Learn, Place};
 use crate::forward::{filter, mss};
+use crate::handshake::features::Features;
 use crate::id::Vni;
 use crate::link::id::LinkIndex;
 use crate::reassembly::{FragmentDrop, Key, Whole};
@@ -287,6 +289,9 @@ impl Datapath {
                 let mark = if whole.ecn_ce { origin.mark | ECN_CE } else { origin.mark };
                 let at = Span { piece: out.pieces.0.len(), start: 0, len: whole.buf.len() };
                 let (inner, payload) = read_inner(whole.buf.data_mut())?;
+                if inner.kind == Kind::Bundle {
+                    return Err(DropReason::FragmentInvalid);
+                }
                 let at = at.after(INNER_HEADER_LEN);
                 self.payload(now, tables, origin, mark, inner, payload, at, out)?;
                 out.pieces.0.push(whole.buf);
@@ -346,7 +351,12 @@ impl Datapath {
     ) -> Result<(), DropReason> {
         let partial = inner.kind == Kind::FramePartialChecksum;
         let (handle, frame, at) = match inner.kind {
+            Kind::Compressed => {
+                agreed(origin, Features::COMPRESSION)?;
+                return self.decompress(now, tables, origin, mark, inner.handle, payload, out);
+            }
             Kind::Bundle => {
+                agreed(origin, Features::BUNDLES)?;
                 return self.unbundle(now, tables, origin, mark, inner.handle, payload, at, out);
             }
             Kind::Frame | Kind::FramePartialChecksum => (inner.handle, payload, at),
@@ -359,6 +369,45 @@ impl Datapath {
         let delivery = self.frame(now, tables, origin, mark, (handle, partial), frame, at)?;
         out.list.push(delivery);
         Ok(())
+    }
+
+    /// Takes on what a compressed payload becomes.
+    #[allow(clippy::too_many_arguments)] // a stage of the packet path: everything is at hand
+    fn decompress(
+        &mut self,
+        now: Instant,
+        tables: &Tables,
+        origin: &Origin<'_>,
+        mark: u8,
+        handle: Handle,
+        payload: &[u8],
+        out: &mut Deliveries,
+    ) -> Result<(), DropReason> {
+        let compressed = Compressed::read(payload).map_err(|_| DropReason::CompressionInvalid)?;
+        if self.decompressor.is_none() {
+            self.decompressor = Decompressor::new(Arc::clone(&self.counters));
+        }
+        let decompressor = self.decompressor.as_mut().ok_or(DropReason::CompressionInvalid)?;
+        let len = compressed.len();
+        let mut buf = match self.fragment_pool.max_len() {
+            enough if len <= enough => self.fragment_pool.alloc(),
+            _ => PacketBuf::with_capacity(len),
+        };
+        buf.set_len(len);
+        let at = Span { piece: out.pieces.0.len(), start: 0, len };
+        // Its place, so that what comes out of it can name it.
+        out.pieces.0.push(PacketBuf::default());
+        let mut outcome = decompressor
+            .decompress(&compressed, buf.data_mut())
+            .map_err(|_| DropReason::CompressionInvalid);
+        if outcome.is_ok() {
+            let inner = InnerHeader { kind: compressed.inner(), handle };
+            outcome = self.payload(now, tables, origin, mark, inner, buf.data_mut(), at, out);
+        }
+        if let Some(place) = out.pieces.0.get_mut(at.piece) {
+            *place = buf;
+        }
+        outcome
     }
 
     /// Takes the frames of a bundle on, each for itself.
@@ -528,6 +577,12 @@ fn read_inner(bytes: &mut [u8]) -> Result<(InnerHeader, &mut [u8]), DropReason> 
     let (inner, payload) = bytes.split_first_chunk_mut().ok_or(DropReason::DatagramTruncated)?;
     let inner = InnerHeader::read(*inner).map_err(|_| DropReason::KindUnknown)?;
     Ok((inner, payload))
+}
+
+/// Whether both ends said that they take such a kind.
+fn agreed(origin: &Origin<'_>, feature: Features) -> Result<(), DropReason> {
+    let agreed = origin.session.facts().features.contains(feature);
+    if agreed { Ok(()) } else { Err(DropReason::KindUnknown) }
 }
 
 /// A control payload for the control thread; heartbeats, of which there are many, are read here.

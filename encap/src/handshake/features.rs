@@ -19,7 +19,7 @@ impl Features {
     /// All that this version has a name for.
     pub const ALL: Self = Self(Self::BUNDLES.0 | Self::COMPRESSION.0);
     /// What a node of this version names: what its way in takes apart.
-    pub const SUPPORTED: Self = Self::BUNDLES;
+    pub const SUPPORTED: Self = Self::ALL;
 
     /// The set that was read; bits of later versions stay, and mean nothing here.
     #[must_use]

@@ -31,6 +31,7 @@ impl Bundle<'_> {
             && mine.inner.handle == outbound.inner.handle
             && mine.links == outbound.links
             && mine.mark == outbound.mark
+            && mine.compression == outbound.compression
     }
 }
 
@@ -83,6 +84,7 @@ impl Datapath {
             pass.out.memory.drain(front..front + ENTRY_HEADER_LEN);
             inner = outbound.inner;
         }
+        let inner = self.compress(&outbound, inner, pass.out, start);
         match self.finish(&outbound, inner, pass.out, start, true) {
             Ok(()) if count > 1 => {
                 self.counters.bundles_out.add(1);

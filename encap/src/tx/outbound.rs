@@ -2,12 +2,14 @@
 
 use std::time::Instant;
 
+use crate::compress::Level;
 use crate::crypto::aead::Suite;
 use crate::crypto::session::Session;
 use crate::datapath::Datapath;
 use crate::forward::policy::{Policy, flow_of};
 use crate::forward::protect::{Protect, is_control};
 use crate::forward::{marks, mss, too_big};
+use crate::handshake::features::Features;
 use crate::id::PeerIndex;
 use crate::link::id::LinkSet;
 use crate::stats::DropReason;
@@ -43,6 +45,8 @@ pub(super) struct Outbound<'t> {
     pub(super) mark: u8,
     /// Kept to be sent again, among so many bytes at most.
     pub(super) keep: Option<usize>,
+    /// How hard to compress it, and its flow.
+    pub(super) compression: Option<(Level, u64)>,
 }
 
 impl Datapath {
@@ -91,9 +95,13 @@ impl Datapath {
         let overhead = if suite == Suite::Clear { CLEAR_OVERHEAD } else { SEALED_OVERHEAD };
         let policy = network.policy.unwrap_or(peer.policy);
         let inner_ip = InnerIp::find(frame);
-        let flow = match policy {
-            Policy::FlowHash => flow_of(frame, inner_ip.as_ref()),
-            _ => 0,
+        let compression = network
+            .compression
+            .filter(|_| session.facts().features.contains(Features::COMPRESSION));
+        let flow = if policy == Policy::FlowHash || compression.is_some() {
+            flow_of(frame, inner_ip.as_ref())
+        } else {
+            0
         };
         let links = peer.ways.choose(policy, flow, &mut self.turn);
         if links.is_empty() {
@@ -118,7 +126,20 @@ impl Datapath {
         let keep = keep.then_some(tables.resend_bytes);
         let kind = self.mark_checksum(frame, offload, suite, handle)?;
         let inner = InnerHeader { kind, handle };
-        Ok(Outbound { now, peer, session, network, inner, links, limit, overhead, mark, keep })
+        let compression = compression.map(|level| (level, flow));
+        Ok(Outbound {
+            now,
+            peer,
+            session,
+            network,
+            inner,
+            links,
+            limit,
+            overhead,
+            mark,
+            keep,
+            compression,
+        })
     }
 
     /// Has the sender make packets that fit: by TCP's segment size as a connection begins, else by

@@ -76,11 +76,12 @@ impl Datapath {
             out.memory.extend_from_slice(&[a, b, c, 0]);
         }
         write(&mut out.memory);
+        let inner = self.compress(outbound, outbound.inner, out, start);
         let len = out.memory.len() - start - ROOM_IN_FRONT;
         let sealed = if len + outbound.overhead <= outbound.limit {
-            self.finish(outbound, outbound.inner, out, start, first)
+            self.finish(outbound, inner, out, start, first)
         } else {
-            self.pack_pieces(outbound, out, start, first)
+            self.pack_pieces(outbound, inner, out, start, first)
         };
         if sealed.is_err() {
             out.memory.truncate(start);
@@ -93,6 +94,7 @@ impl Datapath {
     fn pack_pieces(
         &mut self,
         outbound: &Outbound<'_>,
+        whole_inner: InnerHeader,
         out: &mut Transmits,
         start: usize,
         first: bool,
@@ -100,7 +102,7 @@ impl Datapath {
         let max_piece = outbound.limit.saturating_sub(outbound.overhead + FRAGMENT_HEADER_LEN);
         let mut whole = std::mem::take(&mut self.scratch);
         whole.clear();
-        whole.extend_from_slice(&outbound.inner.write());
+        whole.extend_from_slice(&whole_inner.write());
         whole.extend_from_slice(out.memory.get(start + ROOM_IN_FRONT..).unwrap_or_default());
         out.memory.truncate(start);
         let outcome = self.seal_pieces(outbound, &whole, max_piece, first, out);
@@ -134,6 +136,26 @@ impl Datapath {
             self.counters.fragments_out.add(1);
         }
         Ok(())
+    }
+
+    /// Compresses the payload at the end of `out` where its network wants that and it becomes
+    /// shorter; gives the inner header that it has now (rule Z1).
+    pub(super) fn compress(
+        &mut self,
+        outbound: &Outbound<'_>,
+        inner: InnerHeader,
+        out: &mut Transmits,
+        start: usize,
+    ) -> InnerHeader {
+        let Some((level, flow)) = outbound.compression else { return inner };
+        let payload = out.memory.get(start + ROOM_IN_FRONT..).unwrap_or_default();
+        self.scratch.clear();
+        if !self.compressor.try_compress(level, flow, inner.kind, payload, &mut self.scratch) {
+            return inner;
+        }
+        out.memory.truncate(start + ROOM_IN_FRONT);
+        out.memory.extend_from_slice(&self.scratch);
+        InnerHeader { kind: Kind::Compressed, ..inner }
     }
 
     /// Seals the datagram at the end of `out` and says where it goes.
