@@ -285,6 +285,12 @@ impl TapQueue {
     pub fn counters(&self) -> &Arc<TapCounters> {
         &self.counters
     }
+
+    /// Which offloads of the tap are at work.
+    #[must_use]
+    pub fn offload(&self) -> &Arc<TapOffload> {
+        &self.offload
+    }
 }
 
 impl FramePort for TapQueue {

@@ -5,12 +5,12 @@ use std::io::{self, Read};
 use encap::wire::buf::{Checksum, FrameBurst, Offload};
 use encap::wire::ethernet::ETHERNET_HEADER_LEN;
 
-use super::{MAX_SUPER_FRAME_LEN, OffloadSwitches, TapQueue};
+use super::{MAX_SUPER_FRAME_LEN, TapQueue};
 use crate::port::MAX_BURST;
 use crate::vnet::{Settled, VNET_HEADER_LEN, VnetFault, VnetHeader, settle};
 
 /// What one read gave.
-pub(super) enum ReadFrame {
+enum ReadFrame {
     /// A frame of that many bytes, behind the tap's header.
     Frame(usize, Offload),
     Bad,
@@ -36,8 +36,7 @@ impl TapQueue {
                 }
                 break;
             };
-            let granted = self.offload.granted();
-            match self.read_into(room, MAX_SUPER_FRAME_LEN, granted)? {
+            match self.read_into(room)? {
                 ReadFrame::Frame(len, offload) => {
                     self.counters.rx_frames.add(1);
                     self.counters.rx_bytes.add(len as u64);
@@ -58,14 +57,9 @@ impl TapQueue {
         if self.vnet { VNET_HEADER_LEN } else { 0 }
     }
 
-    /// Reads one frame of up to `max_len` bytes and the tap's header in front of it into `room`,
-    /// and makes its offload state one that can travel.
-    fn read_into(
-        &self,
-        room: &mut [u8],
-        max_len: usize,
-        switches: OffloadSwitches,
-    ) -> io::Result<ReadFrame> {
+    /// Reads one frame and the tap's header in front of it into `room`, and makes its offload state
+    /// one that can travel.
+    fn read_into(&self, room: &mut [u8]) -> io::Result<ReadFrame> {
         let header_len = self.header_len();
         let len = match (&self.file).read(room) {
             Ok(len) => len,
@@ -84,7 +78,7 @@ impl TapQueue {
                 }
             },
         };
-        if len > header_len + max_len {
+        if len > header_len + MAX_SUPER_FRAME_LEN {
             self.counters.rx_dropped_long.add(1);
             return Ok(ReadFrame::Bad);
         }
@@ -99,19 +93,14 @@ impl TapQueue {
             return Ok(ReadFrame::Bad);
         }
         let offload = match header.first_chunk() {
-            Some(header) => self.settle(&VnetHeader::from_bytes(header), frame, switches),
+            Some(header) => self.settle(&VnetHeader::from_bytes(header), frame),
             None => Some(Offload::default()),
         };
         Ok(offload.map_or(ReadFrame::Bad, |offload| ReadFrame::Frame(frame.len(), offload)))
     }
 
-    fn settle(
-        &self,
-        header: &VnetHeader,
-        frame: &mut [u8],
-        switches: OffloadSwitches,
-    ) -> Option<Offload> {
-        match settle(header, frame, switches) {
+    fn settle(&self, header: &VnetHeader, frame: &mut [u8]) -> Option<Offload> {
+        match settle(header, frame, self.offload.granted()) {
             Ok(Settled::AsAnnounced(offload)) => {
                 if offload.checksum != Checksum::Complete {
                     self.counters.rx_partial_checksums.add(1);

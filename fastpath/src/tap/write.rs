@@ -18,7 +18,7 @@ const MAX_MEMBERS: usize = 64;
 
 /// What a write came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Written {
+enum Written {
     Sent,
     NoRoom,
     TooLarge,
@@ -27,7 +27,7 @@ pub(super) enum Written {
 
 impl TxReport {
     /// Adds `count` frames that one write came to.
-    pub(super) fn add(&mut self, written: Written, count: usize) {
+    fn add(&mut self, written: Written, count: usize) {
         match written {
             Written::Sent => self.sent += count,
             Written::NoRoom => self.no_room += count,
@@ -154,7 +154,7 @@ impl TapQueue {
         self.write_frame(pieces.get_mut(frame.span), frame.checksum)
     }
 
-    pub(super) fn write_frame(&mut self, frame: &mut [u8], checksum: Checksum) -> Written {
+    fn write_frame(&mut self, frame: &mut [u8], checksum: Checksum) -> Written {
         if !is_sound(frame, checksum) {
             self.counters.tx_dropped_malformed.add(1);
             return Written::Failed;
