@@ -42,7 +42,22 @@ fn tap_with(options: &TapOptions, local: IpAddr, remote: IpAddr) -> (Tap, TapQue
     tap.interface().set_up(true).unwrap();
     tap.interface().add_address(local, if local.is_ipv4() { 24 } else { 64 }).unwrap();
     ip(&["neigh", "add", &remote.to_string(), "lladdr", "02:00:00:00:00:99", "dev", "tap0"]);
+    // The kernel takes what is for an IPv6 address a little later than it lets it be bound.
+    await_text(&["route", "get", &local.to_string()], |text| text.starts_with("local"));
     (tap, queues.pop().unwrap())
+}
+
+/// Waits until what `ip` prints is as `wanted`.
+fn await_text(arguments: &[&str], wanted: impl Fn(&str) -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let printed = Command::new("ip").args(arguments).output().unwrap();
+        let printed = String::from_utf8_lossy(&printed.stdout).into_owned();
+        if wanted(&printed) {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{printed}");
+    }
 }
 
 /// Reads until `wanted` frames came that `pick` takes; what it makes of them.
@@ -260,6 +275,10 @@ fn super_frames_from_a_bridge_stay_whole() {
             "link set br0 up",
         ] {
             ip(&line.split(' ').collect::<Vec<_>>());
+        }
+        for port in ["outer", "tap0"] {
+            let forwards = |text: &str| text.contains("state forwarding");
+            await_text(&["-d", "link", "show", port], forwards);
         }
         let sender = vnet_socket(&Interface::open("inner").unwrap());
         // What a neighbour's kernel makes of 64 KiB, which is beyond what leaves as one run.
