@@ -105,10 +105,9 @@ impl Flow {
             // Length and service; flags, time to live and protocol.
             is_alike::<2>(header, frame, l3) && is_alike::<4>(header, frame, l3 + 6)
         };
-        // Acknowledgement and header length; window; urgent pointer and options.
+        // Acknowledgement; window; urgent pointer and options, as many as the payload's place says.
         let segment = || {
             is_alike::<4>(header, frame, l4 + 8)
-                && is_alike::<1>(header, frame, l4 + 12)
                 && is_alike::<2>(header, frame, l4 + 14)
                 && header.get(l4 + 18..) == frame.get(l4 + 18..header.len())
         };

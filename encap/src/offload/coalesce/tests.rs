@@ -3,6 +3,7 @@ use crate::offload::SuperFrame;
 use crate::offload::testing::Shape;
 use crate::wire::checksum::{complete_checksum, derive_partial};
 use crate::wire::ethernet::EthernetView;
+use crate::wire::inner_ip::adjust_checksum;
 
 pub(super) type Input = (Vec<u8>, Checksum);
 
@@ -166,7 +167,17 @@ fn checksums_of_all_ones_are_not_made_zeroes() {
 #[test]
 fn udp_without_checksum_goes_as_it_is() {
     for (v6, at) in [(false, 40), (true, 60)] {
-        let mut frames: Vec<_> = run(v6, false, 5).iter().map(complete).collect();
+        let mut shapes = run(v6, false, 5);
+        let mut frames: Vec<_> = shapes.iter().map(complete).collect();
+        frames[2].0[at..at + 2].fill(0);
+        assert_eq!(coalesce(&frames), ALONE);
+        // Even where 0 is what the sum over the rest asks for.
+        shapes[2].payload[98..].fill(0);
+        let rest = shapes[2].frame()[at..at + 2].to_vec();
+        shapes[2].payload[98..].copy_from_slice(&rest);
+        frames[2] = complete(&shapes[2]);
+        assert_eq!(frames[2].0[at..at + 2], [0xff, 0xff]);
+        assert_eq!(coalesce(&frames), [[0, 1, 2, 3, 4]]);
         frames[2].0[at..at + 2].fill(0);
         assert_eq!(coalesce(&frames), ALONE);
     }
@@ -233,7 +244,7 @@ fn control_flags_keep_their_place() {
     let (bytes, sum) = (&mut frames[2].0, [50, 51]);
     bytes[46] |= 1;
     let checksum = u16::from_be_bytes(sum.map(|at| bytes[at]));
-    let checksum = crate::wire::inner_ip::adjust_checksum(checksum, 0x5010, 0x5110);
+    let checksum = adjust_checksum(checksum, 0x5010, 0x5110);
     bytes[50..52].copy_from_slice(&checksum.to_be_bytes());
     assert_eq!(coalesce(&frames), ALONE);
 }
@@ -298,11 +309,32 @@ fn options_extensions_and_fragments_go_as_they_are() {
     for (v6, tcp) in ALL {
         assert_eq!(with_changed(v6, tcp, |shape| shape.extra = true), ALONE);
     }
-    for (at, byte) in [(20, 0x20), (21, 1)] {
+    for fragment in [0x2000, 1] {
         let mut frames: Vec<_> = run(false, false, 5).iter().map(complete).collect();
-        frames[2].0[at] = byte;
-        assert_eq!(coalesce(&frames), ALONE);
+        for (frame, _) in &mut frames {
+            change_ip(frame, 20, fragment);
+        }
+        assert_eq!(coalesce(&frames), [[0], [1], [2], [3], [4]]);
     }
+}
+
+/// Changes a word of an IPv4 header, and the header's checksum with it.
+fn change_ip(frame: &mut [u8], at: usize, new: u16) {
+    let word = |frame: &[u8], at: usize| u16::from_be_bytes([frame[at], frame[at + 1]]);
+    let checksum = adjust_checksum(word(frame, 24), word(frame, at), new);
+    frame[at..at + 2].copy_from_slice(&new.to_be_bytes());
+    frame[24..26].copy_from_slice(&checksum.to_be_bytes());
+}
+
+/// All else holds, the L4 checksum over what the frame has included.
+#[test]
+fn lengths_that_lie_are_not_corrected() {
+    let mut frames: Vec<_> = run(false, true, 5).iter().map(complete).collect();
+    change_ip(&mut frames[2].0, 16, 139);
+    assert_eq!(coalesce(&frames), ALONE);
+    let mut frames: Vec<_> = run(true, true, 5).iter().map(complete).collect();
+    frames[2].0[19] -= 1;
+    assert_eq!(coalesce(&frames), ALONE);
 }
 
 #[test]
