@@ -55,7 +55,7 @@ pub struct Level(u8);
 impl Level {
     /// The fastest.
     pub const MIN: u8 = 1;
-    /// The slowest: milliseconds for one large frame.
+    /// The slowest: tens of milliseconds for one large frame.
     pub const MAX: u8 = 19;
 
     /// A level, unless there is none of that number.
@@ -176,7 +176,7 @@ fn is_one_list(mut blocks: &[u8]) -> bool {
     false
 }
 
-/// A worker's decoder. Its memory, some 100 KiB, is taken once.
+/// A worker's decoder. Its memory, some 140 KiB, is taken once.
 pub struct Decompressor {
     context: bulk::Decompressor<'static>,
     counters: Arc<Counters>,
@@ -276,9 +276,9 @@ impl Place {
     }
 }
 
-/// A worker's encoders, one for each level in use, made when it is first wanted. One takes from a
-/// few 100 KiB (level 1) to 2 MiB (level 19) and keeps it; only where large payloads and more than
-/// a hundred small ones in a row take turns it gives some back and takes it again.
+/// A worker's encoders, one for each level in use, made when it is first wanted. One takes from
+/// 400 KiB (level 1) to 1.4 MiB (level 19) and keeps it; only where large payloads and more than a
+/// hundred small ones in a row take turns it gives some back and takes it again.
 pub struct Compressor {
     contexts: [Option<bulk::Compressor<'static>>; Level::MAX as usize + 1],
     misses: Misses,
