@@ -148,10 +148,11 @@ fn sum_of_blocks(blocks: &[[u8; BLOCK_LEN]]) -> u64 {
     let mut upper = [0_u32; BLOCK_LEN / 4];
     for block in blocks {
         let (chunks, _) = block.as_chunks::<4>();
-        for ((words, upper), chunk) in words.iter_mut().zip(&mut upper).zip(chunks) {
-            let word = u32::from_ne_bytes(*chunk);
-            *words = words.wrapping_add(word);
-            *upper = upper.wrapping_add(word >> 16);
+        // By index, into arrays whose length is known: nothing is left to the optimiser's mood.
+        for at in 0..BLOCK_LEN / 4 {
+            let word = u32::from_ne_bytes(chunks[at]);
+            words[at] = words[at].wrapping_add(word);
+            upper[at] = upper[at].wrapping_add(word >> 16);
         }
     }
     let lanes = words.iter().zip(&upper).map(|(words, upper)| {

@@ -81,9 +81,11 @@ fn rule_z2_compression_is_the_networks_choice_and_a_reload_applies_it() {
 }
 
 #[test]
-#[ignore = "the way in does not ask yet what was agreed"]
 fn rule_g10_a_kind_that_was_not_agreed_is_unknown() {
-    let mut world = clear_world();
+    let mut world = World::new(1);
+    world.add(clear(1));
+    world.add(VtepConfig { features: Features::NONE, ..clear(2) });
+    world.run_for(secs(2));
     for (number, kind) in [3, 10].into_iter().enumerate() {
         let inner = kind << 12 | handle(&world, 1);
         let moved =

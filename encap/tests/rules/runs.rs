@@ -1,0 +1,306 @@
+//! What frames that are at hand at once become: super-frames in segments, small frames in bundles,
+//! equal datagrams in runs, payloads compressed.
+
+use encap::compress::Level;
+use encap::handshake::features::Features;
+use encap::wire::buf::{SegmentKind, Segmentation, Transmits};
+use encap::wire::bundle;
+
+use super::*;
+
+/// What node 0 makes of frames that its tap gave at once.
+fn sent_at_once(world: &mut World, frames: &[(&[u8], Offload)]) -> Transmits {
+    let (now, node) = (world.now, &mut world.nodes[0]);
+    let handle = node.vtep.tables().handles[&vni()];
+    world::encapsulate(&mut node.datapath, now, handle, frames)
+}
+
+fn complete(frames: &[Vec<u8>]) -> Vec<(&[u8], Offload)> {
+    frames.iter().map(|bytes| (bytes.as_slice(), Offload::default())).collect()
+}
+
+/// What node 1 delivers of these datagrams, with the state of the checksums.
+fn delivered(world: &mut World, sent: &Transmits) -> Vec<(Checksum, Vec<u8>)> {
+    let mut all = Vec::new();
+    for (run, bytes) in sent.datagrams() {
+        let from = (run.uplink, address(1), run.mark);
+        let (out, _) = world::decapsulate(&mut world.nodes[1].datapath, world.now, from, bytes);
+        all.extend(out.iter().map(|(d, bytes)| (d.frame.checksum, bytes.to_vec())));
+    }
+    all
+}
+
+fn bytes_of(delivered: Vec<(Checksum, Vec<u8>)>) -> Vec<Vec<u8>> {
+    delivered.into_iter().map(|(_, bytes)| bytes).collect()
+}
+
+/// Numbered frames of these lengths from node 0's host to node 1's.
+fn numbered(lens: &[usize]) -> Vec<Vec<u8>> {
+    let one = |(number, len): (usize, &usize)| {
+        let mut payload = vec![number as u8; len - 14];
+        payload[0] = 0xee;
+        frame(mac(2), mac(1), &payload)
+    };
+    lens.iter().enumerate().map(one).collect()
+}
+
+/// Node 1's host is known to node 0, so that nothing is flooded.
+fn acquainted(mut world: World) -> World {
+    world.transmit(1, &frame(mac(1), mac(2), &[1; 40]));
+    world.run_for(ms(50));
+    world.transmit(0, &frame(mac(2), mac(1), &[1; 40]));
+    world.run_for(ms(50));
+    world
+}
+
+#[test]
+fn rule_b2_small_frames_of_one_burst_share_datagrams_in_their_order() {
+    let mut world = acquainted(World::cluster(1, 2));
+    let frames = numbered(&[60; 70]);
+    let moved = counted(&mut world, |world| {
+        let sent = sent_at_once(world, &complete(&frames));
+        // 23 entries of 62 bytes fit in 1,446: three bundles, and one frame that is left over.
+        assert_eq!(sent.datagrams().count(), 4);
+        assert_eq!(sent.list.len(), 1, "a run of three equal ones and a shorter one");
+        assert_eq!(bytes_of(delivered(world, &sent)), frames);
+    });
+    assert!(moved.is_empty(), "{moved:?}");
+    let counters = world.nodes[0].datapath.counters();
+    assert_eq!((counters.bundles_out.get(), counters.bundled_frames_out.get()), (3, 69));
+    let counters = world.nodes[1].datapath.counters();
+    assert_eq!((counters.bundles_in.get(), counters.bundled_frames_in.get()), (3, 69));
+}
+
+#[test]
+fn rule_b2_a_bundle_ends_at_its_limits() {
+    let mut world = acquainted(World::cluster(1, 2));
+    let mut datagrams = |lens: &[usize]| {
+        let frames = numbered(lens);
+        let sent = sent_at_once(&mut world, &complete(&frames));
+        assert_eq!(bytes_of(delivered(&mut world, &sent)), frames, "{lens:?}");
+        sent.datagrams().map(|(_, bytes)| bytes.len() - 26).collect::<Vec<_>>()
+    };
+    assert_eq!(datagrams(&[60]), [60], "alone it is a frame as ever");
+    assert_eq!(datagrams(&[15; 33]), [32 * 17, 15], "32 at most");
+    assert_eq!(datagrams(&[60, 1_400]), [60, 1_400], "the second does not fit");
+    assert_eq!(datagrams(&[60, 60, 1_400, 60]), [2 * 62, 1_400, 60]);
+    assert_eq!(datagrams(&[721, 721]), [2 * 723], "two that just fit");
+    assert_eq!(datagrams(&[722, 722]), [722, 722]);
+}
+
+#[test]
+fn rule_b2_only_what_leaves_alike_shares_a_datagram() {
+    let mut world = acquainted(World::cluster(1, 3));
+    // To a node that is known, to one that is not (flooded to both), and to the first again.
+    let frames = [
+        frame(mac(2), mac(1), &[1; 50]),
+        frame(mac(3), mac(1), &[2; 50]),
+        frame(mac(2), mac(1), &[3; 50]),
+    ];
+    let sent = sent_at_once(&mut world, &complete(&frames));
+    let to: Vec<_> = sent.datagrams().map(|(run, bytes)| (run.remote, bytes.len() - 26)).collect();
+    let (second, third) = (address(2), address(3));
+    assert_eq!(to, [(second, 64), (third, 64), (second, 2 * 66)]);
+    // Another mark is another datagram.
+    let mut marked = udp_frame();
+    marked[15] |= 2; // ECT(0), which the outer header bears too
+    let frames = [udp_frame(), marked, udp_frame(), udp_frame()];
+    let sent = sent_at_once(&mut world, &complete(&frames));
+    let marks: Vec<_> = sent.list.iter().map(|run| run.mark & 3).collect();
+    assert_eq!(marks, [0, 2, 0]);
+}
+
+#[test]
+fn rule_b2_partial_checksums_stay_partial_in_a_bundle() {
+    let mut world = acquainted(World::cluster(1, 2));
+    let bytes = udp_frame();
+    let partial = Checksum::Partial { start: 34, offset: 6 };
+    let offload = Offload { checksum: partial, segmentation: None };
+    let sent = sent_at_once(&mut world, &[(&bytes, offload), (&bytes, Offload::default())]);
+    assert_eq!(sent.datagrams().count(), 1);
+    let expected = [(partial, bytes.clone()), (Checksum::Complete, bytes)];
+    assert_eq!(delivered(&mut world, &sent), expected);
+}
+
+#[test]
+fn rule_b2_nothing_is_bundled_for_a_peer_that_takes_none() {
+    let mut world = World::new(1);
+    world.add(config(1, 2));
+    world.add(VtepConfig { features: Features::NONE, ..config(2, 2) });
+    world.run_for(secs(2));
+    let mut world = acquainted(world);
+    let frames = numbered(&[60; 5]);
+    let sent = sent_at_once(&mut world, &complete(&frames));
+    assert_eq!((sent.datagrams().count(), sent.list.len()), (5, 1), "a run of single frames");
+    assert_eq!(bytes_of(delivered(&mut world, &sent)), frames);
+}
+
+#[test]
+fn rule_b2_a_bundle_is_sent_again_if_one_of_its_frames_would_be() {
+    let mut world = World::pair(1, 2, |_| {});
+    world.run_for(secs(3));
+    let mut world = acquainted(world);
+    assert!(world.all_links_up());
+    let held = |world: &World| {
+        let tables = world.nodes[0].vtep.tables();
+        let peer = tables.peers[0].as_ref().unwrap().index;
+        world.nodes[0].datapath.held_bytes(peer).0
+    };
+    let before = held(&world);
+    // The first is small enough to count as control, the second is not.
+    sent_at_once(&mut world, &complete(&numbered(&[60, 400])));
+    assert!(held(&world) > 0 && held(&world) >= before);
+}
+
+#[test]
+fn rule_b1_a_bad_entry_spoils_no_other() {
+    let mut world = clear_world();
+    let (good, bad) = (frame(mac(1), mac(9), &[5; 40]), frame(mac(1), MacAddr([1; 6]), &[5; 40]));
+    let mut payload = Vec::new();
+    for frame in [&good, &bad, &good] {
+        payload.extend(bundle::entry_header(frame.len(), false));
+        payload.extend(frame);
+    }
+    let inner = 3 << 12 | handle(&world, 1);
+    let moved = counted(&mut world, |world| inject_clear(world, 0, inner, &payload));
+    assert_eq!(moved, BTreeMap::from([("inner_frame_invalid", 1)]));
+    let last = world.nodes[1].delivered.iter().rev().take(2);
+    assert!(last.clone().count() == 2 && last.clone().all(|(_, bytes)| *bytes == good));
+}
+
+/// A TCP super-frame to node 1's host with its partial checksum, and so many bytes of payload.
+fn super_frame(payload: usize) -> (Vec<u8>, Checksum) {
+    let builder = etherparse::PacketBuilder::ethernet2(mac(1).0, mac(2).0)
+        .ipv4([10, 0, 0, 1], [10, 0, 0, 2], 64)
+        .tcp(1_000, 2_000, 7, 512)
+        .ack(1)
+        .psh();
+    let payload: Vec<_> = (0..payload).map(|at| (at / 7) as u8).collect();
+    let mut bytes = Vec::new();
+    builder.write(&mut bytes, &payload).unwrap();
+    bytes[20] = 0x40; // DF
+    let mut header = etherparse::Ipv4Header::from_slice(&bytes[14..]).unwrap().0;
+    header.header_checksum = header.calc_header_checksum();
+    bytes[14..34].copy_from_slice(&header.to_bytes());
+    // The pseudo-header's sum over the whole length, as a kernel leaves it.
+    let len = (bytes.len() - 34) as u32;
+    let sum: u32 = [0x0a00_u32, 0x0001, 0x0a00, 0x0002, 6].iter().sum::<u32>() + len;
+    let sum = (sum >> 16) + (sum & 0xffff);
+    bytes[50..52].copy_from_slice(&(sum as u16).to_be_bytes());
+    (bytes, Checksum::Partial { start: 34, offset: 16 })
+}
+
+fn tcp(size: u16) -> Option<Segmentation> {
+    Some(Segmentation { kind: SegmentKind::Tcp4, size, ecn: false })
+}
+
+#[test]
+fn rule_p2_a_super_frame_crosses_in_segments_as_one_run() {
+    let mut world = acquainted(World::cluster(1, 2));
+    let (bytes, checksum) = super_frame(44 * 1_392 - 100);
+    let offload = Offload { checksum, segmentation: tcp(1_392) };
+    let sent = sent_at_once(&mut world, &[(&bytes, offload)]);
+    assert_eq!((sent.datagrams().count(), sent.list.len()), (44, 1));
+    assert_eq!(sent.list[0].segment_size, 54 + 1_392 + 26);
+    let segments = delivered(&mut world, &sent);
+    assert_eq!(segments.len(), 44);
+    let mut stream = Vec::<u8>::new();
+    for (number, (checksum, mut segment)) in segments.into_iter().enumerate() {
+        assert_eq!(checksum, Checksum::Partial { start: 34, offset: 16 });
+        encap::wire::checksum::complete_checksum(&mut segment, 34, 16).unwrap();
+        let parsed = etherparse::PacketHeaders::from_ethernet_slice(&segment).unwrap();
+        let ip = parsed.net.as_ref().unwrap().ipv4_ref().unwrap().0;
+        assert_eq!(ip.header_checksum, ip.calc_header_checksum());
+        let tcp = parsed.transport.unwrap().tcp().unwrap();
+        let payload = parsed.payload.slice();
+        assert_eq!(tcp.checksum, tcp.calc_checksum_ipv4(ip, payload).unwrap(), "{number}");
+        assert_eq!((tcp.sequence_number, tcp.psh), (7 + stream.len() as u32, number == 43));
+        stream.extend(payload);
+    }
+    assert_eq!(stream, bytes[54..]);
+}
+
+#[test]
+fn rule_p2_segments_in_clear_mode_are_complete() {
+    let mut world = acquainted(clear_world());
+    let (bytes, checksum) = super_frame(3_000);
+    let offload = Offload { checksum, segmentation: tcp(1_000) };
+    let sent = sent_at_once(&mut world, &[(&bytes, offload)]);
+    let segments = delivered(&mut world, &sent);
+    assert_eq!(segments.len(), 3);
+    for (checksum, segment) in segments {
+        assert_eq!(checksum, Checksum::Complete);
+        let parsed = etherparse::PacketHeaders::from_ethernet_slice(&segment).unwrap();
+        let ip = parsed.net.as_ref().unwrap().ipv4_ref().unwrap().0;
+        let tcp = parsed.transport.unwrap().tcp().unwrap();
+        assert_eq!(tcp.checksum, tcp.calc_checksum_ipv4(ip, parsed.payload.slice()).unwrap());
+    }
+}
+
+#[test]
+fn rule_p2_segments_larger_than_the_path_go_in_fragments() {
+    let mut world = acquainted(World::cluster(1, 2));
+    let (bytes, checksum) = super_frame(6_000);
+    let offload = Offload { checksum, segmentation: tcp(3_000) };
+    let sent = sent_at_once(&mut world, &[(&bytes, offload)]);
+    assert_eq!(sent.datagrams().count(), 2 * 3);
+    let segments = delivered(&mut world, &sent);
+    let payloads: Vec<_> = segments.iter().flat_map(|(_, bytes)| &bytes[54..]).copied().collect();
+    assert_eq!(payloads, bytes[54..]);
+}
+
+#[test]
+fn rule_p2_what_cannot_be_cut_is_dropped_by_name() {
+    let mut world = acquainted(World::cluster(1, 2));
+    let (bytes, checksum) = super_frame(5_000);
+    let udp = Segmentation { kind: SegmentKind::Udp, size: 1_000, ecn: false };
+    let elsewhere = Checksum::Partial { start: 36, offset: 16 };
+    for (checksum, segmentation) in [
+        (checksum, tcp(0)),
+        (checksum, tcp(2)),
+        (checksum, Some(udp)),
+        (elsewhere, tcp(1_000)),
+        (Checksum::Complete, tcp(1_000)),
+    ] {
+        let offload = Offload { checksum, segmentation };
+        let moved = counted(&mut world, |world| {
+            let sent = sent_at_once(world, &[(&bytes, offload)]);
+            assert!(sent.list.is_empty() && sent.memory.is_empty(), "{offload:?}");
+        });
+        assert!(moved.is_empty(), "node 1 saw something");
+    }
+    let counters = world.nodes[0].datapath.counters();
+    assert_eq!(counters.dropped(DropReason::FrameBadSegmentation), 5);
+}
+
+#[test]
+fn rule_z2_what_becomes_shorter_crosses_compressed() {
+    let mut world = World::new(1);
+    for me in 1..=2 {
+        let mut config = config(me, 2);
+        config.networks[0].compression = Level::new(1);
+        world.add(config);
+    }
+    world.run_for(secs(2));
+    let mut world = acquainted(world);
+    let mut dice = Random(1);
+    let noise: Vec<_> = (0..1_000).map(|_| dice.next() as u8).collect();
+    let frames = [
+        frame(mac(2), mac(1), &[b'a'; 1_200]),
+        frame(mac(2), mac(1), &noise),
+        frame(mac(2), mac(1), &[b'b'; 3_000]),
+    ];
+    for (number, frame) in frames.iter().enumerate() {
+        let sent = sent_at_once(&mut world, &[(frame, Offload::default())]);
+        assert_eq!(sent.datagrams().count(), 1);
+        assert_eq!(sent.memory.len() < 200, number != 1, "{number}: {}", sent.memory.len());
+        assert_eq!(bytes_of(delivered(&mut world, &sent)), [frame.clone()]);
+    }
+    // A bundle is a payload as any other.
+    let small = numbered(&[90; 10]);
+    let sent = sent_at_once(&mut world, &complete(&small));
+    assert!(sent.memory.len() < 10 * 90 / 2, "{}", sent.memory.len());
+    assert_eq!(bytes_of(delivered(&mut world, &sent)), small);
+    assert_eq!(world.nodes[0].datapath.counters().compressed.get(), 3);
+    assert_eq!(world.nodes[1].datapath.counters().decompressed.get(), 3);
+}
