@@ -197,6 +197,7 @@ impl Datapath {
     }
 
     /// Finds the session, checks where the datagram came from, then replay, AEAD, commit.
+    #[allow(clippy::too_many_arguments)] // a stage of the packet path: everything is at hand
     fn open<'t>(
         &mut self,
         now: Instant,
