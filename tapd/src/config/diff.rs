@@ -90,6 +90,7 @@ pub(super) fn with_live_changes(old: &Config, new: &Config) -> Config {
     merged.daemon.workers = old.daemon.workers;
     merged.daemon.dedicated = old.daemon.dedicated;
     merged.daemon.control_socket.clone_from(&old.daemon.control_socket);
+    merged.offload = old.offload;
     if let (Some(kept), Some(node)) =
         (old.own_node(), merged.nodes.iter_mut().find(|node| node.id == old.own))
     {
@@ -349,6 +350,11 @@ fn restart_only(old: &Config, new: &Config, changes: &mut Changes) {
         new.daemon.control_socket.display().to_string(),
     );
     changes.restart("mesh", old.cluster.mesh, new.cluster.mesh);
+    for ((key, before), (_, after)) in
+        old.offload.switches().into_iter().zip(new.offload.switches())
+    {
+        changes.restart(key, before, after);
+    }
     let own = |config: &Config| {
         let node = config.nodes.iter().find(|node| node.id == old.own);
         node.map(|node| node.links.clone()).unwrap_or_default()
@@ -512,6 +518,8 @@ mod tests {
         new.daemon.dedicated = true;
         new.daemon.control_socket = "/tmp/x".into();
         new.cluster.mesh = true;
+        new.offload.tap_tcp = false;
+        new.offload.bundles = false;
         set_address(&mut new.nodes[0], 9);
         new.networks[0].tap = "blue".into();
         new.networks[0].existing = true;
@@ -526,6 +534,8 @@ mod tests {
             "insecure: false -> true",
             "port: 26026 -> 30000",
             "mesh: false -> true",
+            "tap_tcp: true -> false",
+            "bundles: true -> false",
             "workers: 1 -> 2",
             "dedicated: false -> true",
             "control_socket: /run/tapd.sock -> /tmp/x",
@@ -541,11 +551,11 @@ mod tests {
                 "{expected}\n{changes:#?}"
             );
         }
-        assert_eq!(changes.restart.len(), 13);
+        assert_eq!(changes.restart.len(), 15);
         let kept = old.with_live_changes(&new);
         let expected =
             Config { daemon: DaemonConfig { log: "warn".into(), ..old.daemon.clone() }, ..old };
         assert_eq!(kept, expected);
-        assert_eq!(kept.diff(&new).restart.len(), 13);
+        assert_eq!(kept.diff(&new).restart.len(), 15);
     }
 }

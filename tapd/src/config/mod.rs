@@ -96,6 +96,8 @@ pub(crate) struct Config {
     pub(crate) detector: DetectorConfig,
     /// How this daemon runs.
     pub(crate) daemon: DaemonConfig,
+    /// What is left to kernel and cards, and what shares a datagram.
+    pub(crate) offload: OffloadConfig,
     /// Every node of the cluster, this one included, by ascending id.
     pub(crate) nodes: Vec<NodeConfig>,
     /// What `[[links]]` says, by the name that [`Pair::name`] has.
@@ -184,6 +186,37 @@ pub(crate) struct DaemonConfig {
     pub(crate) bum_frames_per_s: u32,
     /// Packets sealed under one epoch before the next, 1000 to 2^28.
     pub(crate) rotate_packets: u64,
+}
+
+/// `[offload]`: what may be used where it is to be had. All of it is on unless switched off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct OffloadConfig {
+    /// Partial checksums at the taps; the two below need it.
+    pub(crate) tap_checksum: bool,
+    /// Super-frames of TCP, to and from the taps.
+    pub(crate) tap_tcp: bool,
+    /// Super-frames of UDP, to and from the taps.
+    pub(crate) tap_udp: bool,
+    /// Runs of datagrams leave in one piece (`UDP_SEGMENT`).
+    pub(crate) uplink_segmentation: bool,
+    /// Runs of datagrams arrive in one piece (`UDP_GRO`).
+    pub(crate) uplink_coalescing: bool,
+    /// Small frames for one peer share a datagram, where the peer takes that too.
+    pub(crate) bundles: bool,
+}
+
+impl OffloadConfig {
+    /// Every switch by its key.
+    pub(crate) fn switches(&self) -> [(&'static str, bool); 6] {
+        [
+            ("tap_checksum", self.tap_checksum),
+            ("tap_tcp", self.tap_tcp),
+            ("tap_udp", self.tap_udp),
+            ("uplink_segmentation", self.uplink_segmentation),
+            ("uplink_coalescing", self.uplink_coalescing),
+            ("bundles", self.bundles),
+        ]
+    }
 }
 
 /// `[[nodes]]`: one node.
@@ -290,10 +323,10 @@ impl Config {
         let Some(parts) = parts else { return Err(faults.into_faults(&files)) };
         let own = resolve_node(node, &parts.nodes)
             .map_err(|fault| fault.map(|text| faults.add(At::CLUSTER_FILE, text)));
-        let validate::Parts { cluster, detector, daemon, nodes, links, networks } = parts;
+        let validate::Parts { cluster, detector, daemon, offload, nodes, links, networks } = parts;
         match (own, cluster) {
             (Ok(own), Some(cluster)) if faults.is_empty() => {
-                Ok(Self { own, cluster, detector, daemon, nodes, links, networks })
+                Ok(Self { own, cluster, detector, daemon, offload, nodes, links, networks })
             }
             _ => Err(faults.into_faults(&files)),
         }
@@ -465,6 +498,6 @@ fn parse(
 }
 
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;

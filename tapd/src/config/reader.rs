@@ -12,7 +12,9 @@ use super::fault::{At, Collector, Located};
 use super::fields::{Field, Fields, parse_with, text_of};
 use super::links::Family;
 use super::ranges::AddressRange;
-use super::sections::{CLUSTER, DAEMON, DETECTOR, FDB, LINK, NETWORK, NODE, NODE_LINK, TOP};
+use super::sections::{
+    CLUSTER, DAEMON, DETECTOR, FDB, LINK, NETWORK, NODE, NODE_LINK, OFFLOAD, TOP,
+};
 use super::traffic::{
     DSCP_MAX, Dscp, Level, Policy, Protect, parse_compression, parse_policy, parse_protect,
 };
@@ -28,6 +30,7 @@ pub(super) struct Raw {
     pub(super) cluster: Option<RawCluster>,
     pub(super) detector: RawDetector,
     pub(super) daemon: RawDaemon,
+    pub(super) offload: RawOffload,
     pub(super) nodes: Vec<RawNode>,
     pub(super) links: Vec<RawLink>,
     pub(super) networks: Vec<RawNetwork>,
@@ -79,6 +82,16 @@ pub(super) struct RawDaemon {
     pub(super) fdb_max_entries: Field<usize>,
     pub(super) bum_frames_per_s: Field<u32>,
     pub(super) rotate_packets: Field<u64>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct RawOffload {
+    pub(super) tap_checksum: Field<bool>,
+    pub(super) tap_tcp: Field<bool>,
+    pub(super) tap_udp: Field<bool>,
+    pub(super) uplink_segmentation: Field<bool>,
+    pub(super) uplink_coalescing: Field<bool>,
+    pub(super) bundles: Field<bool>,
 }
 
 #[derive(Debug)]
@@ -162,6 +175,7 @@ pub(super) fn read(tree: &Table, faults: &mut Collector) -> Raw {
     let cluster = top.table("cluster");
     let detector = top.table("detector");
     let daemon = top.table("daemon");
+    let offload = top.table("offload");
     let nodes = top.tables("nodes");
     let links = top.tables("links");
     let networks = top.tables("networks");
@@ -169,6 +183,7 @@ pub(super) fn read(tree: &Table, faults: &mut Collector) -> Raw {
         cluster: cluster.map(|found| read_cluster(found.at, found.value, faults)),
         detector: detector.map(|found| read_detector(found.value, faults)).unwrap_or_default(),
         daemon: daemon.map(|found| read_daemon(found.value, faults)).unwrap_or_default(),
+        offload: offload.map(|found| read_offload(found.value, faults)).unwrap_or_default(),
         nodes: nodes.into_iter().map(|found| read_node(found.at, found.value, faults)).collect(),
         links: links.into_iter().map(|found| read_link(found.at, found.value, faults)).collect(),
         networks: networks
@@ -302,6 +317,18 @@ fn read_daemon(table: &Table, faults: &mut Collector) -> RawDaemon {
         fdb_max_entries: fields.integer("fdb_max_entries", 1..=1_048_576),
         bum_frames_per_s: fields.integer("bum_frames_per_s", 0..=10_000_000),
         rotate_packets: fields.integer("rotate_packets", 1000..=1 << 28),
+    }
+}
+
+fn read_offload(table: &Table, faults: &mut Collector) -> RawOffload {
+    let mut fields = Fields::open(table, &OFFLOAD, faults);
+    RawOffload {
+        tap_checksum: fields.boolean("tap_checksum"),
+        tap_tcp: fields.boolean("tap_tcp"),
+        tap_udp: fields.boolean("tap_udp"),
+        uplink_segmentation: fields.boolean("uplink_segmentation"),
+        uplink_coalescing: fields.boolean("uplink_coalescing"),
+        bundles: fields.boolean("bundles"),
     }
 }
 

@@ -9,7 +9,7 @@ pub(super) struct Section {
 
 pub(super) const TOP: Section = Section {
     title: "the file",
-    keys: &["cluster", "detector", "daemon", "nodes", "links", "networks"],
+    keys: &["cluster", "detector", "daemon", "offload", "nodes", "links", "networks"],
 };
 pub(super) const CLUSTER: Section = Section {
     title: "[cluster]",
@@ -61,6 +61,17 @@ pub(super) const DAEMON: Section = Section {
         "rotate_packets",
     ],
 };
+pub(super) const OFFLOAD: Section = Section {
+    title: "[offload]",
+    keys: &[
+        "tap_checksum",
+        "tap_tcp",
+        "tap_udp",
+        "uplink_segmentation",
+        "uplink_coalescing",
+        "bundles",
+    ],
+};
 pub(super) const NODE: Section = Section {
     title: "[[nodes]]",
     keys: &["id", "name", "addresses", "links", "policy", "protect"],
@@ -94,8 +105,8 @@ pub(super) const NETWORK: Section = Section {
 pub(super) const FDB: Section = Section { title: "an fdb entry", keys: &["mac", "node"] };
 
 /// Every section, for "did you mean" and for the test of the documentation.
-pub(super) const SECTIONS: [&Section; 9] =
-    [&TOP, &CLUSTER, &DETECTOR, &DAEMON, &NODE, &NODE_LINK, &LINK, &NETWORK, &FDB];
+pub(super) const SECTIONS: [&Section; 10] =
+    [&TOP, &CLUSTER, &DETECTOR, &DAEMON, &OFFLOAD, &NODE, &NODE_LINK, &LINK, &NETWORK, &FDB];
 
 /// Edits between a mistyped key and the one that is meant, at most.
 const MAX_TYPOS: usize = 2;

@@ -11,7 +11,7 @@ use super::links::NodeAddress;
 use super::reader::RawDetector;
 use super::{
     Cipher, ClusterConfig, ClusterKey, Config, DaemonConfig, Dscp, MacPolicy, NetworkConfig,
-    NodeConfig, NodeLink, Policy, Profile, Protect, TapMtu,
+    NodeConfig, NodeLink, OffloadConfig, Policy, Profile, Protect, TapMtu,
 };
 
 /// A node id.
@@ -95,6 +95,14 @@ pub(crate) fn config(nodes: Vec<NodeConfig>) -> Config {
             fdb_max_entries: 100,
             bum_frames_per_s: 100,
             rotate_packets: 1000,
+        },
+        offload: OffloadConfig {
+            tap_checksum: true,
+            tap_tcp: true,
+            tap_udp: true,
+            uplink_segmentation: true,
+            uplink_coalescing: true,
+            bundles: true,
         },
         nodes,
         links: BTreeMap::new(),

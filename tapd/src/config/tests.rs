@@ -85,6 +85,7 @@ fn example_has_the_documented_defaults() {
     assert_eq!(daemon.fdb_ageing, Duration::from_secs(300));
     assert_eq!((daemon.fdb_max_entries, daemon.bum_frames_per_s), (65_536, 10_000));
     assert_eq!(daemon.rotate_packets, 268_435_456);
+    assert!(config.offload.switches().iter().all(|(_, on)| *on), "{:?}", config.offload);
     let network = &config.networks[0];
     assert_eq!((network.name.as_str(), network.tap.as_str()), ("vni100", "tap100"));
     assert_eq!((network.tap_mtu, network.mac), (TapMtu::Auto, MacPolicy::Derived));
@@ -116,6 +117,13 @@ fn every_key_can_be_given() {
         fdb_max_entries = 100
         bum_frames_per_s = 0
         rotate_packets = 1000
+        [offload]
+        tap_checksum = true
+        tap_tcp = false
+        tap_udp = false
+        uplink_segmentation = false
+        uplink_coalescing = false
+        bundles = false
         [[nodes]]
         id = 2
         addresses = ['2001:db8::2', '192.0.2.2']
@@ -139,6 +147,8 @@ fn every_key_can_be_given() {
     assert_eq!(config.nodes[0].id.get(), 1);
     assert!(config.cluster.next_key.is_some());
     assert_eq!(config.cluster.ciphers, [Cipher::Aes256Gcm, Cipher::None]);
+    let on = config.offload.switches().map(|(key, on)| on.then_some(key));
+    assert_eq!(on, [Some("tap_checksum"), None, None, None, None, None]);
     let network = &config.networks[0];
     assert_eq!(network.vni.get(), Vni::MAX);
     assert_eq!(network.tap_mtu, TapMtu::Fixed(1400));
@@ -355,6 +365,19 @@ fn check_needs_no_node_but_refuses_a_wrong_one() {
 }
 
 #[test]
+fn offloads_are_switched_off_one_by_one_and_for_one_node() {
+    let place = Place::new();
+    let config = place.load(EXAMPLE, Some("[offload]\ntap_udp = false\n"), "1").unwrap();
+    let off: Vec<_> = config.offload.switches().into_iter().filter(|(_, on)| !on).collect();
+    assert_eq!(off, [("tap_udp", false)]);
+    one_fault(
+        &format!("{}[offload]\ntap_tpc = false\n", cluster("")),
+        "unknown key \"tap_tpc\" in [offload]; did you mean \"tap_tcp\"?",
+    );
+    one_fault(&format!("{}[offload]\nbundles = 1\n", cluster("")), "bundles must be true or false");
+}
+
+#[test]
 fn secrets_are_not_printed() {
     let place = Place::new();
     place.write("cluster.key", &"ab".repeat(32));
@@ -401,7 +424,7 @@ fn documentation_names_every_default() {
 
 /// A configuration with every key, for mutation.
 const SEED: &str = "[cluster]\nkey_file='/dev/null/x'\nciphers=['none']\nport=1\nmesh=true\n\
-    policy='active:2'\ndscp={'46'=40,default=0}\n[detector]\nfast_us=1000\nhold_s=5\n[daemon]\nlog='info'\nworkers=1\n\
+    policy='active:2'\ndscp={'46'=40,default=0}\n[detector]\nfast_us=1000\nhold_s=5\n[daemon]\nlog='info'\nworkers=1\n[offload]\ntap_tcp=false\n\
     [[nodes]]\nid=1\nname='a'\naddresses=['192.0.2.1','fd00::1']\n[[nodes]]\nid=2\nprotect='all'\n\
     links=[{name='l',address='dynamic',family='ipv4',interface='e'}]\n\
     [[links]]\nname='0-l'\nmtu=1400\nallow=['192.0.2.0/24','fd00::1-fd00::9']\n\

@@ -11,13 +11,14 @@ use super::detector::{self, DetectorConfig};
 use super::fault::{Collector, Located};
 use super::fields::Field;
 use super::links::LinkOptions;
-use super::reader::{Raw, RawCluster, RawDaemon};
+use super::reader::{Raw, RawCluster, RawDaemon, RawOffload};
 use super::traffic::{Dscp, Policy, Protect};
 use super::{
     Cipher, ClusterConfig, ClusterKey, DEFAULT_BUM_FRAMES_PER_S, DEFAULT_CONTROL_SOCKET,
     DEFAULT_FDB_AGEING_S, DEFAULT_FDB_MAX_ENTRIES, DEFAULT_LOG, DEFAULT_PORT,
     DEFAULT_REHANDSHAKE_MINUTES, DEFAULT_ROTATE_PACKETS, DEFAULT_WORKERS, DaemonConfig,
-    MAX_SOCKET_PATH_LEN, NetworkConfig, NodeConfig, PORT_COUNT, VXLAN_PORTS, networks, nodes,
+    MAX_SOCKET_PATH_LEN, NetworkConfig, NodeConfig, OffloadConfig, PORT_COUNT, VXLAN_PORTS,
+    networks, nodes,
 };
 use crate::logging;
 
@@ -28,6 +29,7 @@ pub(super) struct Parts {
     pub(super) cluster: Option<ClusterConfig>,
     pub(super) detector: DetectorConfig,
     pub(super) daemon: DaemonConfig,
+    pub(super) offload: OffloadConfig,
     pub(super) nodes: Vec<NodeConfig>,
     pub(super) links: BTreeMap<String, LinkOptions>,
     pub(super) networks: Vec<NetworkConfig>,
@@ -44,12 +46,13 @@ pub(super) fn validate(raw: Raw, files: &[PathBuf], faults: &mut Collector) -> P
     let cluster = raw.cluster.and_then(|raw| validate_cluster(raw, files, faults));
     let detector = detector::validate(profile.unwrap_or_default(), raw.detector, faults);
     let daemon = validate_daemon(raw.daemon, faults);
+    let offload = offload(raw.offload);
     let nodes = nodes::validate(raw.nodes, mesh, faults);
     let links = nodes::validate_links(raw.links, &nodes, mesh, faults);
     let networks = networks::validate(raw.networks, &nodes, faults);
     let mut nodes: Vec<_> = nodes.into_iter().map(|located| located.value).collect();
     nodes.sort_by_key(|node| node.id);
-    Parts { cluster, detector, daemon, nodes, links, networks }
+    Parts { cluster, detector, daemon, offload, nodes, links, networks }
 }
 
 fn validate_cluster(
@@ -153,6 +156,17 @@ fn validate_daemon(raw: RawDaemon, faults: &mut Collector) -> DaemonConfig {
         fdb_max_entries: or(raw.fdb_max_entries, DEFAULT_FDB_MAX_ENTRIES),
         bum_frames_per_s: or(raw.bum_frames_per_s, DEFAULT_BUM_FRAMES_PER_S),
         rotate_packets: or(raw.rotate_packets, DEFAULT_ROTATE_PACKETS),
+    }
+}
+
+fn offload(raw: RawOffload) -> OffloadConfig {
+    OffloadConfig {
+        tap_checksum: or(raw.tap_checksum, true),
+        tap_tcp: or(raw.tap_tcp, true),
+        tap_udp: or(raw.tap_udp, true),
+        uplink_segmentation: or(raw.uplink_segmentation, true),
+        uplink_coalescing: or(raw.uplink_coalescing, true),
+        bundles: or(raw.bundles, true),
     }
 }
 

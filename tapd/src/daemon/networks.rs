@@ -46,7 +46,7 @@ impl Networks {
     pub(super) fn open(config: &Config, uplinks: &Uplinks) -> Result<Self, Failure> {
         let mut networks = Self::default();
         for network in config.own_networks() {
-            networks.add(config.own, network, config.daemon.workers, uplinks)?;
+            networks.add(config, network, uplinks)?;
         }
         Ok(networks)
     }
@@ -54,11 +54,16 @@ impl Networks {
     /// Opens the tap of one network and sets it up.
     pub(super) fn add(
         &mut self,
-        own: NodeId,
+        config: &Config,
         network: &NetworkConfig,
-        workers: usize,
         uplinks: &Uplinks,
     ) -> Result<(), Failure> {
+        let (own, workers) = (config.own, config.daemon.workers);
+        let offload = OffloadSwitches {
+            checksum: config.offload.tap_checksum,
+            segmentation_tcp: config.offload.tap_tcp,
+            segmentation_udp: config.offload.tap_udp,
+        };
         let auto = uplinks.tap_mtu();
         let (tap_mtu, arithmetic) = match network.tap_mtu {
             // Below this the kernel would switch IPv6 off; what does not fit goes in fragments.
@@ -93,7 +98,7 @@ impl Networks {
             queues: workers,
             existing: network.existing,
             tap_mtu: Some(tap_mtu),
-            offload: OffloadSwitches::default(),
+            offload,
             super_frame_overhead: Some(uplinks.overhead()),
         };
         let (tap, queues) = Tap::open(&options).map_err(Failure::cannot_start)?;

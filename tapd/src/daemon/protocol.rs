@@ -50,7 +50,7 @@ pub(super) fn vtep_config(
         node: config.own,
         keys: keys.into_iter().flatten().map(|key| ClusterKey::new(**key.bytes())).collect(),
         suites: config.cluster.ciphers.iter().map(|cipher| cipher.suite()).collect(),
-        features: Features::SUPPORTED,
+        features: features(config),
         peers: config
             .peers()
             .map(|peer| peer_config(config, peer, uplinks))
@@ -84,6 +84,12 @@ pub(super) fn vtep_config(
         workers: config.daemon.workers,
         start_stamp: unix_micros(),
     })
+}
+
+/// What this node says that it takes, and so what may be sent to it and by it.
+fn features(config: &Config) -> Features {
+    let unwanted = if config.offload.bundles { Features::NONE } else { Features::BUNDLES };
+    Features::from_bits(Features::SUPPORTED.bits() & !unwanted.bits())
 }
 
 fn peer_config(

@@ -106,9 +106,7 @@ impl Daemon {
     }
 
     fn add_network(&mut self, config: &Config, network: &NetworkConfig) -> Result<(), String> {
-        self.networks
-            .add(config.own, network, self.config.daemon.workers, &self.uplinks)
-            .map_err(|failure| failure.to_string())
+        self.networks.add(config, network, &self.uplinks).map_err(|failure| failure.to_string())
     }
 
     /// [`Self::reload`] with lines in the log, whoever asked for it.

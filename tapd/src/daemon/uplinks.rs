@@ -166,11 +166,16 @@ impl Uplinks {
 
 impl Uplink {
     fn open(id: UplinkId, address: &NodeAddress, config: &Config) -> Result<Self, Failure> {
+        let common = UplinkOptions {
+            segmentation: config.offload.uplink_segmentation,
+            receive_coalescing: config.offload.uplink_coalescing,
+            ..UplinkOptions::default()
+        };
         let (local, options) = match address {
             NodeAddress::Static(address) => {
                 // One of several links may come up later than the node does.
                 let freebind = config.own_node().is_some_and(|own| own.links.len() > 1);
-                let options = UplinkOptions { freebind, ..UplinkOptions::default() };
+                let options = UplinkOptions { freebind, ..common };
                 (SocketAddr::new(*address, config.cluster.port), options)
             }
             // Nobody has to know the port of an address that nobody knows.
@@ -180,7 +185,7 @@ impl Uplink {
                     Family::Ipv6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
                 };
                 let interface = interface.clone();
-                (SocketAddr::new(any, 0), UplinkOptions { interface, ..UplinkOptions::default() })
+                (SocketAddr::new(any, 0), UplinkOptions { interface, ..common })
             }
         };
         let sockets = steering::bind_group(id, local, config.daemon.workers, &options)
