@@ -1,6 +1,7 @@
 //! `tapd show`: a daemon's state as tables for people, or as JSON.
 
 mod links;
+mod offloads;
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -35,6 +36,7 @@ fn text(topic: Topic, data: serde_json::Value, verbose: bool) -> serde_json::Res
         Topic::Links => links::text(&serde_json::from_value::<Vec<_>>(data)?, verbose),
         Topic::Networks => networks_text(&serde_json::from_value::<Vec<_>>(data)?),
         Topic::Fdb => fdb_text(&serde_json::from_value::<Vec<_>>(data)?),
+        Topic::Offloads => offloads::text(&serde_json::from_value(data)?),
         Topic::Counters => counters_text(&serde_json::from_value(data)?),
     })
 }

@@ -104,6 +104,12 @@ impl TapOffload {
         self.of(kind).is_on()
     }
 
+    /// Super-frames of TCP and of UDP that the kernel refused.
+    #[must_use]
+    pub fn refusals(&self) -> [u32; 2] {
+        [&self.tcp, &self.udp].map(|kind| kind.refusals.load(Ordering::Relaxed))
+    }
+
     /// Notes that the kernel refused a super-frame; says whether that was the last one written.
     pub(super) fn refused(&self, kind: SegmentKind) -> bool {
         self.of(kind).refused()
@@ -128,6 +134,7 @@ mod tests {
         assert_eq!(told, [false, false, true, false, false]);
         assert!(!offload.coalescing_tcp() && offload.coalescing_udp());
         assert_eq!(offload.granted(), OffloadSwitches::ALL);
+        assert_eq!(offload.refusals(), [5, 0]);
     }
 
     #[test]

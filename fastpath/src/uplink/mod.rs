@@ -147,6 +147,8 @@ counters! {
         rx_datagrams,
         /// Bytes of UDP payload received.
         rx_bytes,
+        /// Messages received: a run of datagrams is one.
+        rx_messages,
         /// Datagrams received in runs.
         rx_coalesced,
         /// Datagrams, or runs of them, dropped: longer than a packet buffer.
@@ -160,6 +162,8 @@ counters! {
         tx_datagrams,
         /// Bytes of UDP payload that the kernel took.
         tx_bytes,
+        /// Messages that the kernel took: a run of datagrams is one.
+        tx_messages,
         /// Datagrams that the kernel took in runs.
         tx_segmented,
         /// Runs that the kernel refused as such; their datagrams were sent one by one.

@@ -80,6 +80,7 @@ impl UdpUplink {
                 let len = message.buf.len();
                 let size = segment_size(message.told.segment_size, len);
                 let datagrams = len.div_ceil(size).max(1) as u64;
+                counters.rx_messages.add(1);
                 counters.rx_datagrams.add(datagrams);
                 counters.rx_bytes.add(len as u64);
                 if datagrams > 1 {

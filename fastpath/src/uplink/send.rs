@@ -100,9 +100,10 @@ impl UdpUplink {
     }
 
     fn sent<'a>(&self, messages: impl Iterator<Item = Message<'a>>, report: &mut TxReport) {
-        let (mut datagrams, mut bytes, mut segmented) = (0, 0, 0);
+        let (mut sent, mut datagrams, mut bytes, mut segmented) = (0, 0, 0, 0);
         for message in messages {
             let count = message.count();
+            sent += 1;
             datagrams += count;
             bytes += message.bytes.len();
             if message.cut().is_some() {
@@ -110,6 +111,7 @@ impl UdpUplink {
             }
         }
         report.sent += datagrams;
+        self.counters.tx_messages.add(sent);
         self.counters.tx_datagrams.add(datagrams as u64);
         self.counters.tx_bytes.add(bytes as u64);
         self.counters.tx_segmented.add(segmented as u64);

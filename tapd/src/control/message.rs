@@ -118,6 +118,8 @@ pub(crate) enum Topic {
     Networks,
     /// Stations and where they are
     Fdb,
+    /// What is left to kernel and cards, and how many packets share a call
+    Offloads,
     /// Totals, and what was dropped for which reason
     Counters,
 }
@@ -382,6 +384,56 @@ pub(crate) struct FdbReply {
     pub(crate) age_s: Option<u64>,
     /// Held where it is, because it moved too often.
     pub(crate) frozen: bool,
+}
+
+/// Answers [`Topic::Offloads`].
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct OffloadsReply {
+    /// Every offload of every tap and uplink.
+    pub(crate) offloads: Vec<OffloadReply>,
+    /// How many packets went in one call to the kernel, for every tap and uplink.
+    pub(crate) runs: Vec<RunsReply>,
+    /// Whether small frames share datagrams, and with how many peers.
+    pub(crate) bundles: String,
+}
+
+/// One offload of a tap or an uplink.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct OffloadReply {
+    /// The tap or the uplink, as in [`CountersReply::ports`].
+    pub(crate) port: String,
+    /// Its key in `[offload]`.
+    pub(crate) offload: String,
+    /// The configuration has it on.
+    pub(crate) wanted: bool,
+    /// The kernel gave it when the port was opened.
+    pub(crate) granted: bool,
+    /// It is at work.
+    pub(crate) on: bool,
+    /// The same three in words.
+    pub(crate) state: String,
+    /// Times that the kernel refused to do it.
+    pub(crate) refused: u64,
+}
+
+/// How packets went through a tap or an uplink in one direction.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct RunsReply {
+    /// The tap or the uplink, or all of them.
+    pub(crate) port: String,
+    /// `read` and `written` for taps, `received` and `sent` for uplinks.
+    pub(crate) direction: String,
+    /// Frames or datagrams; absent where only the calls are known.
+    pub(crate) packets: Option<u64>,
+    /// Reads, writes or messages: a super-frame or a run of datagrams is one.
+    pub(crate) calls: u64,
+    /// The one by the other, once there were calls.
+    pub(crate) packets_per_call: Option<f64>,
+    /// Bytes by calls.
+    pub(crate) bytes_per_call: Option<u64>,
 }
 
 /// What one worker counted.

@@ -8,6 +8,7 @@ mod uplinks;
 mod links;
 mod protocol;
 mod report;
+mod offloads;
 mod notices;
 mod reload;
 mod stream;

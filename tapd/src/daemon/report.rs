@@ -99,6 +99,7 @@ impl Daemon {
             Topic::Links => reply.ok(&self.links(now)),
             Topic::Networks => reply.ok(&self.network_rows()),
             Topic::Fdb => reply.ok(&self.fdb(now)),
+            Topic::Offloads => reply.ok(&self.offloads(now)),
             Topic::Counters => reply.ok(&self.counters()),
         }
     }

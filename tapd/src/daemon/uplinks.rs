@@ -11,7 +11,7 @@ use fastpath::interface;
 use fastpath::port::DatagramPort;
 use fastpath::uplink::socket::UdpUplink;
 use fastpath::uplink::steering;
-use fastpath::uplink::{UplinkCounters, UplinkError, UplinkOptions};
+use fastpath::uplink::{UplinkCounters, UplinkError, UplinkOffload, UplinkOptions};
 use log::{info, warn};
 
 use crate::config::{Cipher, Config, Family, MIN_UNDERLAY_MTU, NodeAddress};
@@ -38,6 +38,8 @@ pub(super) struct Uplink {
     control: UdpUplink,
     /// Counters of every socket, for readers.
     pub(super) counters: Vec<Arc<UplinkCounters>>,
+    /// Offloads of every worker's socket, for readers.
+    pub(super) offloads: Vec<Arc<UplinkOffload>>,
 }
 
 /// All attachments, by [`UplinkId`].
@@ -208,7 +210,8 @@ impl Uplink {
         let control = first.try_clone().context("cannot clone a socket")?;
         let counters =
             sockets.iter().chain([&control]).map(|socket| Arc::clone(socket.counters())).collect();
-        Ok(Self { local, interface, ip_mtu, sockets, control, counters })
+        let offloads = sockets.iter().map(|socket| Arc::clone(socket.offload())).collect();
+        Ok(Self { local, interface, ip_mtu, sockets, control, counters, offloads })
     }
 
     /// Name and IP MTU of the interface that an address is on.
