@@ -3,7 +3,7 @@
 //! A [`worker::Worker`] runs frames to completion: it reads a burst from a tap ([`tap`]), has it
 //! sealed ([`encap::tx`]), sends it by an uplink ([`uplink`]), and the same back
 //! ([`encap::rx`]). Unsafe code is in the files that talk to the kernel only: `tap`, `interface`,
-//! `wake`, `process`, `affinity` and those under `uplink`.
+//! `wake`, `process`, `probe`, `affinity` and those under `uplink`.
 
 pub mod tap;
 pub mod vnet;
@@ -18,5 +18,6 @@ pub mod monitor;
 mod netlink;
 pub mod affinity;
 pub mod process;
+pub mod probe;
 pub mod wake;
 pub mod error;

@@ -24,6 +24,7 @@ const EXAMPLES: &str = "\
 Examples:
   tapd keygen /etc/tapd/cluster.key                 make the cluster's secret, copy it to every node
   tapd check /etc/tapd/cluster.toml                 every fault of a configuration, with its line
+  tapd doctor --config /etc/tapd/cluster.toml       what this machine can do, and what to change
   tapd run --config /etc/tapd/cluster.toml          run the daemon; the node is found by its address
   tapd run --config cluster.toml --node alpha       run it as the node \"alpha\"
   tapd show peers                                   who is connected
@@ -40,6 +41,24 @@ existing = true keep their address, MTU and up state; SIGHUP is tapd reload.
 Examples:
   tapd run --config /etc/tapd/cluster.toml
   TAPD_NODE=beta tapd run --config cluster.toml --log info,tapd::daemon::notices=debug";
+
+const DOCTOR_HELP: &str = "\
+Each check is one line: ok, warn or fail, what was checked, what was found, and what to change, as \
+the exact command where there is one. With a configuration the uplinks and taps of this node are \
+looked at; without, the machine in general. It can run beside a daemon: what that daemon holds \
+counts as free.
+
+Nothing is changed and nothing leaves the machine. Super-frames go through a temporary tap, \
+tapdoctor0, in a network namespace of its own, which needs root; datagrams go from socket to socket \
+on each address.
+
+  warn   tapd runs, but slower or less surely than it could
+  fail   tapd does not start, or does not carry; the exit code is 1
+
+Examples:
+  tapd doctor                                       the machine in general
+  tapd doctor --config /etc/tapd/cluster.toml       this node's addresses, ports and taps
+  tapd doctor --json | jq -r '.[] | select(.status != \"ok\") | .advice'";
 
 const CAPTURE_EXAMPLES: &str = "\
 Frames are what the taps see, before they are sealed and after they are opened: the capture is \
@@ -100,6 +119,9 @@ pub(crate) enum Command {
     /// Say every fault of a configuration, each with its line and what to do
     #[command(after_help = "Exits with 0 and one line, or with 3 and one line for each fault.")]
     Check(CheckArgs),
+    /// Try out what this machine can do for tapd, and say what to change
+    #[command(after_help = DOCTOR_HELP)]
+    Doctor(DoctorArgs),
     /// Make a cluster key: print it, or create a file that only its owner can read
     Keygen {
         /// File to create, mode 0600; one that exists is never overwritten
@@ -240,6 +262,32 @@ pub(crate) struct CheckArgs {
     /// Check that it is good for this node too
     #[arg(long, value_name = "ID|NAME", env = "TAPD_NODE")]
     pub(crate) node: Option<String>,
+}
+
+/// `tapd doctor`.
+#[derive(Debug, Args)]
+pub(crate) struct DoctorArgs {
+    /// The cluster's configuration; without it the machine is looked at in general
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// This node's differences, laid over it key by key
+    #[arg(long, value_name = "FILE", requires = "config")]
+    pub(crate) local: Option<PathBuf>,
+    /// Which node this is; by default the one that owns a listed address
+    #[arg(long, value_name = "ID|NAME", env = "TAPD_NODE")]
+    pub(crate) node: Option<String>,
+    /// Where a daemon may listen; beats the configuration [default: /run/tapd.sock]
+    #[arg(
+        long,
+        value_name = "PATH",
+        env = "TAPD_CONTROL_SOCKET",
+        value_parser = PathBufValueParser::new()
+            .try_map(|path| check_socket_path(&path).map(|()| path))
+    )]
+    pub(crate) control_socket: Option<PathBuf>,
+    /// As JSON, for programs: a list of check, status, found and advice
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// Where the daemon listens.
@@ -425,6 +473,8 @@ mod tests {
     fn values_are_checked() {
         let parse = |line: &str| Cli::try_parse_from(line.split(' '));
         assert!(parse("tapd fdb add 02:00:00:00:00:05 --vni 100 --node 2").is_ok());
+        assert!(parse("tapd doctor --json").is_ok());
+        assert!(parse("tapd doctor --local x").is_err());
         assert!(parse("tapd fdb add 02:00 --vni 100 --node 2").is_err());
         assert!(parse("tapd capture --vni 16777216").is_err());
         assert!(parse("tapd capture --count 0").is_err());

@@ -11,6 +11,7 @@ mod capture;
 mod watch;
 mod keygen;
 mod bench_crypto;
+mod doctor;
 mod exit;
 
 use std::io::{self, Write};
@@ -21,7 +22,8 @@ use anyhow::Context;
 use clap::Parser;
 
 use cli::{
-    CheckArgs, Cli, Command, FdbCommand, LinkArgs, LinkCommand, LinkMtu, PeerCommand, RunArgs,
+    CheckArgs, Cli, Command, DoctorArgs, FdbCommand, LinkArgs, LinkCommand, LinkMtu, PeerCommand,
+    RunArgs,
 };
 use config::{Config, Faults, NodeSelector, Source};
 use control::{Client, ReloadReply, Request};
@@ -42,6 +44,7 @@ fn dispatch(command: Command) -> Result<(), Failure> {
     match command {
         Command::Run(args) => run(args),
         Command::Check(args) => check(args),
+        Command::Doctor(args) => examine(args),
         Command::Keygen { file } => keygen::run(file.as_deref()),
         Command::Show { topic, json, verbose, socket } => {
             show::run(&socket.path, topic, json, verbose)
@@ -93,6 +96,12 @@ fn check(args: CheckArgs) -> Result<(), Failure> {
     let networks = counted(checked.networks, "network");
     let file = args.file.display();
     print(format!("{file}: no faults; {nodes}, {networks}{own}\n").as_bytes())
+}
+
+fn examine(args: DoctorArgs) -> Result<(), Failure> {
+    let DoctorArgs { config, local, node, control_socket, json } = args;
+    let node = NodeSelector::from(node);
+    doctor::run(doctor::Request { config, local, node, control_socket, json })
 }
 
 fn config_failure(faults: Faults) -> Failure {

@@ -53,6 +53,7 @@ fn help_teaches() {
     for command in [
         "run",
         "check",
+        "doctor",
         "keygen",
         "show",
         "fdb",

@@ -312,7 +312,7 @@ fn hold_to(socket: &Socket, local: SocketAddr, interface: &str) -> Result<(), Bi
 }
 
 /// Sets a socket option whose value is an int.
-pub(super) fn set_int(socket: &Socket, level: i32, name: i32, value: i32) -> io::Result<()> {
+pub(crate) fn set_int(socket: &Socket, level: i32, name: i32, value: i32) -> io::Result<()> {
     let len = size_of::<libc::c_int>() as libc::socklen_t;
     let value: *const libc::c_int = &raw const value;
     // SAFETY: `value` points to an int of this frame, which is what `len` says.

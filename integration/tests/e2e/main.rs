@@ -17,6 +17,7 @@ mod wire;
 mod keys;
 mod junk;
 mod daemon;
+mod doctor;
 mod client;
 mod reload;
 mod limits;
