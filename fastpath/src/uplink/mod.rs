@@ -31,6 +31,10 @@ pub struct UplinkOptions {
     /// (IPv4). The interface keeps its hold by number: one that is deleted and made anew is
     /// another one, and the socket has to be bound anew too.
     pub interface: Option<String>,
+    /// Each worker but the first sends from a port of its own, the base port plus its number, so that
+    /// routers, cards and clouds that look at ports take one node's traffic for several flows; see
+    /// [`steering::bind_group`].
+    pub source_ports: bool,
     /// Bind even if no interface has the address at the moment (`IP_FREEBIND`).
     pub freebind: bool,
     /// Send runs of datagrams in one piece where the kernel can (`UDP_SEGMENT`).
@@ -45,6 +49,7 @@ impl Default for UplinkOptions {
         Self {
             reuse_port: false,
             buffer_len: 8 << 20,
+            source_ports: false,
             interface: None,
             freebind: false,
             segmentation: true,

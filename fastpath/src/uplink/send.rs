@@ -60,7 +60,8 @@ impl UdpUplink {
             };
             let now = rest.clone().take(MAX_BURST).take_while(fits);
             let run = now.clone().count();
-            let errno = match self.tx.send(self.socket.as_fd(), now) {
+            let socket = self.sender.as_ref().unwrap_or(&self.socket);
+            let errno = match self.tx.send(socket.as_fd(), now) {
                 Ok(count) => {
                     self.sent(rest.by_ref().take(count), &mut report);
                     if count < run {

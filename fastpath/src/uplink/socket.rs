@@ -40,6 +40,8 @@ const MAX_UDP_PAYLOAD_V6: usize = 65_535 - 8;
 pub struct UdpUplink {
     pub(super) id: UplinkId,
     pub(super) socket: Socket,
+    /// What datagrams leave by, if not by the same.
+    pub(super) sender: Option<Socket>,
     pub(super) local: SocketAddr,
     granted: GrantedBuffers,
     pub(super) offload: Arc<UplinkOffload>,
@@ -150,6 +152,7 @@ impl UdpUplink {
         Self {
             id,
             socket,
+            sender: None,
             local,
             granted,
             offload,
@@ -173,6 +176,18 @@ impl UdpUplink {
         let doubt = self.doubt.clone();
         let offload = Arc::clone(&self.offload);
         Ok(Self { doubt, ..Self::over(self.id, socket, self.local, self.granted, offload) })
+    }
+
+    /// Has datagrams leave from the port of another socket. Nothing is received by that; errors of
+    /// what it sent are.
+    pub(super) fn send_by(&mut self, other: Self) {
+        self.sender = Some(other.socket);
+    }
+
+    /// The address that datagrams leave from.
+    #[must_use]
+    pub fn source(&self) -> Option<SocketAddr> {
+        self.sender.as_ref().unwrap_or(&self.socket).local_addr().ok()?.as_socket()
     }
 
     /// The local attachment that datagrams are labelled with.
@@ -252,7 +267,11 @@ impl UdpUplink {
         let mut drained = Drained::default();
         self.errors_remain = true;
         for _ in 0..MAX_DRAINED_ERRORS {
-            let Ok(Some(entry)) = error_queue::take(self.socket.as_fd()) else {
+            let taken = match error_queue::take(self.socket.as_fd()) {
+                Ok(None) => self.sender.as_ref().map_or(Ok(None), |s| error_queue::take(s.as_fd())),
+                taken => taken,
+            };
+            let Ok(Some(entry)) = taken else {
                 self.errors_remain = false;
                 break;
             };

@@ -65,12 +65,35 @@ fn attach(socket: &Socket, workers: u32) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// A socket on the base port plus the worker's number; none where that cannot be had.
+fn sender(
+    id: UplinkId,
+    local: SocketAddr,
+    worker: usize,
+    options: &UplinkOptions,
+) -> Option<UdpUplink> {
+    let port = local.port().checked_add(u16::try_from(worker).ok()?)?;
+    let source = SocketAddr::new(local.ip(), port);
+    // Nothing comes in by it: the room is for errors.
+    let options = UplinkOptions { receive_coalescing: false, ..options.clone() };
+    match UdpUplink::bind(id, source, &options) {
+        Ok(uplink) => Some(uplink),
+        Err(error) => {
+            log::warn!("worker {worker} sends from port {} instead: {error}", local.port());
+            None
+        }
+    }
+}
+
 /// Opens one socket per worker on the same address and port, steered by lane.
 ///
 /// The result is in the order of the workers. `local` may be the wildcard address, and its port 0:
 /// then all sockets have the port that the kernel chose for the first. With one worker nothing is
 /// shared, so that a second program on the port is refused; with more, the first is bound before
 /// it is told to share, which checks that.
+///
+/// With `source_ports` every worker but the first sends from the base port plus its number, where
+/// that is free. All receive by the base port: a peer looks at addresses, not at source ports.
 ///
 /// # Errors
 /// See [`BindError`].
@@ -92,8 +115,14 @@ pub fn bind_group(
     first.socket().set_reuse_port(true).map_err(setup("share the port"))?;
     let shared = UplinkOptions { reuse_port: true, ..options.clone() };
     let mut group = vec![first];
-    for _ in 1..workers {
-        group.push(UdpUplink::bind(id, local, &shared)?);
+    for worker in 1..workers {
+        let mut uplink = UdpUplink::bind(id, local, &shared)?;
+        if options.source_ports
+            && let Some(sender) = sender(id, local, worker, &alone)
+        {
+            uplink.send_by(sender);
+        }
+        group.push(uplink);
     }
     if let Some(first) = group.first() {
         let setup = setup("steer datagrams by lane");

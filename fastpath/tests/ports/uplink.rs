@@ -322,6 +322,42 @@ fn bind_says_why_not() {
     });
 }
 
+#[test]
+fn every_worker_sends_from_a_port_of_its_own() {
+    in_namespace(|| {
+        let taken = uplink("127.0.0.1:26028");
+        let options = UplinkOptions { source_ports: true, ..UplinkOptions::default() };
+        let local = "127.0.0.1:26026".parse().unwrap();
+        let mut group = bind_group(UplinkId(0), local, 4, &options).unwrap();
+        let mut there = uplink("127.0.0.1:0");
+        let mut pool = BufPool::new(65_535, 32);
+        // The third worker's port is taken: it sends from the base port.
+        for (member, port) in group.iter_mut().zip([26026, 26027, 26026, 26029]) {
+            assert_eq!(member.local(), local);
+            assert_eq!(member.source().unwrap().port(), port);
+            assert_eq!(member.send_to(b"hello", there.local(), 0).sent, 1);
+            let mut received = Burst::new();
+            wait_readable(there.poll_fd().unwrap());
+            there.rx_burst(&mut pool, &mut received).unwrap();
+            assert_eq!(received[0].remote.port(), port);
+        }
+        drop(taken);
+        // What the network says of a datagram from such a port is heard.
+        let closed = there.local();
+        drop(there);
+        let worker = &mut group[1];
+        let deadline = Instant::now() + PATIENCE;
+        let error = loop {
+            assert!(Instant::now() < deadline, "no error came");
+            worker.send_to(b"hello", closed, 0);
+            if let Some(error) = worker.poll_error() {
+                break error;
+            }
+        };
+        assert_eq!((error.remote, error.kind), (closed, UplinkErrorKind::Refused));
+    });
+}
+
 /// Binds a group to `address` and sends to its port at `at`, from there.
 fn steered(address: &str, at: &str, options: &UplinkOptions) {
     let workers = 3;

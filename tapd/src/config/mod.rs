@@ -201,19 +201,22 @@ pub(crate) struct OffloadConfig {
     pub(crate) uplink_segmentation: bool,
     /// Runs of datagrams arrive in one piece (`UDP_GRO`).
     pub(crate) uplink_coalescing: bool,
+    /// Every worker sends from a port of its own.
+    pub(crate) source_ports: bool,
     /// Small frames for one peer share a datagram, where the peer takes that too.
     pub(crate) bundles: bool,
 }
 
 impl OffloadConfig {
     /// Every switch by its key.
-    pub(crate) fn switches(&self) -> [(&'static str, bool); 6] {
+    pub(crate) fn switches(&self) -> [(&'static str, bool); 7] {
         [
             ("tap_checksum", self.tap_checksum),
             ("tap_tcp", self.tap_tcp),
             ("tap_udp", self.tap_udp),
             ("uplink_segmentation", self.uplink_segmentation),
             ("uplink_coalescing", self.uplink_coalescing),
+            ("source_ports", self.source_ports),
             ("bundles", self.bundles),
         ]
     }

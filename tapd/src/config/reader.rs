@@ -91,6 +91,7 @@ pub(super) struct RawOffload {
     pub(super) tap_udp: Field<bool>,
     pub(super) uplink_segmentation: Field<bool>,
     pub(super) uplink_coalescing: Field<bool>,
+    pub(super) source_ports: Field<bool>,
     pub(super) bundles: Field<bool>,
 }
 
@@ -328,6 +329,7 @@ fn read_offload(table: &Table, faults: &mut Collector) -> RawOffload {
         tap_udp: fields.boolean("tap_udp"),
         uplink_segmentation: fields.boolean("uplink_segmentation"),
         uplink_coalescing: fields.boolean("uplink_coalescing"),
+        source_ports: fields.boolean("source_ports"),
         bundles: fields.boolean("bundles"),
     }
 }

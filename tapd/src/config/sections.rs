@@ -69,6 +69,7 @@ pub(super) const OFFLOAD: Section = Section {
         "tap_udp",
         "uplink_segmentation",
         "uplink_coalescing",
+        "source_ports",
         "bundles",
     ],
 };

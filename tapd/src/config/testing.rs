@@ -102,6 +102,7 @@ pub(crate) fn config(nodes: Vec<NodeConfig>) -> Config {
             tap_udp: true,
             uplink_segmentation: true,
             uplink_coalescing: true,
+            source_ports: true,
             bundles: true,
         },
         nodes,

@@ -123,6 +123,7 @@ fn every_key_can_be_given() {
         tap_udp = false
         uplink_segmentation = false
         uplink_coalescing = false
+        source_ports = false
         bundles = false
         [[nodes]]
         id = 2

@@ -166,6 +166,7 @@ fn offload(raw: RawOffload) -> OffloadConfig {
         tap_udp: or(raw.tap_udp, true),
         uplink_segmentation: or(raw.uplink_segmentation, true),
         uplink_coalescing: or(raw.uplink_coalescing, true),
+        source_ports: or(raw.source_ports, true),
         bundles: or(raw.bundles, true),
     }
 }

@@ -177,7 +177,8 @@ impl Uplink {
             NodeAddress::Static(address) => {
                 // One of several links may come up later than the node does.
                 let freebind = config.own_node().is_some_and(|own| own.links.len() > 1);
-                let options = UplinkOptions { freebind, ..common };
+                let source_ports = config.offload.source_ports;
+                let options = UplinkOptions { freebind, source_ports, ..common };
                 (SocketAddr::new(*address, config.cluster.port), options)
             }
             // Nobody has to know the port of an address that nobody knows.
