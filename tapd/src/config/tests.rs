@@ -149,7 +149,7 @@ fn every_key_can_be_given() {
     assert!(config.cluster.next_key.is_some());
     assert_eq!(config.cluster.ciphers, [Cipher::Aes256Gcm, Cipher::None]);
     let on = config.offload.switches().map(|(key, on)| on.then_some(key));
-    assert_eq!(on, [Some("tap_checksum"), None, None, None, None, None]);
+    assert_eq!(on, [Some("tap_checksum"), None, None, None, None, None, None]);
     let network = &config.networks[0];
     assert_eq!(network.vni.get(), Vni::MAX);
     assert_eq!(network.tap_mtu, TapMtu::Fixed(1400));
