@@ -23,6 +23,8 @@ pub enum Leftover {
     Namespace(String),
     /// A temporary directory.
     Directory(PathBuf),
+    /// A socket or file of a program that is ended without a chance to remove it.
+    File(PathBuf),
 }
 
 static LISTED: Mutex<BTreeSet<Leftover>> = Mutex::new(BTreeSet::new());
@@ -71,6 +73,9 @@ fn remove(listed: &BTreeSet<Leftover>) {
             }
             Leftover::Directory(path) => {
                 let _ = std::fs::remove_dir_all(path);
+            }
+            Leftover::File(path) => {
+                let _ = std::fs::remove_file(path);
             }
         }
     }

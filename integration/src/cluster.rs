@@ -24,7 +24,7 @@ pub fn overlay_v6(vni: u8, id: u8) -> IpAddr {
 }
 
 /// Waits until it is known what the paths to a peer take: before that, large frames go in fragments.
-fn wait_measured(node: &Node, peer: u16) -> Result<()> {
+pub(crate) fn wait_measured(node: &Node, peer: u16) -> Result<()> {
     let measured = |links: &[Link]| {
         links.iter().all(|l| !l.flag("searching") && l.text("path_mtu_how") != "base")
     };

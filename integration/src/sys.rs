@@ -10,6 +10,8 @@ use std::time::Duration;
 
 use socket2::SockAddr;
 
+pub mod offload;
+
 /// Most packets that one [`send_batch`] or [`recv_batch`] call carries.
 pub const MAX_BATCH: usize = 64;
 

@@ -43,6 +43,18 @@ impl UdpPath {
         far.connect(near.local_addr()?)?;
         Ok(Self { near, far })
     }
+
+    /// The first place's socket.
+    #[must_use]
+    pub fn near(&self) -> &UdpSocket {
+        &self.near
+    }
+
+    /// The second place's socket.
+    #[must_use]
+    pub fn far(&self) -> &UdpSocket {
+        &self.far
+    }
 }
 
 fn bind(place: &Place<'_>) -> Result<UdpSocket> {

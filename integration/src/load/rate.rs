@@ -3,7 +3,7 @@
 
 use std::io::ErrorKind;
 use std::net::UdpSocket;
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -20,6 +20,8 @@ const STRAGGLERS: Duration = Duration::from_millis(40);
 const BATCH_INTERVAL: f64 = 100e-6;
 /// Trial number and sequence number.
 const MARK_LEN: usize = 12;
+/// Most paths of one run.
+pub const MAX_FLOWS: usize = 4;
 /// The sender has not finished.
 const STILL_SENDING: u64 = u64::MAX;
 
@@ -80,8 +82,17 @@ pub struct Found {
 /// # Errors
 /// A socket failed.
 pub fn search(path: &UdpPath, search: Search) -> Result<Found> {
+    search_flows(std::slice::from_ref(path), search)
+}
+
+/// [`search`] with the datagrams spread evenly over several paths.
+///
+/// # Errors
+/// A socket failed.
+pub fn search_flows(paths: &[UdpPath], search: Search) -> Result<Found> {
     let start = Instant::now();
-    let flood = trial(path, search.payload, None, search.trial)?;
+    let trial = |rate| trial_flows(paths, search.payload, rate, search.trial);
+    let flood = trial(None)?;
     let mut found = Found { rate: 0.0, flood_rate: flood.rate(), trials: vec![flood] };
     if flood.loss() <= search.max_loss {
         found.rate = flood.rate();
@@ -90,11 +101,11 @@ pub fn search(path: &UdpPath, search: Search) -> Result<Found> {
     let (mut low, mut high) = (0.0, flood.rate() * 1.2);
     let mut rate = flood.rate() * 0.9;
     while start.elapsed() < search.budget && high > low * 1.03 {
-        let mut at = trial(path, search.payload, Some(rate), search.trial)?;
+        let mut at = trial(Some(rate))?;
         found.trials.push(at);
         // A small loss may be a hiccup of the machine: once more before the rate is ruled out.
         if at.loss() > search.max_loss && at.loss() < 0.02 && start.elapsed() < search.budget {
-            at = trial(path, search.payload, Some(rate), search.trial)?;
+            at = trial(Some(rate))?;
             found.trials.push(at);
         }
         if at.loss() <= search.max_loss {
@@ -114,14 +125,29 @@ pub fn search(path: &UdpPath, search: Search) -> Result<Found> {
 /// # Errors
 /// A socket failed.
 pub fn trial(path: &UdpPath, payload: usize, rate: Option<f64>, span: Duration) -> Result<Trial> {
+    trial_flows(std::slice::from_ref(path), payload, rate, span)
+}
+
+/// [`trial`] with the datagrams spread evenly over several paths: one sender and one receiver,
+/// whatever their number, so that it is not the load that takes more of the machine.
+///
+/// # Errors
+/// A socket failed, or there is no path.
+pub fn trial_flows(
+    paths: &[UdpPath],
+    payload: usize,
+    rate: Option<f64>,
+    span: Duration,
+) -> Result<Trial> {
+    ensure!(!paths.is_empty() && paths.len() <= MAX_FLOWS, "1 to {MAX_FLOWS} paths");
     ensure!(payload >= MARK_LEN, "a payload has at least {MARK_LEN} bytes");
     // The trial's number, so that stragglers of an earlier one do not count.
     let mark = NEXT_MARK.fetch_add(1, Ordering::Relaxed);
     let total = AtomicU64::new(STILL_SENDING);
     let start = Instant::now();
     let (received, last) = std::thread::scope(|scope| -> Result<(u64, Instant)> {
-        let receiver = scope.spawn(|| receive(&path.far, mark, &total));
-        let sent = send(&path.near, mark, payload, rate, span);
+        let receiver = scope.spawn(|| receive(paths, mark, &total));
+        let sent = send(paths, mark, payload, rate, span);
         total.store(*sent.as_ref().unwrap_or(&0), Ordering::Release);
         let received = receiver.join().map_err(|_| anyhow!("the receiver died"))?;
         sent?;
@@ -134,7 +160,7 @@ pub fn trial(path: &UdpPath, payload: usize, rate: Option<f64>, span: Duration) 
 
 /// Sends and says how many datagrams left.
 fn send(
-    socket: &UdpSocket,
+    paths: &[UdpPath],
     mark: u32,
     payload: usize,
     rate: Option<f64>,
@@ -144,7 +170,8 @@ fn send(
     let mut datagrams = vec![vec![0x5a; payload]; MAX_BATCH];
     let start = Instant::now();
     let mut sent = 0;
-    loop {
+    // A batch goes by one path, the next one by the next.
+    for path in paths.iter().cycle() {
         let elapsed = start.elapsed();
         if elapsed >= span {
             return Ok(sent);
@@ -159,7 +186,7 @@ fn send(
             datagram[4..MARK_LEN].copy_from_slice(&number.to_le_bytes());
         }
         let slices: Vec<&[u8]> = datagrams[..batch].iter().map(Vec::as_slice).collect();
-        sent += send_all(socket, &slices)?;
+        sent += send_all(&path.near, &slices)?;
         if let Some(rate) = rate
             && due <= MAX_BATCH as u64
         {
@@ -170,6 +197,7 @@ fn send(
             std::thread::sleep(next.saturating_duration_since(Instant::now()));
         }
     }
+    Ok(sent)
 }
 
 /// Sends a batch; a full queue on the way is not an error of the sender but waits a moment.
@@ -186,33 +214,40 @@ fn send_all(socket: &UdpSocket, datagrams: &[&[u8]]) -> Result<u64> {
 }
 
 /// Counts datagrams with `mark` until `total` are there or no more come.
-fn receive(socket: &UdpSocket, mark: u32, total: &AtomicU64) -> Result<(u64, Instant)> {
+fn receive(paths: &[UdpPath], mark: u32, total: &AtomicU64) -> Result<(u64, Instant)> {
     let mut buffers = vec![vec![0; 2048]; MAX_BATCH];
     let mut lengths = [0; MAX_BATCH];
+    // Unused places repeat the last socket: looking twice does no harm.
+    let last_path = paths.last().context("no path")?;
+    let sockets: [BorrowedFd<'_>; MAX_FLOWS] =
+        std::array::from_fn(|i| paths.get(i).unwrap_or(last_path).far.as_fd());
     let mut received = 0;
     let mut last = Instant::now();
     loop {
-        match sys::recv_batch(socket.as_fd(), &mut buffers, &mut lengths) {
-            Ok(count) => {
-                let ours = |(buffer, &length): (&Vec<u8>, &usize)| {
-                    length >= MARK_LEN && buffer[..4] == mark.to_le_bytes()
-                };
-                let fresh = buffers.iter().zip(&lengths).take(count).filter(|&x| ours(x)).count();
-                received += fresh as u64;
-                if fresh > 0 {
-                    last = Instant::now();
+        let mut fresh = 0;
+        for socket in &sockets[..paths.len()] {
+            fresh += match sys::recv_batch(*socket, &mut buffers, &mut lengths) {
+                Ok(count) => {
+                    let ours = |(buffer, &length): (&Vec<u8>, &usize)| {
+                        length >= MARK_LEN && buffer[..4] == mark.to_le_bytes()
+                    };
+                    buffers.iter().zip(&lengths).take(count).filter(|&x| ours(x)).count()
                 }
-            }
-            Err(e) if e.kind() == ErrorKind::WouldBlock => {
-                let total = total.load(Ordering::Acquire);
-                let done = total != STILL_SENDING;
-                if received >= total || (done && last.elapsed() >= STRAGGLERS) {
-                    return Ok((received, last));
-                }
-                sys::readable(socket.as_fd(), Duration::from_millis(5))?;
-            }
-            Err(e) if e.kind() == ErrorKind::ConnectionRefused => {}
-            Err(e) => return Err(e).context("receiving"),
+                Err(e) if e.kind() == ErrorKind::WouldBlock => 0,
+                Err(e) if e.kind() == ErrorKind::ConnectionRefused => 0,
+                Err(e) => return Err(e).context("receiving"),
+            };
         }
+        if fresh > 0 {
+            received += fresh as u64;
+            last = Instant::now();
+            continue;
+        }
+        let total = total.load(Ordering::Acquire);
+        let done = total != STILL_SENDING;
+        if received >= total || (done && last.elapsed() >= STRAGGLERS) {
+            return Ok((received, last));
+        }
+        sys::readable_any(sockets, Duration::from_millis(5))?;
     }
 }
