@@ -41,9 +41,37 @@ install_packages() {
     command -v apt-get >/dev/null || die "lacks ${missing[*]}, and there is no apt-get here"
     echo "== installing ${missing[*]} =="
     apt-get update -qq
-    # debconf must not ask, and no service may start on its own.
-    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" \
-        >/dev/null
+    apt_install "${missing[@]}"
+}
+
+# Installs Debian packages; debconf must not ask.
+apt_install() {
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" \
+        </dev/null >/dev/null
+}
+
+# Reads lines of `bench --list-needs` and brings what is missing: Debian packages, and crates into
+# the folder of the builds. What cannot be had is no failure: the bench skips it aloud.
+install_needs() {
+    local kind proof package version rivals updated=no
+    rivals=$(dirname "$TAPD_BIN_DIR")/rivals
+    while read -r kind proof package version; do
+        case $kind in
+        debian)
+            if [ -e "$proof" ] || command -v "$proof" >/dev/null; then continue; fi
+            echo "== installing $package =="
+            [ "$updated" = yes ] || apt-get update -qq || true
+            updated=yes
+            apt_install "$package" || echo "*** $package cannot be installed" >&2
+            ;;
+        crate)
+            if grep -qs "\"$package $version " "$rivals/.crates.toml"; then continue; fi
+            echo "== installing $package $version =="
+            cargo install --quiet --locked --root "$rivals" --target-dir "$rivals/build" \
+                "$package@$version" || echo "*** $package cannot be built" >&2
+            ;;
+        esac
+    done
 }
 
 build_release() {
