@@ -1,8 +1,12 @@
 //! The tools that the other tests stand on, without tapd.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::ensure;
+use integration::bench::parts::tap_pass::TapPass;
+use integration::bench::parts::udp_run;
+use integration::bench::work::Servers;
 use integration::capture::{Capture, datagrams};
 use integration::frames::{Probe, test_frame};
 use integration::load::junk::{Junk, Kind};
@@ -138,6 +142,54 @@ fn harness_traffic_tool_measures_and_junk_arrives() {
         let seen = || capture.so_far().map(|packets| datagrams(&packets)).unwrap_or_default();
         wait::until("all junk to arrive", PATIENCE, || seen().len() as u64 == junk.count)?;
         ensure!(seen().iter().all(|datagram| datagram.source_port == 7));
+        Ok(())
+    });
+}
+
+#[test]
+fn harness_parts_of_the_bench_carry_their_bytes() {
+    case(|| {
+        let pair = Pair::new(Family::V4, 1500)?;
+        pair.set_offloads(Offloads::Wire)?;
+        let servers = Servers::start(&pair)?;
+        let (rate, cost) = udp_run::measure(&servers, 1500, Duration::from_millis(200))?;
+        ensure!(rate > 0.1 && cost > 0.0, "runs of datagrams: {rate} Gbit/s, {cost} s/GB");
+        let pass = TapPass::set_up(&pair, 1500)?;
+        let (rate, cost) = pass.measure(&pair, 1)?;
+        ensure!(rate > 0.1 && cost > 0.0, "taps: {rate} Gbit/s, {cost} s/GB");
+        drop(pass);
+        let left = pair.alpha.interfaces()?;
+        ensure!(!left.iter().any(|name| name == "pass0"), "a tap is left: {left:?}");
+        Ok(())
+    });
+}
+
+#[test]
+fn harness_several_flows_are_several_and_all_arrive() {
+    case(|| {
+        let pair = Pair::new(Family::V4, 1500)?;
+        let (near, far) = (netns::open(pair.alpha.name())?, netns::open(pair.beta.name())?);
+        let (near, far) = (
+            Place { netns: &near, address: Family::V4.address(1) },
+            Place { netns: &far, address: Family::V4.address(2) },
+        );
+        let open = |_| UdpPath::open(&near, &far);
+        let paths = (0..rate::MAX_FLOWS).map(open).collect::<anyhow::Result<Vec<_>>>()?;
+        let capture = Capture::start(&pair.beta, UNDERLAY, "udp")?;
+        let span = Duration::from_millis(200);
+        let paced = rate::trial_flows(&paths, 64, Some(10_000.0), span)?;
+        ensure!(paced.sent > 1_500 && paced.loss() < 0.01, "{paced:?}");
+        let seen = || capture.so_far().map(|packets| datagrams(&packets)).unwrap_or_default();
+        let mut counts = BTreeMap::new();
+        wait::until("all datagrams to be captured", PATIENCE, || {
+            counts.clear();
+            for datagram in seen() {
+                *counts.entry(datagram.source_port).or_insert(0_u64) += 1;
+            }
+            counts.values().sum::<u64>() >= paced.received
+        })?;
+        ensure!(counts.len() == rate::MAX_FLOWS, "not every flow has its share: {counts:?}");
+        ensure!(counts.values().all(|&count| count > paced.sent / 8), "uneven: {counts:?}");
         Ok(())
     });
 }

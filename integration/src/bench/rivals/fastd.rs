@@ -32,14 +32,16 @@ pub fn set_up(site: &Site<'_>) -> Result<Up> {
         keys.push((field("Secret:")?, field("Public:")?));
     }
     let mtu = site.underlay_mtu - OUTER - OVERHEAD - ETHERNET;
-    let interfaces = [1, 2].map(|_| format!("fastd{}", site.number));
+    let interface = format!("fastd{}", site.number);
     let mut daemons = Vec::new();
-    let others = keys.iter().rev();
-    for (((host, netns, peer), interface), ((secret, _), (_, public))) in
-        site.hosts().into_iter().zip(&interfaces).zip(keys.iter().zip(others))
+    let mut hosts = site.hosts();
+    // The second host only answers, and is up before the first one begins: fastd does not try
+    // again for 20 s, and where both begin at once the sessions may not match.
+    hosts.reverse();
+    for ((host, netns, peer), ((secret, _), (_, public))) in
+        hosts.into_iter().zip(keys.iter().rev().zip(&keys))
     {
         let (port, own) = (site.port(), Site::underlay(host));
-        // One of them begins: where both do at the same moment, no session comes of it.
         let remote = match host {
             1 => format!("remote {}:{port};", Site::underlay(peer)),
             _ => String::new(),
@@ -54,8 +56,11 @@ pub fn set_up(site: &Site<'_>) -> Result<Up> {
         )?;
         let mut command = netns.command("fastd");
         command.args(["--config", &format!("{host}.conf")]);
-        daemons.push(Daemon::start(&scratch, &format!("fastd{host}"), &mut command)?);
+        let mut daemon = Daemon::start(&scratch, &format!("fastd{host}"), &mut command)?;
+        daemon.wait("fastd to listen", || netns.ip(&["link", "show", &interface]).is_ok())?;
+        daemons.push(daemon);
     }
+    let interfaces = [interface.clone(), interface];
     let mut up = Up { version, interfaces, daemons, _scratch: scratch };
     site.join(&mut up, None)?;
     Ok(up)
