@@ -2,7 +2,7 @@
 //!
 //! A family is a file. Its `set_up` starts the daemons in the two namespaces and says what their
 //! interfaces are called; addresses, MTU and the first pings are the same for all and happen in
-//! [`Site::join`]. Nothing of these programs is part of this repository: they come from Debian and
+//! `Site::join`. Nothing of these programs is part of this repository: they come from Debian and
 //! crates.io, see [`Need`].
 
 use std::fs::File;
