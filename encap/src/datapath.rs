@@ -248,7 +248,7 @@ pub(crate) const WAITING_MS: u64 = 500;
 /// Bytes of the buffers that frames are put together in: most fit.
 const FRAGMENT_BUF_LEN: usize = 9_280;
 /// Idle ones of these that are kept.
-const MAX_FRAGMENT_BUFS: usize = 32;
+const MAX_FRAGMENT_BUFS: usize = 128;
 
 /// Datagrams a second that a worker tries from addresses where a dynamic link was not heard before.
 const STRANGERS_PER_SECOND: u32 = 10_000;
@@ -302,6 +302,8 @@ pub struct Datapath {
     pub(crate) compressor: Compressor,
     /// Made when it is first wanted.
     pub(crate) decompressor: Option<Decompressor>,
+    /// Bytes that may still be decompressed in this pass.
+    pub(crate) decompressible: usize,
     pub(crate) fragment_id: u16,
     pub(crate) too_big: TooBigLimiter,
     /// Frames to go back into the tap.
@@ -353,6 +355,7 @@ impl Datapath {
             scratch: Vec::new(),
             compressor,
             decompressor: None,
+            decompressible: 0,
             fragment_pool: BufPool::new(FRAGMENT_BUF_LEN, MAX_FRAGMENT_BUFS),
             news: Burst::new(),
             unknown_sources: Policer::new(clock.0, STRANGERS_PER_SECOND, STRANGERS_PER_SECOND / 10),
@@ -465,8 +468,8 @@ impl Datapath {
         &self.counters
     }
 
-    /// Takes one packet from the BUM allowance of a network.
-    pub(crate) fn police(&mut self, vni: Vni, rate: u32, now: Instant) -> bool {
+    /// Takes so many packets from the BUM allowance of a network: all, or none.
+    pub(crate) fn police(&mut self, vni: Vni, rate: u32, count: u32, now: Instant) -> bool {
         if rate == 0 {
             return true;
         }
@@ -475,7 +478,7 @@ impl Datapath {
         if !policer.is_rate(rate) {
             *policer = fresh();
         }
-        policer.take(now)
+        policer.take_many(now, count)
     }
 
     /// This worker's sending context for `peer`, of a new epoch where one is due. The fragments of

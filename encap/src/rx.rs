@@ -39,6 +39,10 @@ use crate::wire::probe;
 /// The ECN bits, and their value for congestion experienced (RFC 3168 section 5).
 const ECN_CE: u8 = 3;
 
+/// Most bytes that the datagrams of one pass are decompressed to: a few times what they can be with
+/// data that compresses well. Beyond, they are dropped.
+const MAX_DECOMPRESSED: usize = 8 << 20;
+
 /// What is known of an authentic datagram.
 struct Origin<'t> {
     session: &'t Session,
@@ -84,6 +88,7 @@ impl Datapath {
     ) {
         let tables = arc_swap::Guard::into_inner(self.tables.load());
         let mut held = None;
+        self.decompressible = MAX_DECOMPRESSED;
         for Received { mut buf, segment_size, uplink, remote, mark } in received.drain(..) {
             // Its place, so that the frames in it can be named while it is still at work here.
             let piece = out.pieces.0.len();
@@ -385,6 +390,9 @@ impl Datapath {
         out: &mut Deliveries,
     ) -> Result<(), DropReason> {
         let compressed = Compressed::read(payload).map_err(|_| DropReason::CompressionInvalid)?;
+        // A few bytes can say that they become 64 KiB: what one pass makes of them is bounded.
+        let left = self.decompressible.checked_sub(compressed.len());
+        self.decompressible = left.ok_or(DropReason::CompressionInvalid)?;
         if self.decompressor.is_none() {
             self.decompressor = Decompressor::new(Arc::clone(&self.counters));
         }

@@ -171,8 +171,8 @@ pub struct Counters {
     pub frame_bytes_in: Counter,
     /// Super-frames among them.
     pub super_frames_in: Counter,
-    /// Segments that these were cut into.
-    pub segments_in: Counter,
+    /// Segments made of super-frames, for every member that they go to.
+    pub segments_out: Counter,
     /// Frames opened for taps.
     pub frames_out: Counter,
     /// Bytes of frames opened for taps.
@@ -244,7 +244,7 @@ impl Default for Counters {
             frames_in: Counter::default(),
             frame_bytes_in: Counter::default(),
             super_frames_in: Counter::default(),
-            segments_in: Counter::default(),
+            segments_out: Counter::default(),
             frames_out: Counter::default(),
             frame_bytes_out: Counter::default(),
             datagrams_in: Counter::default(),
@@ -307,7 +307,7 @@ impl Counters {
             ("frames_in", "frames read from taps", &self.frames_in),
             ("frame_bytes_in", "bytes of frames read from taps", &self.frame_bytes_in),
             ("super_frames_in", "super-frames among these", &self.super_frames_in),
-            ("segments_in", "segments of super-frames", &self.segments_in),
+            ("segments_out", "segments made of super-frames, for every member", &self.segments_out),
             ("frames_out", "frames opened for taps", &self.frames_out),
             ("frame_bytes_out", "bytes of frames opened for taps", &self.frame_bytes_out),
             ("datagrams_in", "datagrams received", &self.datagrams_in),

@@ -15,9 +15,10 @@ use crate::forward::fdb::{Learn, Place};
 use crate::forward::filter;
 use crate::forward::loop_probe::LoopProbe;
 use crate::id::PeerIndex;
+use crate::offload::MAX_SEGMENTS;
 use crate::stats::DropReason;
 use crate::tables::{NetworkEntry, Tables};
-use crate::wire::buf::{FrameBurst, Offload, Transmits};
+use crate::wire::buf::{FrameBurst, FrameRef, Offload, Transmits};
 use crate::wire::ethernet::{EthernetView, MacAddr};
 use crate::wire::header::Handle;
 use bundle::Bundle;
@@ -29,6 +30,14 @@ mod resend;
 
 /// [`Datapath::encapsulate`] pauses to have sent what it made when that exceeds so many bytes.
 pub const MAX_TRANSMIT_BYTES: usize = 256 << 10;
+
+/// Frames that a frame stands for: its segments, which are at least as many as this.
+fn segments(frame: FrameRef, len: usize) -> u32 {
+    let segments = frame.offload.segmentation.map_or(1, |segmentation| {
+        len.div_ceil(usize::from(segmentation.size.max(1))).clamp(1, MAX_SEGMENTS)
+    });
+    segments as u32
+}
 
 /// Who a frame is for.
 enum Target {
@@ -63,7 +72,7 @@ impl Datapath {
             return;
         };
         let now_ms = self.clock.ms(now);
-        for (index, (_, bytes)) in (0..).zip(frames.iter()) {
+        for (index, (frame, bytes)) in (0..).zip(frames.iter()) {
             if network.looped {
                 self.notice_probe(now, &tables, network, bytes);
                 self.counters.count_drop(DropReason::NetworkLooped);
@@ -71,9 +80,13 @@ impl Datapath {
             }
             self.counters.frames_in.add(1);
             self.counters.frame_bytes_in.add(bytes.len() as u64);
+            let segments = segments(frame, bytes.len());
+            if frame.offload.segmentation.is_some() {
+                self.counters.super_frames_in.add(1);
+            }
             let target = self
                 .admit_frame(handle, network, bytes, now_ms)
-                .and_then(|to| self.forward(now, now_ms, handle, network, to));
+                .and_then(|to| self.forward(now, now_ms, handle, network, to, segments));
             match target {
                 Ok(Target::Peer(peer)) => {
                     self.plan.list.push(Planned { peer: Some(peer), frame: index });
@@ -86,9 +99,13 @@ impl Datapath {
                 Err(reason) => self.counters.count_drop(reason),
             }
         }
-        // Stable: what goes to one peer keeps its order. Floods come first.
-        if !self.plan.list.is_sorted_by_key(|planned| planned.peer) {
-            self.plan.list.sort_by_key(|planned| planned.peer);
+        // Stable: what goes to one peer keeps its order. Floods go to all, and keep their place.
+        let between_floods =
+            self.plan.list.chunk_by_mut(|one, next| one.peer.is_some() && next.peer.is_some());
+        for stretch in between_floods {
+            if !stretch.is_sorted_by_key(|planned| planned.peer) {
+                stretch.sort_by_key(|planned| planned.peer);
+            }
         }
     }
 
@@ -128,11 +145,11 @@ impl Datapath {
             if let Some((offload, bytes)) = frames.get_mut(frame) {
                 match peer {
                     Some(peer) => {
-                        self.send_or_wait(pass, network, peer, bytes, *offload, more);
+                        self.send_or_wait(pass, network, peer, bytes, offload, more);
                     }
                     None => {
                         let from = plan.member;
-                        plan.member = self.flood(pass, network, from, bytes, *offload);
+                        plan.member = self.flood(pass, network, from, bytes, offload);
                         if plan.member != 0 {
                             continue;
                         }
@@ -162,10 +179,10 @@ impl Datapath {
                 self.waiting.push_back(waiting);
                 continue;
             }
-            let Waiting { handle, peer, offload, .. } = waiting;
+            let Waiting { handle, peer, mut offload, .. } = waiting;
             match tables.network(handle) {
                 Some(network) => {
-                    self.send(&mut pass, network, peer, &mut waiting.frame, offload, false);
+                    self.send(&mut pass, network, peer, &mut waiting.frame, &mut offload, false);
                 }
                 None => self.counters.count_drop(DropReason::NetworkUnknown),
             }
@@ -180,7 +197,7 @@ impl Datapath {
         network: &'t NetworkEntry,
         peer: PeerIndex,
         frame: &mut [u8],
-        offload: Offload,
+        offload: &mut Offload,
         more: bool,
     ) {
         if !pass.tables.peer(peer).is_some_and(|peer| peer.connecting) {
@@ -193,7 +210,7 @@ impl Datapath {
             handle: network.handle,
             peer,
             frame: frame.to_vec(),
-            offload,
+            offload: *offload,
             until_ms: self.clock.ms(pass.now) + WAITING_MS,
         });
     }
@@ -245,6 +262,7 @@ impl Datapath {
         handle: Handle,
         network: &NetworkEntry,
         to: MacAddr,
+        segments: u32,
     ) -> Result<Target, DropReason> {
         let place = if to.is_multicast() { None } else { self.lookup(now_ms, handle, network, to) };
         match place {
@@ -252,7 +270,7 @@ impl Datapath {
                 Ok(Target::Peer(peer))
             }
             Some(Place::Local) => Err(DropReason::FrameLocalDestination),
-            _ if self.police(network.vni, network.bum_rate, now) => Ok(Target::Flood),
+            _ if self.police(network.vni, network.bum_rate, segments, now) => Ok(Target::Flood),
             _ => Err(DropReason::FramePoliced),
         }
     }
@@ -287,7 +305,7 @@ impl Datapath {
         network: &'t NetworkEntry,
         from: u32,
         frame: &mut [u8],
-        offload: Offload,
+        offload: &mut Offload,
     ) -> u32 {
         let mut any = from > 0;
         for (index, member) in (0u32..).zip(&network.members).skip(from as usize) {

@@ -21,8 +21,8 @@ use pcap_file::pcapng::blocks::interface_description::{
 };
 use pcap_file::{DataLink, PcapError};
 
-/// Frames that wait at most to be written.
-const QUEUE_LEN: usize = 4096;
+/// Frames that wait at most to be written. With super-frames they are 64 MiB.
+const QUEUE_LEN: usize = 1024;
 /// pcapng's if_tsresol for nanoseconds: 10^-9.
 const NANOSECONDS: u8 = 9;
 

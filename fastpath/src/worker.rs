@@ -17,13 +17,14 @@ use encap::datapath::{ControlInput, Datapath, Deliveries, Delivery, Pulse};
 use encap::forward::policer::Policer;
 use encap::id::Vni;
 use encap::stats::{Counters, DropReason};
+use encap::tx::MAX_TRANSMIT_BYTES;
 use encap::wire::buf::{BufPool, Burst, FrameBurst, OutFrame, Received, Transmit, Transmits};
 use encap::wire::header::Handle;
 
 use crate::capture::{CaptureTap, Direction};
 use crate::counter::counters;
 use crate::port::{DatagramPort, FramePort, MAX_BURST};
-use crate::uplink::UplinkError;
+use crate::uplink::{RX_BATCH, UplinkError};
 use crate::wake::{PollSet, Waker};
 
 /// How long a worker polls on after the last packet before it blocks: shorter than a context
@@ -38,8 +39,9 @@ const TIDY_INTERVAL: Duration = Duration::from_secs(1);
 const FRAME_MEMORY: usize = 160 << 10;
 /// Bytes of a buffer for received datagrams: a run of the largest size that the kernel gives.
 const RECEIVE_BUF_LEN: usize = 65_535;
-/// Idle ones of these that are kept.
-const MAX_IDLE_BUFS: usize = 32;
+/// Bursts of one tap in a row while they hold super-frames: about as many bytes as an uplink gives in
+/// one call, so that neither direction starves.
+const BURSTS_IN_A_ROW: usize = 4;
 /// While frames wait for a session it looks this often.
 const HANDSHAKE_WAIT: Duration = Duration::from_millis(5);
 /// Heartbeats that wait at most for the control thread; then the newest displace the oldest.
@@ -245,7 +247,7 @@ impl<F: FramePort, D: DatagramPort> Worker<F, D> {
         let ToControl { notices: control, pulses, waker: control_waker } = to_control;
         let worker = Self {
             datapath,
-            pool: BufPool::new(RECEIVE_BUF_LEN, MAX_IDLE_BUFS),
+            pool: BufPool::new(RECEIVE_BUF_LEN, RX_BATCH * (uplinks.len() + 2)),
             taps: Vec::new(),
             uplinks,
             control,
@@ -287,7 +289,7 @@ impl<F: FramePort, D: DatagramPort> Worker<F, D> {
             self.step(now)?;
             // Heartbeats come thousands of times a second and are no reason to spin.
             if self.frames_seen() != frames {
-                busy_at = now;
+                busy_at = Instant::now();
             } else if !self.dedicated {
                 self.idle(now, busy_at);
             }
@@ -318,6 +320,8 @@ impl<F: FramePort, D: DatagramPort> Worker<F, D> {
     /// What is due now and then, besides packets.
     fn tidy(&mut self, now: Instant) {
         self.datapath.tidy(now);
+        // The worst moment does not stay for ever.
+        self.transmits.memory.shrink_to(2 * MAX_TRANSMIT_BYTES);
         self.tell_of_lost_taps();
     }
 
@@ -349,31 +353,43 @@ impl<F: FramePort, D: DatagramPort> Worker<F, D> {
         }
         let mut moved = 0;
         for at in 0..self.taps.len() {
-            let Some(tap) = self.taps.get_mut(at) else { break };
-            if let Err(error) = tap.port.rx_burst(&mut self.frames) {
-                self.lose_tap(at, error);
-                break;
-            }
-            if self.frames.is_empty() {
-                continue;
-            }
-            let (handle, vni) = (tap.handle, tap.vni);
-            moved += self.frames.len();
-            if self.capture.is_running() {
-                let time = unix_time();
-                for (_, bytes) in self.frames.iter() {
-                    self.capture.offer(time, vni, Direction::FromPort, bytes);
+            for _ in 0..BURSTS_IN_A_ROW {
+                let Some(tap) = self.taps.get_mut(at) else { break };
+                if let Err(error) = tap.port.rx_burst(&mut self.frames) {
+                    self.lose_tap(at, error);
+                    self.take_returns();
+                    return moved;
+                }
+                let (handle, vni) = (tap.handle, tap.vni);
+                moved += self.frames.len();
+                if !self.seal_burst(now, handle, vni) {
+                    break;
                 }
             }
-            self.datapath.admit(now, handle, &self.frames);
-            while !self.datapath.encapsulate(now, &mut self.frames, &mut self.transmits) {
-                self.send();
-            }
-            self.send();
-            self.frames.clear();
         }
         self.take_returns();
         moved
+    }
+
+    /// Seals and sends what a tap gave; says whether super-frames were among it.
+    fn seal_burst(&mut self, now: Instant, handle: Handle, vni: Vni) -> bool {
+        if self.frames.is_empty() {
+            return false;
+        }
+        if self.capture.is_running() {
+            let time = unix_time();
+            for (_, bytes) in self.frames.iter() {
+                self.capture.offer(time, vni, Direction::FromPort, bytes);
+            }
+        }
+        let large = self.frames.iter().any(|(frame, _)| frame.offload.segmentation.is_some());
+        self.datapath.admit(now, handle, &self.frames);
+        while !self.datapath.encapsulate(now, &mut self.frames, &mut self.transmits) {
+            self.send();
+        }
+        self.send();
+        self.frames.clear();
+        large
     }
 
     /// Writes what goes back into the taps, and hands over what the control thread is to hear of.
@@ -437,6 +453,9 @@ impl<F: FramePort, D: DatagramPort> Worker<F, D> {
             if self.received.is_empty() {
                 continue;
             }
+            // When these were read, which is what round trips are measured by: what came by the uplink
+            // before may have taken a while.
+            let now = if moved > 0 { Instant::now() } else { now };
             moved += self.received.len();
             self.datapath.decapsulate(
                 now,

@@ -29,14 +29,20 @@ impl Policer {
 
     /// Takes one, if there is one.
     pub fn take(&mut self, now: Instant) -> bool {
+        self.take_many(now, 1)
+    }
+
+    /// Takes `count`, if there are as many or the bucket is full: then what is missing is owed.
+    pub fn take_many(&mut self, now: Instant, count: u32) -> bool {
         if self.interval_ns == 0 {
             return true;
         }
-        let full_at = self.full_at.max(now) + Duration::from_nanos(self.interval_ns);
-        if full_at.saturating_duration_since(now) > Duration::from_nanos(self.depth_ns) {
+        let missing = self.full_at.saturating_duration_since(now);
+        let wanted = Duration::from_nanos(self.interval_ns * u64::from(count));
+        if !missing.is_zero() && missing + wanted > Duration::from_nanos(self.depth_ns) {
             return false;
         }
-        self.full_at = full_at;
+        self.full_at = self.full_at.max(now) + wanted;
         true
     }
 }
@@ -54,6 +60,19 @@ mod tests {
         assert_eq!((0..100).filter(|_| policer.take(later)).count(), 5);
         let much_later = start + Duration::from_secs(60);
         assert_eq!((0..100).filter(|_| policer.take(much_later)).count(), 10);
+    }
+
+    #[test]
+    fn many_at_once_are_charged_in_full() {
+        let start = Instant::now();
+        let mut policer = Policer::new(start, 1_000, 10);
+        assert!(policer.take_many(start, 4) && policer.take_many(start, 6));
+        assert!(!policer.take_many(start, 1));
+        // A full bucket gives more than it holds, and is empty for as long as that takes.
+        let full = start + Duration::from_millis(10);
+        assert!(policer.take_many(full, 30));
+        assert!(!policer.take(full + Duration::from_millis(20)));
+        assert!(policer.take(full + Duration::from_millis(21)));
     }
 
     #[test]

@@ -11,6 +11,9 @@ use crate::wire::checksum::{TCP_CHECKSUM_OFFSET, UDP_CHECKSUM_OFFSET, fold_sum, 
 use crate::wire::ethernet::{EtherType, EthernetView};
 use crate::wire::inner_ip::protocol;
 
+/// UDP ports of vxlan (RFC 7348, and Linux's own), Geneve (RFC 8926) and its forerunner.
+const TUNNEL_PORTS: [u16; 4] = [4789, 8472, 6081, 6080];
+
 /// Where the headers of a frame lie, and whose they are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Flow {
@@ -152,7 +155,11 @@ impl Piece {
             }
             (header_len, u32::from_be_bytes([s0, s1, s2, s3]), flags & tcp::PSH != 0)
         } else {
-            let [_, _, _, _, l0, l1, c0, c1] = *segment.first_chunk()?;
+            let [_, _, to0, to1, l0, l1, c0, c1] = *segment.first_chunk()?;
+            // Kernels before 6.8.5 take super-frames of tunnels apart wrongly.
+            if TUNNEL_PORTS.contains(&u16::from_be_bytes([to0, to1])) {
+                return None;
+            }
             if usize::from(u16::from_be_bytes([l0, l1])) != segment.len() || c0 | c1 == 0 {
                 return None;
             }

@@ -3,10 +3,12 @@
 //! A datagram costs its receiver and its sender the same whatever it holds. Nothing waits for more
 //! frames to come: what one burst of a tap held is all.
 
+use crate::compress::Level;
 use crate::crypto::seal::ROOM_IN_FRONT;
 use crate::datapath::Datapath;
+use crate::forward::policy::Policy;
 use crate::handshake::features::Features;
-use crate::wire::bundle::{ENTRY_HEADER_LEN, MAX_ENTRIES, entry_header};
+use crate::wire::bundle::{ENTRY_HEADER_LEN, MAX_ENTRIES, MAX_FRAME_LEN, entry_header};
 use crate::wire::header::{Handle, InnerHeader, Kind};
 
 use super::Pass;
@@ -20,18 +22,24 @@ pub(super) struct Bundle<'t> {
     count: usize,
 }
 
+/// How hard what leaves so is compressed. The flow of the first frame stands for all.
+fn level(outbound: &Outbound<'_>) -> Option<Level> {
+    outbound.compression.map(|(level, _)| level)
+}
+
 impl Bundle<'_> {
     /// Whether a frame that leaves so may come in too, `end` being the end of the memory.
     fn takes(&self, outbound: &Outbound<'_>, end: usize, len: usize) -> bool {
         let mine = &self.outbound;
         let payload = end - self.start - ROOM_IN_FRONT;
         self.count < MAX_ENTRIES
+            && len <= MAX_FRAME_LEN
             && payload + ENTRY_HEADER_LEN + len + mine.overhead <= mine.limit
             && mine.peer.index == outbound.peer.index
             && mine.inner.handle == outbound.inner.handle
             && mine.links == outbound.links
             && mine.mark == outbound.mark
-            && mine.compression == outbound.compression
+            && level(mine) == level(outbound)
     }
 }
 
@@ -56,7 +64,11 @@ impl Datapath {
                 self.close_bundle(pass);
                 let two = outbound.overhead + 2 * (ENTRY_HEADER_LEN + frame.len());
                 let features = outbound.session.facts().features;
+                // By turns, the next one leaves by another link.
+                let by_turns =
+                    outbound.policy == Policy::RoundRobin && outbound.peer.links.len() > 1;
                 if !more
+                    || by_turns
                     || two > outbound.limit
                     || outbound.inner.handle == Handle::NONE
                     || !features.contains(Features::BUNDLES)

@@ -35,6 +35,7 @@ pub(super) struct Outbound<'t> {
     pub(super) session: &'t Session,
     pub(super) network: &'t NetworkEntry,
     pub(super) inner: InnerHeader,
+    pub(super) policy: Policy,
     /// The links that it leaves by, each with the same datagrams.
     pub(super) links: LinkSet,
     /// Largest UDP payload.
@@ -58,7 +59,7 @@ impl Datapath {
         network: &'t NetworkEntry,
         peer: PeerIndex,
         frame: &mut [u8],
-        mut offload: Offload,
+        offload: &mut Offload,
         more: bool,
     ) {
         let Some(peer) = pass.tables.peer(peer) else {
@@ -66,8 +67,8 @@ impl Datapath {
         };
         self.keep_awake(peer);
         let outcome = self
-            .prepare(pass, peer, network, frame, &mut offload)
-            .and_then(|outbound| self.pack(pass, &outbound, frame, offload, more));
+            .prepare(pass, peer, network, frame, offload)
+            .and_then(|outbound| self.pack(pass, &outbound, frame, *offload, more));
         match outcome {
             Ok(()) => {
                 for traffic in [&peer.traffic, &network.traffic] {
@@ -133,6 +134,7 @@ impl Datapath {
             session,
             network,
             inner,
+            policy,
             links,
             limit,
             overhead,

@@ -51,8 +51,7 @@ impl Datapath {
         let segments = SuperFrame::new(frame, segmentation, checksum)
             .map_err(|_| DropReason::FrameBadSegmentation)?;
         let complete = outbound.inner.kind != Kind::FramePartialChecksum;
-        self.counters.super_frames_in.add(1);
-        self.counters.segments_in.add(segments.count() as u64);
+        self.counters.segments_out.add(segments.count() as u64);
         for index in 0..segments.count() {
             self.pack_payload(outbound, out, index == 0, |payload| {
                 segments.write(index, complete, payload);

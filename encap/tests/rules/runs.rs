@@ -100,7 +100,14 @@ fn rule_b2_only_what_leaves_alike_shares_a_datagram() {
     let sent = sent_at_once(&mut world, &complete(&frames));
     let to: Vec<_> = sent.datagrams().map(|(run, bytes)| (run.remote, bytes.len() - 26)).collect();
     let (second, third) = (address(2), address(3));
-    assert_eq!(to, [(second, 64), (third, 64), (second, 2 * 66)]);
+    // What is for all keeps its place, so nothing overtakes it.
+    assert_eq!(to, [(second, 64), (second, 64), (third, 64), (second, 64)]);
+    // Between two of that, those of one peer come together.
+    world.transmit(2, &frame(mac(1), mac(3), &[1; 40]));
+    world.run_for(ms(50));
+    let sent = sent_at_once(&mut world, &complete(&frames));
+    let to: Vec<_> = sent.datagrams().map(|(run, bytes)| (run.remote, bytes.len() - 26)).collect();
+    assert_eq!(to, [(second, 2 * 66), (third, 64)]);
     // Another mark is another datagram.
     let mut marked = udp_frame();
     marked[15] |= 2; // ECT(0), which the outer header bears too
@@ -166,6 +173,42 @@ fn rule_b1_a_bad_entry_spoils_no_other() {
     assert_eq!(moved, BTreeMap::from([("inner_frame_invalid", 1)]));
     let last = world.nodes[1].delivered.iter().rev().take(2);
     assert!(last.clone().count() == 2 && last.clone().all(|(_, bytes)| *bytes == good));
+}
+
+/// A frame that several get is completed once, not once for each.
+#[test]
+fn rule_p1_every_copy_of_a_flooded_frame_has_the_right_checksum() {
+    let mut world = World::new(1);
+    for me in 1..=3 {
+        world.add(VtepConfig { suites: vec![Suite::Clear], ..config(me, 3) });
+    }
+    world.run_for(secs(2));
+    let mut bytes = udp_frame();
+    bytes[..6].fill(0xff);
+    let mut completed = bytes.clone();
+    encap::wire::checksum::complete_checksum(&mut completed, 34, 6).unwrap();
+    let checksum = Checksum::Partial { start: 34, offset: 6 };
+    let sent = sent_at_once(&mut world, &[(&bytes, Offload { checksum, segmentation: None })]);
+    let copies: Vec<_> = sent.datagrams().map(|(run, bytes)| (run.remote, &bytes[10..])).collect();
+    assert_eq!(copies, [(address(2), &completed[..]), (address(3), &completed[..])]);
+}
+
+/// A super-frame to all counts as what it stands for.
+#[test]
+fn rule_p2_the_policer_counts_segments() {
+    let mut world = World::new(1);
+    for me in 1..=2 {
+        let limits = Limits { bum_rate: 1_000, ..Limits::default() };
+        world.add(VtepConfig { limits, ..config(me, 2) });
+    }
+    world.run_for(secs(2));
+    let (mut bytes, checksum) = super_frame(44 * 1_000);
+    bytes[..6].fill(0xff);
+    let frames = vec![(bytes.as_slice(), Offload { checksum, segmentation: tcp(1_000) }); 5];
+    let sent = sent_at_once(&mut world, &frames);
+    // The bucket holds 100: two of 44 or 45, and not a third.
+    assert_eq!(sent.datagrams().count(), 2 * 44);
+    assert_eq!(world.nodes[0].datapath.counters().dropped(DropReason::FramePoliced), 3);
 }
 
 /// A TCP super-frame to node 1's host with its partial checksum, and so many bytes of payload.

@@ -17,7 +17,7 @@ use super::message::Message;
 use crate::port::MAX_BURST;
 
 /// Messages received in one call. With runs in them, more gain nothing.
-pub(super) const RX_BATCH: usize = 16;
+pub(crate) const RX_BATCH: usize = 8;
 
 /// Room for the control messages of one received message, aligned to 8 bytes.
 type RxControl = [u64; 13];

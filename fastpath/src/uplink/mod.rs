@@ -12,6 +12,8 @@ mod error_queue;
 mod message;
 
 use std::net::SocketAddr;
+
+pub(crate) use batch::RX_BATCH;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::counter::counters;

@@ -20,8 +20,12 @@ use integration::wait;
 const HEADERS: usize = 42;
 
 fn with_policy(lanes: Lanes, policy: &str) -> Result<LaneDuo> {
-    let config =
-        ClusterConfig { cluster_extra: format!("policy = \"{policy}\"\n"), ..lanes.config() };
+    let config = ClusterConfig {
+        cluster_extra: format!("policy = \"{policy}\"\n"),
+        // Captures tell flows apart by the sizes of their datagrams.
+        sections: "[offload]\nbundles = false\n".to_owned(),
+        ..lanes.config()
+    };
     let duo = LaneDuo::with(lanes, &config)?;
     duo.lanes.set_offloads(Offloads::Wire)?;
     Ok(duo)
