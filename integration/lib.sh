@@ -76,10 +76,14 @@ install_needs() {
 
 build_release() {
     cargo build --locked --release --workspace || return
-    TAPD_BIN_DIR=$(cargo metadata --locked --format-version 1 --no-deps |
-        python3 -c 'import json, sys; print(json.load(sys.stdin)["target_directory"])')/release ||
-        return
+    TAPD_BIN_DIR=$(release_dir) || return
     export TAPD_BIN_DIR
+}
+
+# Where cargo puts release builds.
+release_dir() {
+    cargo metadata --locked --format-version 1 --no-deps |
+        python3 -c 'import json, sys; print(json.load(sys.stdin)["target_directory"] + "/release")'
 }
 
 check_dependencies() {
