@@ -99,7 +99,9 @@ impl Networks {
             existing: network.existing,
             tap_mtu: Some(tap_mtu),
             offload,
-            super_frame_overhead: Some(uplinks.overhead()),
+            // A limit would save local TCP a second run, and cost what is forwarded from containers
+            // and VMs behind this node, whose super-frames the kernel would cut, forty times as much.
+            super_frame_overhead: None,
         };
         let (tap, queues) = Tap::open(&options).map_err(Failure::cannot_start)?;
         for degraded in tap.degraded() {

@@ -132,11 +132,6 @@ impl Uplinks {
         Some(uplink.max_udp_payload() as usize)
     }
 
-    /// Bytes that a datagram adds to its frame.
-    pub(super) fn overhead(&self) -> u32 {
-        self.overhead
-    }
-
     /// Largest tap MTU that fits every usable uplink without fragments.
     pub(super) fn tap_mtu(&self) -> u32 {
         let fits =
