@@ -28,3 +28,4 @@ mod marks;
 mod roaming;
 mod bridge_loop;
 mod overload;
+mod offloads;
