@@ -453,9 +453,6 @@ impl<F: FramePort, D: DatagramPort> Worker<F, D> {
             if self.received.is_empty() {
                 continue;
             }
-            // When these were read, which is what round trips are measured by: what came by the uplink
-            // before may have taken a while.
-            let now = if moved > 0 { Instant::now() } else { now };
             moved += self.received.len();
             self.datapath.decapsulate(
                 now,

@@ -20,10 +20,11 @@ use integration::wait;
 const HEADERS: usize = 42;
 
 fn with_policy(lanes: Lanes, policy: &str) -> Result<LaneDuo> {
+    // Captures tell flows apart by the sizes of their datagrams.
+    let sections = if policy == "flow-hash" { "[offload]\nbundles = false\n" } else { "" };
     let config = ClusterConfig {
         cluster_extra: format!("policy = \"{policy}\"\n"),
-        // Captures tell flows apart by the sizes of their datagrams.
-        sections: "[offload]\nbundles = false\n".to_owned(),
+        sections: sections.to_owned(),
         ..lanes.config()
     };
     let duo = LaneDuo::with(lanes, &config)?;
