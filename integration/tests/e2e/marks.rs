@@ -25,7 +25,10 @@ const CE: u8 = 0b11;
 fn duo(family: Family, dscp: &str) -> Result<LaneDuo> {
     let lanes = Lanes::new(&[LaneSpec::new(family)])?;
     lanes.set_offloads(Offloads::Bare)?;
-    let config = ClusterConfig { cluster_extra: dscp.to_owned(), ..lanes.config() };
+    // Datagrams are told apart by their sizes here; a bundle of two frames has neither's, and shares
+    // one mark between them.
+    let sections = "[offload]\nbundles = false\n".to_owned();
+    let config = ClusterConfig { cluster_extra: dscp.to_owned(), sections, ..lanes.config() };
     LaneDuo::with(lanes, &config)
 }
 
