@@ -3,13 +3,14 @@
 //! A [`worker::Worker`] runs frames to completion: it reads a burst from a tap ([`tap`]), has it
 //! sealed ([`encap::tx`]), sends it by an uplink ([`uplink`]), and the same back
 //! ([`encap::rx`]). Unsafe code is in the files that talk to the kernel only: `tap`, `interface`,
-//! `wake`, `process`, `probe`, `affinity` and those under `uplink`.
+//! `wake`, `process`, `probe`, `affinity`, and those under `uplink` and `dpdk`.
 
 pub mod tap;
 pub mod vnet;
 pub mod port;
 pub mod worker;
 pub mod uplink;
+pub mod dpdk;
 pub mod memory;
 pub mod capture;
 pub mod counter;

@@ -1,0 +1,513 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <rte_bus_vdev.h>
+#include <rte_common.h>
+#include <rte_dev.h>
+#include <rte_eal.h>
+#include <rte_errno.h>
+#include <rte_eth_vhost.h>
+#include <rte_ethdev.h>
+#include <rte_lcore.h>
+#include <rte_log.h>
+#include <rte_mbuf.h>
+#include <rte_mempool.h>
+#include <rte_version.h>
+#include <rte_vhost.h>
+
+#include "tapd-dpdk.h"
+
+#define BURST 64
+
+static td_log_fn log_to;
+
+uint32_t td_abi(void)
+{
+	return TD_ABI;
+}
+
+const char *td_version(void)
+{
+	return rte_version();
+}
+
+static ssize_t log_write(void *cookie, const char *text, size_t len)
+{
+	int level = rte_log_cur_msg_loglevel();
+
+	(void)cookie;
+	if (log_to != NULL)
+		log_to(level < 0 ? RTE_LOG_INFO : (uint32_t)level, text, len);
+	return (ssize_t)len;
+}
+
+int td_log_to(td_log_fn log)
+{
+	cookie_io_functions_t functions = { .write = log_write };
+	FILE *stream;
+
+	log_to = log;
+	stream = fopencookie(NULL, "w", functions);
+	if (stream == NULL)
+		return -ENOMEM;
+	/* A line at a time, or parts of lines of several threads would mix. */
+	setvbuf(stream, NULL, _IOLBF, 1024);
+	return rte_openlog_stream(stream) == 0 ? 0 : -EINVAL;
+}
+
+int td_eal_init(int argc, char **argv)
+{
+	int result = rte_eal_init(argc, argv);
+
+	return result < 0 ? -(rte_errno != 0 ? rte_errno : EINVAL) : 0;
+}
+
+int td_thread_register(void)
+{
+	if (rte_lcore_id() != LCORE_ID_ANY)
+		return 0;
+	return rte_thread_register() < 0 ? -rte_errno : 0;
+}
+
+void td_thread_unregister(void)
+{
+	rte_thread_unregister();
+}
+
+int td_pool_new(const char *name, uint32_t count, uint32_t cache, uint16_t room, void **pool)
+{
+	struct rte_mempool *made =
+		rte_pktmbuf_pool_create(name, count, cache, 0, room + RTE_PKTMBUF_HEADROOM, SOCKET_ID_ANY);
+
+	if (made == NULL)
+		return -(rte_errno != 0 ? rte_errno : ENOMEM);
+	*pool = made;
+	return 0;
+}
+
+void td_pool_free(void *pool)
+{
+	rte_mempool_free(pool);
+}
+
+uint32_t td_pool_in_use(const void *pool)
+{
+	return rte_mempool_in_use_count(pool);
+}
+
+int td_port_add(const char *device, const char *args, uint16_t *port)
+{
+	char whole[2048];
+	int result, len;
+
+	len = snprintf(whole, sizeof(whole), "%s%s%s", device, args[0] != 0 ? "," : "", args);
+	if (len < 0 || (size_t)len >= sizeof(whole))
+		return -ENAMETOOLONG;
+	/* A PCI device that was there at start is probed already. */
+	if (rte_eth_dev_get_port_by_name(device, port) == 0)
+		return 0;
+	result = rte_dev_probe(whole);
+	if (result < 0)
+		return result;
+	return rte_eth_dev_get_port_by_name(device, port);
+}
+
+int td_port_remove(uint16_t port)
+{
+	struct rte_eth_dev_info info;
+	int result = rte_eth_dev_info_get(port, &info);
+
+	if (result < 0)
+		return result;
+	rte_eth_dev_stop(port);
+	rte_eth_dev_close(port);
+	return info.device != NULL ? rte_dev_remove(info.device) : 0;
+}
+
+static const struct {
+	uint32_t capability;
+	uint64_t rx, tx;
+} offloads[] = {
+	{ TD_CAP_RX_L4_SUM, RTE_ETH_RX_OFFLOAD_UDP_CKSUM | RTE_ETH_RX_OFFLOAD_TCP_CKSUM, 0 },
+	{ TD_CAP_RX_IP_SUM, RTE_ETH_RX_OFFLOAD_IPV4_CKSUM, 0 },
+	{ TD_CAP_RX_SCATTER, RTE_ETH_RX_OFFLOAD_SCATTER, 0 },
+	{ TD_CAP_RX_LRO, RTE_ETH_RX_OFFLOAD_TCP_LRO, 0 },
+	{ TD_CAP_TX_TCP_SUM, 0, RTE_ETH_TX_OFFLOAD_TCP_CKSUM },
+	{ TD_CAP_TX_UDP_SUM, 0, RTE_ETH_TX_OFFLOAD_UDP_CKSUM },
+	{ TD_CAP_TX_IP_SUM, 0, RTE_ETH_TX_OFFLOAD_IPV4_CKSUM },
+	{ TD_CAP_TX_TCP_SEG, 0, RTE_ETH_TX_OFFLOAD_TCP_TSO },
+	{ TD_CAP_TX_MULTI, 0, RTE_ETH_TX_OFFLOAD_MULTI_SEGS },
+};
+
+static uint32_t capabilities(const struct rte_eth_dev_info *info)
+{
+	uint32_t all = 0;
+	size_t i;
+
+	for (i = 0; i < RTE_DIM(offloads); i++) {
+		bool rx = (info->rx_offload_capa & offloads[i].rx) == offloads[i].rx;
+		bool tx = (info->tx_offload_capa & offloads[i].tx) == offloads[i].tx;
+
+		if (rx && tx)
+			all |= offloads[i].capability;
+	}
+	return all;
+}
+
+int td_port_info(uint16_t port, struct td_port_info *out)
+{
+	struct rte_eth_dev_info info;
+	struct rte_ether_addr mac;
+	uint16_t mtu = 0;
+	int result = rte_eth_dev_info_get(port, &info);
+
+	if (result < 0)
+		return result;
+	memset(out, 0, sizeof(*out));
+	snprintf(out->driver, sizeof(out->driver), "%s", info.driver_name != NULL ? info.driver_name : "?");
+	result = rte_eth_macaddr_get(port, &mac);
+	if (result < 0)
+		return result;
+	memcpy(out->mac, mac.addr_bytes, sizeof(out->mac));
+	rte_eth_dev_get_mtu(port, &mtu);
+	out->max_rx_queues = info.max_rx_queues;
+	out->max_tx_queues = info.max_tx_queues;
+	out->min_mtu = info.min_mtu;
+	out->max_mtu = info.max_mtu;
+	out->mtu = mtu;
+	out->max_frame_len = info.max_rx_pktlen;
+	out->capabilities = capabilities(&info);
+	out->numa_node = rte_eth_dev_socket_id(port);
+	out->if_index = info.if_index;
+	return 0;
+}
+
+int td_port_start(uint16_t port, struct td_port_config *config)
+{
+	struct rte_eth_dev_info info;
+	struct rte_eth_conf conf;
+	uint16_t rx = config->rx_descriptors, tx = config->tx_descriptors, queue;
+	size_t i;
+	int result = rte_eth_dev_info_get(port, &info);
+
+	if (result < 0)
+		return result;
+	if (config->rx_queues > info.max_rx_queues || config->tx_queues > info.max_tx_queues)
+		return -E2BIG;
+	memset(&conf, 0, sizeof(conf));
+	config->capabilities &= capabilities(&info);
+	for (i = 0; i < RTE_DIM(offloads); i++) {
+		if (config->capabilities & offloads[i].capability) {
+			conf.rxmode.offloads |= offloads[i].rx;
+			conf.txmode.offloads |= offloads[i].tx;
+		}
+	}
+	if (config->mtu != 0)
+		conf.rxmode.mtu = config->mtu;
+	if (config->rx_queues > 1 && info.flow_type_rss_offloads != 0) {
+		conf.rxmode.mq_mode = RTE_ETH_MQ_RX_RSS;
+		conf.rx_adv_conf.rss_conf.rss_hf =
+			info.flow_type_rss_offloads & (RTE_ETH_RSS_IP | RTE_ETH_RSS_UDP);
+	}
+	conf.intr_conf.rxq = config->rx_interrupts != 0;
+	conf.intr_conf.lsc = info.dev_flags != NULL && (*info.dev_flags & RTE_ETH_DEV_INTR_LSC) != 0;
+	result = rte_eth_dev_configure(port, config->rx_queues, config->tx_queues, &conf);
+	if (result < 0 && conf.intr_conf.rxq) {
+		/* Not every driver has interrupts: polling always works. */
+		conf.intr_conf.rxq = 0;
+		config->rx_interrupts = 0;
+		result = rte_eth_dev_configure(port, config->rx_queues, config->tx_queues, &conf);
+	}
+	if (result < 0)
+		return result;
+	result = rte_eth_dev_adjust_nb_rx_tx_desc(port, &rx, &tx);
+	if (result < 0)
+		return result;
+	config->rx_descriptors = rx;
+	config->tx_descriptors = tx;
+	for (queue = 0; queue < config->rx_queues; queue++) {
+		struct rte_eth_rxconf rxconf = info.default_rxconf;
+
+		rxconf.offloads = conf.rxmode.offloads;
+		result = rte_eth_rx_queue_setup(port, queue, rx, rte_eth_dev_socket_id(port), &rxconf, config->pool);
+		if (result < 0)
+			return result;
+	}
+	for (queue = 0; queue < config->tx_queues; queue++) {
+		struct rte_eth_txconf txconf = info.default_txconf;
+
+		txconf.offloads = conf.txmode.offloads;
+		result = rte_eth_tx_queue_setup(port, queue, tx, rte_eth_dev_socket_id(port), &txconf);
+		if (result < 0)
+			return result;
+	}
+	result = rte_eth_dev_start(port);
+	if (result < 0)
+		return result;
+	rte_eth_dev_get_mtu(port, &config->mtu);
+	return 0;
+}
+
+int td_port_stop(uint16_t port)
+{
+	return rte_eth_dev_stop(port);
+}
+
+int td_port_stats(uint16_t port, struct td_stats *out)
+{
+	struct rte_eth_stats stats;
+	int result = rte_eth_stats_get(port, &stats);
+
+	if (result < 0)
+		return result;
+	out->rx_packets = stats.ipackets;
+	out->tx_packets = stats.opackets;
+	out->rx_bytes = stats.ibytes;
+	out->tx_bytes = stats.obytes;
+	out->rx_missed = stats.imissed;
+	out->rx_errors = stats.ierrors;
+	out->tx_errors = stats.oerrors;
+	out->rx_no_mbuf = stats.rx_nombuf;
+	return 0;
+}
+
+int td_port_link(uint16_t port, struct td_link *out)
+{
+	struct rte_eth_link link;
+	int result = rte_eth_link_get_nowait(port, &link);
+
+	if (result < 0)
+		return result;
+	memset(out, 0, sizeof(*out));
+	out->speed_mbps = link.link_speed;
+	out->up = link.link_status == RTE_ETH_LINK_UP;
+	out->full_duplex = link.link_duplex == RTE_ETH_LINK_FULL_DUPLEX;
+	return 0;
+}
+
+int td_port_set_mac(uint16_t port, const uint8_t *mac)
+{
+	struct rte_ether_addr address;
+
+	memcpy(address.addr_bytes, mac, sizeof(address.addr_bytes));
+	return rte_eth_dev_default_mac_addr_set(port, &address);
+}
+
+int td_port_promiscuous(uint16_t port, int on)
+{
+	return on ? rte_eth_promiscuous_enable(port) : rte_eth_promiscuous_disable(port);
+}
+
+int td_port_all_multicast(uint16_t port, int on)
+{
+	return on ? rte_eth_allmulticast_enable(port) : rte_eth_allmulticast_disable(port);
+}
+
+static inline uint32_t rx_flags(uint64_t flags)
+{
+	uint64_t l4 = flags & RTE_MBUF_F_RX_L4_CKSUM_MASK, ip = flags & RTE_MBUF_F_RX_IP_CKSUM_MASK;
+	uint32_t out = 0;
+
+	if (likely((flags & (RTE_MBUF_F_RX_L4_CKSUM_MASK | RTE_MBUF_F_RX_IP_CKSUM_MASK | RTE_MBUF_F_RX_LRO)) == 0))
+		return 0;
+	if (l4 == RTE_MBUF_F_RX_L4_CKSUM_NONE)
+		out |= TD_RX_L4_PARTIAL;
+	else if (l4 == RTE_MBUF_F_RX_L4_CKSUM_GOOD)
+		out |= TD_RX_L4_GOOD;
+	else if (l4 == RTE_MBUF_F_RX_L4_CKSUM_BAD)
+		out |= TD_RX_L4_BAD;
+	if (ip == RTE_MBUF_F_RX_IP_CKSUM_GOOD)
+		out |= TD_RX_IP_GOOD;
+	else if (ip == RTE_MBUF_F_RX_IP_CKSUM_BAD)
+		out |= TD_RX_IP_BAD;
+	if (flags & RTE_MBUF_F_RX_LRO)
+		out |= TD_RX_SUPER;
+	return out;
+}
+
+uint16_t td_rx(uint16_t port, uint16_t queue, struct td_packet *packets, uint16_t count)
+{
+	struct rte_mbuf *mbufs[BURST];
+	uint16_t got, i;
+
+	got = rte_eth_rx_burst(port, queue, mbufs, RTE_MIN(count, BURST));
+	for (i = 0; i < got; i++) {
+		struct rte_mbuf *m = mbufs[i];
+		struct td_packet *p = &packets[i];
+
+		if (i + 1 < got)
+			rte_prefetch0(rte_pktmbuf_mtod(mbufs[i + 1], void *));
+		p->mbuf = m;
+		p->data = rte_pktmbuf_mtod(m, uint8_t *);
+		p->len = m->data_len;
+		p->total = m->pkt_len;
+		p->room = 0;
+		p->flags = rx_flags(m->ol_flags);
+		p->segments = m->nb_segs;
+		p->segment_size = p->flags & TD_RX_SUPER ? m->tso_segsz : 0;
+	}
+	return got;
+}
+
+static inline void prepare(struct rte_mbuf *m, const struct td_packet *p)
+{
+	uint64_t flags = 0;
+
+	m->data_len = (uint16_t)p->len;
+	m->pkt_len = p->len;
+	if (likely((p->flags & ~TD_TX_MORE) == 0))
+		return;
+	if (p->flags & TD_TX_IPV4)
+		flags |= RTE_MBUF_F_TX_IPV4;
+	if (p->flags & TD_TX_IPV6)
+		flags |= RTE_MBUF_F_TX_IPV6;
+	if (p->flags & TD_TX_TCP_SUM)
+		flags |= RTE_MBUF_F_TX_TCP_CKSUM;
+	if (p->flags & TD_TX_UDP_SUM)
+		flags |= RTE_MBUF_F_TX_UDP_CKSUM;
+	if (p->flags & TD_TX_TCP_SEG) {
+		flags |= RTE_MBUF_F_TX_TCP_SEG;
+		m->tso_segsz = p->segment_size;
+		m->l4_len = p->l4_len;
+	}
+	m->l2_len = p->l2_len;
+	m->l3_len = p->l3_len;
+	m->ol_flags |= flags;
+}
+
+uint16_t td_tx(uint16_t port, uint16_t queue, struct td_packet *packets, uint16_t count, uint32_t retries)
+{
+	struct rte_mbuf *mbufs[BURST];
+	uint16_t at = 0, taken = 0;
+
+	while (at < count) {
+		uint16_t n = 0, sent = 0;
+
+		while (n < BURST && at < count) {
+			struct rte_mbuf *m = packets[at].mbuf, *last = m;
+
+			prepare(m, &packets[at]);
+			while (packets[at].flags & TD_TX_MORE && at + 1 < count) {
+				struct rte_mbuf *next = packets[++at].mbuf;
+
+				next->data_len = (uint16_t)packets[at].len;
+				next->pkt_len = next->data_len;
+				last->next = next;
+				last = next;
+				m->nb_segs++;
+				m->pkt_len += next->data_len;
+			}
+			at++;
+			mbufs[n++] = m;
+		}
+		for (;;) {
+			sent += rte_eth_tx_burst(port, queue, mbufs + sent, n - sent);
+			if (sent == n || retries == 0)
+				break;
+			retries--;
+			rte_pause();
+		}
+		taken += sent;
+		if (sent < n)
+			rte_pktmbuf_free_bulk(mbufs + sent, n - sent);
+	}
+	return taken;
+}
+
+int td_alloc(void *pool, struct td_packet *packets, uint16_t count)
+{
+	struct rte_mbuf *mbufs[BURST];
+	uint16_t done, i;
+	int result;
+
+	for (done = 0; done < count; done += i) {
+		uint16_t n = RTE_MIN(count - done, BURST);
+
+		result = rte_pktmbuf_alloc_bulk(pool, mbufs, n);
+		if (result != 0) {
+			td_free(packets, done);
+			return -ENOBUFS;
+		}
+		for (i = 0; i < n; i++) {
+			struct td_packet *p = &packets[done + i];
+
+			p->mbuf = mbufs[i];
+			p->data = rte_pktmbuf_mtod(mbufs[i], uint8_t *);
+			p->len = 0;
+			p->total = 0;
+			p->room = rte_pktmbuf_tailroom(mbufs[i]);
+			p->flags = 0;
+			p->segments = 1;
+		}
+	}
+	return 0;
+}
+
+void td_free(struct td_packet *packets, uint16_t count)
+{
+	struct rte_mbuf *mbufs[BURST];
+	uint16_t i, n = 0;
+
+	for (i = 0; i < count; i++) {
+		mbufs[n++] = packets[i].mbuf;
+		if (n == BURST || i + 1 == count) {
+			rte_pktmbuf_free_bulk(mbufs, n);
+			n = 0;
+		}
+	}
+}
+
+uint32_t td_copy(const struct td_packet *packet, uint8_t *to, uint32_t room)
+{
+	const struct rte_mbuf *m = packet->mbuf;
+	uint32_t done = 0;
+
+	if (m->pkt_len > room)
+		return 0;
+	for (; m != NULL; m = m->next) {
+		memcpy(to + done, rte_pktmbuf_mtod(m, const void *), m->data_len);
+		done += m->data_len;
+	}
+	return done;
+}
+
+int td_rx_interrupt_fd(uint16_t port, uint16_t queue)
+{
+	int fd = rte_eth_dev_rx_intr_ctl_q_get_fd(port, queue);
+
+	return fd >= 0 ? fd : -ENOTSUP;
+}
+
+int td_rx_interrupt(uint16_t port, uint16_t queue, int on)
+{
+	return on ? rte_eth_dev_rx_intr_enable(port, queue) : rte_eth_dev_rx_intr_disable(port, queue);
+}
+
+int td_vhost_features(uint16_t port, uint64_t *features)
+{
+	int vid = rte_eth_vhost_get_vid_from_port_id(port);
+
+	if (vid < 0)
+		return -ENOTCONN;
+	return rte_vhost_get_negotiated_features(vid, features) == 0 ? 0 : -ENOTCONN;
+}
+
+int td_vhost_queues(uint16_t port)
+{
+	int vid = rte_eth_vhost_get_vid_from_port_id(port);
+
+	return vid < 0 ? -ENOTCONN : rte_vhost_get_vring_num(vid) / 2;
+}
+
+/* The declarations on the other side assume these. */
+_Static_assert(sizeof(struct td_packet) == 48, "td_packet");
+_Static_assert(sizeof(struct td_port_info) == 64, "td_port_info");
+_Static_assert(sizeof(struct td_port_config) == 24, "td_port_config");
+_Static_assert(sizeof(struct td_stats) == 64, "td_stats");
+_Static_assert(sizeof(struct td_link) == 8, "td_link");

@@ -1,0 +1,312 @@
+//! A DPDK port: opened with its queues, stopped and removed when the last of them is dropped.
+
+use std::ffi::CString;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::{fmt, io};
+
+use dpdk_sys::{Link, PortConfig, Stats};
+use encap::wire::ethernet::MacAddr;
+
+use super::queue::{RxQueue, TxQueue};
+use super::{DpdkError, Eal, Pool, check};
+
+/// Virtual devices without a number of their own get one.
+static NUMBER: AtomicU32 = AtomicU32::new(0);
+
+/// How a port is opened.
+#[derive(Debug, Clone)]
+pub struct PortOptions {
+    /// A PCI address (`0000:3b:00.0`), or a virtual device and its arguments
+    /// (`net_af_packet,iface=eth1`).
+    pub device: String,
+    /// Queues in each direction.
+    pub queues: u16,
+    /// Descriptors of each receive queue.
+    pub rx_descriptors: u16,
+    /// Descriptors of each transmit queue.
+    pub tx_descriptors: u16,
+    /// Largest layer-3 packet in bytes; the driver's own without it.
+    pub mtu: Option<u16>,
+    /// Whether receive interrupts are wanted.
+    pub interrupts: bool,
+    /// Bits of [`super::capability`]; those that the port lacks are left out.
+    pub capabilities: u32,
+    /// Where packets lie.
+    pub pool: Pool,
+}
+
+/// What a port is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PortInfo {
+    /// Name of its driver.
+    pub driver: String,
+    /// Its MAC address.
+    pub mac: MacAddr,
+    /// Most queues in each direction.
+    pub max_queues: u16,
+    /// Largest layer-3 packet in bytes at the moment.
+    pub mtu: u16,
+    /// Bits of [`super::capability`]: all that it has.
+    pub capabilities: u32,
+    /// Its NUMA node, where it has one.
+    pub numa_node: Option<u32>,
+    /// Index of the kernel interface behind it, where there is one.
+    pub interface: Option<u32>,
+}
+
+/// A port; queues hold on to it too.
+#[derive(Clone)]
+pub struct Port(Arc<Inner>);
+
+pub(super) struct Inner {
+    pub(super) eal: Eal,
+    pub(super) number: u16,
+    pub(super) pool: Pool,
+    device: String,
+    /// What is in use.
+    config: PortConfig,
+}
+
+// SAFETY: the pool's pointer in `config` is only passed on, and the pool lives as long as this.
+unsafe impl Send for Inner {}
+// SAFETY: nothing is changed after it was made; DPDK's calls on ports go through `Eal::control`.
+unsafe impl Sync for Inner {}
+
+impl fmt::Debug for Port {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Port({} = {})", self.0.number, self.0.device)
+    }
+}
+
+impl Port {
+    /// Adds the port, configures and starts it; gives its queues.
+    ///
+    /// # Errors
+    /// The port is not there, has too few queues, or refuses what is asked of it.
+    pub fn open(
+        eal: &Eal,
+        options: &PortOptions,
+    ) -> Result<(Self, Vec<RxQueue>, Vec<TxQueue>), DpdkError> {
+        let failed = |action| {
+            let device = options.device.clone();
+            move |source| DpdkError::Port { device, action, source }
+        };
+        let (name, arguments) = device(&options.device);
+        let text = |text: String| {
+            CString::new(text).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))
+        };
+        let name = text(name).map_err(failed("use its name"))?;
+        let arguments = text(arguments).map_err(failed("use its arguments"))?;
+        let mut number = 0;
+        eal.control(|api| {
+            // SAFETY: both are C strings of this frame, which DPDK copies; `number` is of this frame.
+            check(unsafe { (api.port_add)(name.as_ptr(), arguments.as_ptr(), &raw mut number) })
+        })
+        .map_err(failed("find or open it"))?;
+        let mut inner = Inner {
+            eal: eal.clone(),
+            number,
+            pool: options.pool.clone(),
+            device: options.device.clone(),
+            config: PortConfig {
+                rx_queues: options.queues,
+                tx_queues: options.queues,
+                rx_descriptors: options.rx_descriptors,
+                tx_descriptors: options.tx_descriptors,
+                mtu: options.mtu.unwrap_or(0),
+                rx_interrupts: options.interrupts.into(),
+                capabilities: options.capabilities,
+                pool: options.pool.raw(),
+            },
+        };
+        let info = inner.info().map_err(failed("ask what it is"))?;
+        if info.max_queues < options.queues {
+            let (device, has) = (options.device.clone(), info.max_queues);
+            return Err(DpdkError::TooFewQueues { device, has, needs: options.queues });
+        }
+        let (eal, config) = (inner.eal.clone(), &raw mut inner.config);
+        eal.control(|api| {
+            // SAFETY: the port was just added, nobody else has it. `config` is our own and its pool
+            // lives as long as the port does.
+            check(unsafe { (api.port_start)(number, config) })
+        })
+        .map_err(failed("start it"))?;
+        let inner = Arc::new(inner);
+        let rx = (0..options.queues).map(|queue| RxQueue::new(Arc::clone(&inner), queue)).collect();
+        let tx = (0..options.queues).map(|queue| TxQueue::new(Arc::clone(&inner), queue)).collect();
+        Ok((Self(inner), rx, tx))
+    }
+
+    /// The port as it was named.
+    #[must_use]
+    pub fn device(&self) -> &str {
+        &self.0.device
+    }
+
+    /// Where its packets lie.
+    #[must_use]
+    pub fn pool(&self) -> &Pool {
+        &self.0.pool
+    }
+
+    /// What the port is.
+    ///
+    /// # Errors
+    /// It is gone.
+    pub fn info(&self) -> io::Result<PortInfo> {
+        self.0.info()
+    }
+
+    /// Bits of [`super::capability`] that are in use.
+    #[must_use]
+    pub fn capabilities(&self) -> u32 {
+        self.0.config.capabilities
+    }
+
+    /// Largest layer-3 packet in bytes.
+    #[must_use]
+    pub fn mtu(&self) -> u16 {
+        self.0.config.mtu
+    }
+
+    /// Whether its queues have interrupts.
+    #[must_use]
+    pub fn has_interrupts(&self) -> bool {
+        self.0.config.rx_interrupts != 0
+    }
+
+    /// What the port counted.
+    ///
+    /// # Errors
+    /// It is gone.
+    pub fn stats(&self) -> io::Result<Stats> {
+        let mut stats = Stats::default();
+        // SAFETY: the port is open as long as this handle lives; `stats` is of this frame.
+        self.control(|api, number| unsafe { (api.port_stats)(number, &raw mut stats) })?;
+        Ok(stats)
+    }
+
+    /// Whether its link is up. Ports in memory always say so.
+    ///
+    /// # Errors
+    /// It is gone.
+    pub fn link_is_up(&self) -> io::Result<bool> {
+        let mut link = Link::default();
+        // SAFETY: as above.
+        self.control(|api, number| unsafe { (api.port_link)(number, &raw mut link) })?;
+        Ok(link.up == 1)
+    }
+
+    /// Gives it another MAC address.
+    ///
+    /// # Errors
+    /// It cannot.
+    pub fn set_mac(&self, mac: MacAddr) -> io::Result<()> {
+        // SAFETY: as above; the address has six bytes, as many as are read.
+        self.control(|api, number| unsafe { (api.port_set_mac)(number, mac.0.as_ptr()) })
+    }
+
+    /// Has it receive everything, or what is for its address only.
+    ///
+    /// # Errors
+    /// It cannot.
+    pub fn set_promiscuous(&self, on: bool) -> io::Result<()> {
+        // SAFETY: as above.
+        self.control(|api, number| unsafe { (api.port_promiscuous)(number, on.into()) })
+    }
+
+    /// Has it receive all multicast.
+    ///
+    /// # Errors
+    /// It cannot.
+    pub fn set_all_multicast(&self, on: bool) -> io::Result<()> {
+        // SAFETY: as above.
+        self.control(|api, number| unsafe { (api.port_all_multicast)(number, on.into()) })
+    }
+
+    /// Of a vhost-user port: the virtio features that its guest negotiated (virtio 1.2, section
+    /// 5.1.3); none while there is no guest.
+    #[must_use]
+    pub fn vhost_features(&self) -> Option<u64> {
+        let mut features = 0;
+        // SAFETY: as above.
+        self.control(|api, number| unsafe { (api.vhost_features)(number, &raw mut features) })
+            .ok()
+            .map(|()| features)
+    }
+
+    /// Of a vhost-user port: queue pairs of its guest.
+    #[must_use]
+    pub fn vhost_queues(&self) -> Option<u16> {
+        // SAFETY: as above.
+        let count = self.0.eal.control(|api| unsafe { (api.vhost_queues)(self.0.number) });
+        u16::try_from(count).ok()
+    }
+
+    fn control(&self, act: impl FnOnce(&dpdk_sys::Api, u16) -> i32) -> io::Result<()> {
+        check(self.0.eal.control(|api| act(api, self.0.number))).map(drop)
+    }
+}
+
+impl Inner {
+    pub(super) fn interrupts(&self) -> u16 {
+        self.config.rx_interrupts
+    }
+
+    fn info(&self) -> io::Result<PortInfo> {
+        let mut info = dpdk_sys::PortInfo::default();
+        self.eal.control(|api| {
+            // SAFETY: the port was added and not removed; `info` is of this frame.
+            check(unsafe { (api.port_info)(self.number, &raw mut info) })
+        })?;
+        let driver = info.driver.split(|byte| *byte == 0).next().unwrap_or_default();
+        Ok(PortInfo {
+            driver: String::from_utf8_lossy(driver).into_owned(),
+            mac: MacAddr(info.mac),
+            max_queues: info.max_rx_queues.min(info.max_tx_queues),
+            mtu: info.mtu,
+            capabilities: info.capabilities,
+            numa_node: u32::try_from(info.numa_node).ok(),
+            interface: Some(info.if_index).filter(|index| *index != 0),
+        })
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        // SAFETY: no queue and no handle is left, so no thread uses the port.
+        let result = self.eal.control(|api| unsafe { (api.port_remove)(self.number) });
+        if let Err(error) = check(result) {
+            log::warn!("DPDK port {} cannot be removed: {error}", self.device);
+        }
+    }
+}
+
+/// Name and arguments of a device.
+fn device(text: &str) -> (String, String) {
+    let (name, arguments) = text.split_once(',').unwrap_or((text, ""));
+    let is_virtual = name.contains("net_") || name.contains("eth_");
+    let numbered = name.ends_with(|last: char| last.is_ascii_digit());
+    let name = if is_virtual && !numbered {
+        format!("{name}{}", 100 + NUMBER.fetch_add(1, Ordering::Relaxed))
+    } else {
+        name.to_owned()
+    };
+    (name, arguments.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn virtual_devices_get_numbers_and_cards_keep_their_address() {
+        let (one, arguments) = device("net_af_packet,iface=eth0,qpairs=2");
+        let (other, _) = device("net_af_packet,iface=eth1");
+        assert!(one.starts_with("net_af_packet1") && one != other, "{one} {other}");
+        assert_eq!(arguments, "iface=eth0,qpairs=2");
+        assert_eq!(device("net_memif7,role=server").0, "net_memif7");
+        assert_eq!(device("0000:3b:00.0"), ("0000:3b:00.0".to_owned(), String::new()));
+    }
+}
