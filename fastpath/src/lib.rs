@@ -6,6 +6,7 @@
 //! `wake`, `process`, `probe`, `affinity`, and those under `uplink` and `dpdk`.
 
 pub mod tap;
+pub mod vhost;
 pub mod vnet;
 pub mod port;
 pub mod worker;

@@ -498,11 +498,16 @@ int td_vhost_features(uint16_t port, uint64_t *features)
 	return rte_vhost_get_negotiated_features(vid, features) == 0 ? 0 : -ENOTCONN;
 }
 
-int td_vhost_queues(uint16_t port)
+int td_vhost_queue_event(uint16_t port, uint16_t *queue, uint8_t *rx, uint8_t *enabled)
 {
-	int vid = rte_eth_vhost_get_vid_from_port_id(port);
+	struct rte_eth_vhost_queue_event event;
 
-	return vid < 0 ? -ENOTCONN : rte_vhost_get_vring_num(vid) / 2;
+	if (rte_eth_vhost_get_queue_event(port, &event) < 0)
+		return 0;
+	*queue = event.queue_id;
+	*rx = event.rx;
+	*enabled = event.enable;
+	return 1;
 }
 
 /* The declarations on the other side assume these. */

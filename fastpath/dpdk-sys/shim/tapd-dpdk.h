@@ -138,7 +138,8 @@ int td_rx_interrupt(uint16_t port, uint16_t queue, int on);
 
 /* The guest of a vhost-user port: 0 and its negotiated virtio features, -ENOTCONN without one. */
 int td_vhost_features(uint16_t port, uint64_t *features);
-/* Queue pairs that the guest has enabled. */
-int td_vhost_queues(uint16_t port);
+/* The next change of a queue since the last call: 1 and which one, 0 without one. `rx` queues are
+ * those that tapd receives from. */
+int td_vhost_queue_event(uint16_t port, uint16_t *queue, uint8_t *rx, uint8_t *enabled);
 
 #endif

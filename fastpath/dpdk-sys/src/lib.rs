@@ -318,8 +318,9 @@ api! {
     rx_interrupt = b"td_rx_interrupt\0": unsafe extern "C" fn(u16, u16, c_int) -> c_int;
     /// Virtio features that the guest of a vhost-user port negotiated.
     vhost_features = b"td_vhost_features\0": unsafe extern "C" fn(u16, *mut u64) -> c_int;
-    /// Queue pairs of the guest of a vhost-user port.
-    vhost_queues = b"td_vhost_queues\0": unsafe extern "C" fn(u16) -> c_int;
+    /// The next change of a queue of a vhost-user port.
+    vhost_queue_event = b"td_vhost_queue_event\0":
+        unsafe extern "C" fn(u16, *mut u16, *mut u8, *mut u8) -> c_int;
 }
 
 impl Api {

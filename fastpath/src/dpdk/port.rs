@@ -55,6 +55,17 @@ pub struct PortInfo {
     pub interface: Option<u32>,
 }
 
+/// A queue of a vhost-user port came or went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct QueueEvent {
+    /// Which one.
+    pub queue: u16,
+    /// Whether it is one that packets are received from.
+    pub rx: bool,
+    /// Whether the guest uses it now.
+    pub enabled: bool,
+}
+
 /// A port; queues hold on to it too.
 #[derive(Clone)]
 pub struct Port(Arc<Inner>);
@@ -236,12 +247,22 @@ impl Port {
             .map(|()| features)
     }
 
-    /// Of a vhost-user port: queue pairs of its guest.
+    /// Of a vhost-user port: the next change of a queue since the last call.
     #[must_use]
-    pub fn vhost_queues(&self) -> Option<u16> {
-        // SAFETY: as above.
-        let count = self.0.eal.control(|api| unsafe { (api.vhost_queues)(self.0.number) });
-        u16::try_from(count).ok()
+    pub fn vhost_queue_event(&self) -> Option<QueueEvent> {
+        let (mut queue, mut rx, mut enabled) = (0, 0, 0);
+        let found = self.0.eal.control(|api| {
+            // SAFETY: as above; the three are of this frame.
+            unsafe {
+                (api.vhost_queue_event)(
+                    self.0.number,
+                    &raw mut queue,
+                    &raw mut rx,
+                    &raw mut enabled,
+                )
+            }
+        });
+        (found == 1).then_some(QueueEvent { queue, rx: rx == 1, enabled: enabled == 1 })
     }
 
     fn control(&self, act: impl FnOnce(&dpdk_sys::Api, u16) -> i32) -> io::Result<()> {

@@ -1,6 +1,7 @@
 //! The queues of a port: where packets come out of and go into.
 
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 
 use dpdk_sys::{MAX_BURST, Packet};
@@ -15,6 +16,8 @@ pub struct RxQueue {
     port: Arc<Inner>,
     queue: u16,
     packets: Box<[Packet; MAX_BURST]>,
+    /// Where in `packets` those are that were received and not taken yet.
+    waiting: Range<usize>,
 }
 
 // SAFETY: the packets' pointers are to buffers that only this queue's owner has; DPDK lets any
@@ -29,19 +32,29 @@ impl fmt::Debug for RxQueue {
 
 impl RxQueue {
     pub(super) fn new(port: Arc<Inner>, queue: u16) -> Self {
-        Self { port, queue, packets: Box::new([Packet::EMPTY; MAX_BURST]) }
+        let packets = Box::new([Packet::EMPTY; MAX_BURST]);
+        Self { port, queue, packets, waiting: 0..0 }
     }
 
     /// Receives up to `limit` packets, 64 at most; they go back to their pool when the burst is
-    /// dropped.
+    /// dropped. Packets that [`RxBurst::keep`] kept come first, alone.
     pub fn receive(&mut self, limit: usize) -> RxBurst<'_> {
-        let limit = limit.min(MAX_BURST) as u16;
-        // SAFETY: the port is started and has this queue, which nobody else uses (&mut self).
-        // `packets` has room for `limit` entries.
-        let count = unsafe {
-            (self.port.eal.api().rx)(self.port.number, self.queue, self.packets.as_mut_ptr(), limit)
-        };
-        RxBurst { queue: self, count: usize::from(count) }
+        let limit = limit.min(MAX_BURST);
+        if self.waiting.is_empty() && limit > 0 {
+            // SAFETY: the port is started and has this queue, which nobody else uses (&mut self).
+            // `packets` has room for `limit` entries, none of which is in use.
+            let count = unsafe {
+                (self.port.eal.api().rx)(
+                    self.port.number,
+                    self.queue,
+                    self.packets.as_mut_ptr(),
+                    limit as u16,
+                )
+            };
+            self.waiting = 0..usize::from(count);
+        }
+        let count = self.waiting.len().min(limit);
+        RxBurst { queue: self, count }
     }
 
     /// A descriptor that becomes readable with the next packet once [`Self::arm`] was called;
@@ -92,23 +105,36 @@ impl RxBurst<'_> {
 
     /// The packets, in the order they came.
     pub fn iter(&self) -> impl Iterator<Item = RxPacket<'_>> {
-        let packets = self.queue.packets.get(..self.count).unwrap_or_default();
+        let start = self.queue.waiting.start;
+        let packets = self.queue.packets.get(start..start + self.count).unwrap_or_default();
         packets.iter().map(|packet| RxPacket { packet, port: &self.queue.port })
+    }
+
+    /// Gives only the first `count` packets back; the others come again with the next burst.
+    pub fn keep(mut self, count: usize) {
+        self.count = self.count.min(count);
     }
 }
 
 impl Drop for RxBurst<'_> {
     fn drop(&mut self) {
-        if self.count > 0 {
-            // SAFETY: the first `count` entries were received and given to nobody else; no
-            // borrow of their bytes outlives this burst.
-            unsafe {
-                (self.queue.port.eal.api().free)(
-                    self.queue.packets.as_mut_ptr(),
-                    self.count as u16,
-                );
-            }
+        let RxQueue { port, packets, waiting, .. } = &mut *self.queue;
+        if let Some(packets) = packets.get_mut(waiting.start..waiting.start + self.count)
+            && !packets.is_empty()
+        {
+            // SAFETY: these entries were received and given to nobody else; no borrow of their
+            // bytes outlives this burst.
+            unsafe { (port.eal.api().free)(packets.as_mut_ptr(), packets.len() as u16) };
+            waiting.start += packets.len();
         }
+    }
+}
+
+impl Drop for RxQueue {
+    fn drop(&mut self) {
+        let count = self.waiting.len();
+        // What waits goes back as well.
+        drop(RxBurst { queue: self, count });
     }
 }
 
@@ -271,6 +297,18 @@ impl TxQueue {
                 (offload.l2_len, offload.l3_len, offload.l4_len);
         }
         Some(PacketWriter { queue: self, at: first, done: 0 })
+    }
+
+    /// Of a vhost-user port: the virtio features that its guest negotiated (virtio 1.2, section
+    /// 5.1.3); none while there is no guest.
+    #[must_use]
+    pub fn vhost_features(&self) -> Option<u64> {
+        let mut features = 0;
+        // SAFETY: the port is open as long as this queue is; `features` is of this frame. The call
+        // only reads, and holds locks of its own against the guest's coming and going.
+        let result =
+            unsafe { (self.port.eal.api().vhost_features)(self.port.number, &raw mut features) };
+        (result == 0).then_some(features)
     }
 
     /// Packets, or buffers of them, that wait for [`Self::flush`].
