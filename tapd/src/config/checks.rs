@@ -4,6 +4,10 @@ use std::collections::HashMap;
 use std::fmt::Display;
 use std::hash::Hash;
 
+use encap::wire::ethernet::MacAddr;
+use fastpath::error::OpenError;
+use fastpath::interface;
+
 use super::MAX_NAME_LEN;
 use super::fault::{At, Collector, Located};
 use super::fields::Field;
@@ -55,4 +59,19 @@ pub(super) fn check_name(what: &str, name: &Located<String>, faults: &mut Collec
         return;
     };
     faults.add(name.at, format!("{what} name {text:?} {fault}"));
+}
+
+/// A name that the kernel takes for a tap.
+pub(super) fn check_tap_name(tap: &Located<String>, faults: &mut Collector) {
+    if !interface::is_valid_name(&tap.value) {
+        faults.add(tap.at, OpenError::InvalidName(tap.value.clone()).to_string());
+    }
+}
+
+/// A MAC address that a station can have.
+pub(super) fn check_station(what: &str, mac: &Located<MacAddr>, faults: &mut Collector) {
+    if mac.value.is_multicast() || mac.value.is_zero() {
+        let advice = "is not a station's address; write a unicast one";
+        faults.add(mac.at, format!("{what} {} {advice}", mac.value));
+    }
 }

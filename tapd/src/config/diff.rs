@@ -30,6 +30,8 @@ pub(crate) enum Change {
     StaticFdbChanged(Vni),
     /// A network's policy, marks, or what is done about its large frames and its loops.
     NetworkOptionsChanged(Vni),
+    /// Other VM ports.
+    VmPortsChanged(Vni),
     /// The cluster's policy, protection or marks.
     TrafficChanged,
     /// Another profile, or other values of it.
@@ -91,11 +93,12 @@ pub(super) fn with_live_changes(old: &Config, new: &Config) -> Config {
     merged.daemon.dedicated = old.daemon.dedicated;
     merged.daemon.control_socket.clone_from(&old.daemon.control_socket);
     merged.offload = old.offload;
+    merged.dpdk.clone_from(&old.dpdk);
     if let (Some(kept), Some(node)) =
         (old.own_node(), merged.nodes.iter_mut().find(|node| node.id == old.own))
     {
         // Links pair by their names: other ones for the peers would have no counterpart here.
-        let same = node.links == kept.links;
+        let same = same_ends(&node.links, &kept.links);
         node.links.clone_from(&kept.links);
         if !same {
             for node in &mut merged.nodes {
@@ -121,7 +124,10 @@ fn nodes(old: &Config, new: &Config, changes: &mut Changes) {
     let find = |nodes: &[NodeConfig], id| nodes.iter().position(|node| node.id == id);
     let own_links =
         |config: &Config| config.nodes.iter().find(|n| n.id == old.own).map(|n| n.links.clone());
-    let own_links_change = own_links(old) != own_links(new);
+    let own_links_change = match (own_links(old), own_links(new)) {
+        (Some(before), Some(after)) => !same_ends(&before, &after),
+        (before, after) => before.is_some() || after.is_some(),
+    };
     for node in old.nodes.iter().filter(|node| node.id != old.own) {
         if find(&new.nodes, node.id).is_none() {
             changes.live(
@@ -145,7 +151,7 @@ fn nodes(old: &Config, new: &Config, changes: &mut Changes) {
         }
         // What is said of this node is for its links, which need a restart, or for its peers.
         if node.id != old.own {
-            if before.links != node.links {
+            if !same_ends(&before.links, &node.links) {
                 let (what, from, to) = links(&before.links, &node.links);
                 if own_links_change {
                     // They pair with ours, which are other ones only after a restart.
@@ -241,12 +247,21 @@ fn network_changes(old: &NetworkConfig, new: &NetworkConfig, changes: &mut Chang
         let line = format!("network {vni}: {}", options.join(", "));
         changes.live(Change::NetworkOptionsChanged(vni), line);
     }
+    if old.vhost_user != new.vhost_user {
+        let line = format!(
+            "network {vni}: vhost_user {} -> {}",
+            list(&old.vhost_user),
+            list(&new.vhost_user)
+        );
+        changes.live(Change::VmPortsChanged(vni), line);
+    }
     network_restarts(old, new, changes);
 }
 
 fn network_restarts(old: &NetworkConfig, new: &NetworkConfig, changes: &mut Changes) {
     let vni = new.vni;
-    changes.restart(format_args!("network {vni}: tap"), &old.tap, &new.tap);
+    let tap = |network: &NetworkConfig| network.tap.clone().unwrap_or_else(|| "none".to_owned());
+    changes.restart(format_args!("network {vni}: tap"), tap(old), tap(new));
     changes.restart(format_args!("network {vni}: existing"), old.existing, new.existing);
     let mtu = |network: &NetworkConfig| match network.tap_mtu {
         TapMtu::Auto => "auto".to_owned(),
@@ -355,12 +370,39 @@ fn restart_only(old: &Config, new: &Config, changes: &mut Changes) {
     {
         changes.restart(key, before, after);
     }
+    for ((key, before), (_, after)) in old.dpdk.values().into_iter().zip(new.dpdk.values()) {
+        changes.restart(format_args!("dpdk {key}"), before, after);
+    }
     let own = |config: &Config| {
         let node = config.nodes.iter().find(|node| node.id == old.own);
         node.map(|node| node.links.clone()).unwrap_or_default()
     };
     let (what, before, after) = links(&own(old), &own(new));
     changes.restart(format_args!("this node's {what}"), before, after);
+    ports(&own(old), &own(new), changes);
+}
+
+/// What this node's links are on.
+fn ports(old: &[NodeLink], new: &[NodeLink], changes: &mut Changes) {
+    let port = |link: &NodeLink| {
+        link.dpdk.as_ref().map_or_else(|| "the kernel's".to_owned(), ToString::to_string)
+    };
+    for link in new {
+        let Some(before) = old.iter().find(|before| before.is_same_end(link)) else { continue };
+        if before.dpdk == link.dpdk {
+            continue;
+        }
+        let (before, after) = (port(before), port(link));
+        changes.restart.push(match before == after {
+            true => format!("link {}: other options of port {after}", link.name),
+            false => format!("link {}: port: {before} -> {after}", link.name),
+        });
+    }
+}
+
+/// Whether two lists of links are the same to other nodes.
+fn same_ends(one: &[NodeLink], other: &[NodeLink]) -> bool {
+    one.len() == other.len() && one.iter().zip(other).all(|(one, other)| one.is_same_end(other))
 }
 
 /// Two lists of links as they are written: `addresses` where each is called by its position.
@@ -392,170 +434,4 @@ fn list<T: fmt::Display>(items: &[T]) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::config::links::{Family, NodeAddress};
-    use crate::config::testing::{self, id, key, network, node, vni};
-    use crate::config::{
-        Cipher, DaemonConfig, Dscp, Level, LinkOptions, Policy, Profile, Protect, StaticEntry,
-        derived_mac,
-    };
-    use std::time::Duration;
-
-    fn config() -> Config {
-        let networks = vec![network(1, &[1, 2]), network(2, &[2])];
-        Config { networks, ..testing::config(vec![node(1), node(2)]) }
-    }
-
-    fn set_address(node: &mut NodeConfig, last: u8) {
-        node.links[0].address = NodeAddress::Static([192, 0, 2, last].into());
-    }
-
-    fn live(change: impl FnOnce(&mut Config)) -> Vec<Change> {
-        let (old, mut new) = (config(), config());
-        change(&mut new);
-        let changes = old.diff(&new);
-        assert_eq!(changes.restart, Vec::<String>::new());
-        assert_eq!(old.with_live_changes(&new), new);
-        changes.live.into_iter().map(|(change, _)| change).collect()
-    }
-
-    #[test]
-    fn equal_configurations_change_nothing() {
-        let changes = config().diff(&config());
-        assert!(changes.live.is_empty() && changes.restart.is_empty());
-    }
-
-    #[test]
-    fn what_is_applied_while_running() {
-        assert_eq!(live(|new| new.nodes.push(node(3))), [Change::NodeAdded(id(3))]);
-        let replaced = live(|new| new.nodes[1] = node(3));
-        assert_eq!(replaced, [Change::NodeRemoved(id(2)), Change::NodeAdded(id(3))]);
-        let moved = live(|new| set_address(&mut new.nodes[1], 9));
-        assert_eq!(moved, [Change::NodeChanged(id(2))]);
-        assert_eq!(live(|new| new.nodes[0].name = "a".into()), [Change::NodeChanged(id(1))]);
-        let added = live(|new| new.networks.push(network(3, &[1])));
-        assert_eq!(added, [Change::NetworkAdded(vni(3))]);
-        let joined = live(|new| new.networks[1] = network(2, &[1, 2]));
-        assert_eq!(joined, [Change::NetworkAdded(vni(2))]);
-        let left = live(|new| new.networks[0].members = vec![id(2)]);
-        assert_eq!(left, [Change::NetworkRemoved(vni(1))]);
-        assert_eq!(
-            live(|new| new.networks[0].members = vec![id(1)]),
-            [Change::MembersChanged(vni(1))]
-        );
-        assert_eq!(live(|new| new.networks[0].name = "x".into()), [Change::NameChanged(vni(1))]);
-        assert_eq!(live(|new| new.networks[0].stp = false), [Change::StpChanged(vni(1))]);
-        let entry = StaticEntry { mac: derived_mac(vni(1), id(2)), node: id(2) };
-        let entries = live(|new| new.networks[0].static_fdb.push(entry));
-        assert_eq!(entries, [Change::StaticFdbChanged(vni(1))]);
-        assert_eq!(live(|new| new.cluster.next_key = Some(key("1"))), [Change::KeysChanged]);
-        assert_eq!(live(|new| new.daemon.log = "warn".into()), [Change::LogChanged]);
-        let hours = live(|new| new.daemon.rehandshake_interval = Duration::from_secs(7200));
-        assert_eq!(hours, [Change::RehandshakeChanged]);
-        assert_eq!(live(|new| new.daemon.bum_frames_per_s = 0), [Change::LimitsChanged]);
-    }
-
-    #[test]
-    fn what_frames_do_is_applied_while_running() {
-        assert_eq!(live(|new| new.cluster.policy = Policy::FlowHash), [Change::TrafficChanged]);
-        assert_eq!(live(|new| new.cluster.protect = Protect::All), [Change::TrafficChanged]);
-        assert_eq!(live(|new| new.cluster.dscp = Dscp::Inherit), [Change::TrafficChanged]);
-        assert_eq!(live(|new| new.cluster.ecn = false), [Change::TrafficChanged]);
-        assert_eq!(live(|new| new.detector.profile = Profile::Wan), [Change::DetectorChanged]);
-        let fast = Some(Duration::from_millis(2));
-        assert_eq!(live(|new| new.detector.fast = fast), [Change::DetectorChanged]);
-        let weight = |weight| LinkOptions { weight, ..LinkOptions::default() };
-        let heavy = live(|new| drop(new.links.insert("0".into(), weight(2))));
-        assert_eq!(heavy, [Change::LinkOptionsChanged]);
-        assert!(live(|new| drop(new.links.insert("0".into(), weight(1)))).is_empty());
-        for change in [
-            |network: &mut NetworkConfig| network.mss_clamp = false,
-            |network: &mut NetworkConfig| network.too_big = false,
-            |network: &mut NetworkConfig| network.loop_probe = false,
-            |network: &mut NetworkConfig| network.compression = Some(Level::default()),
-            |network: &mut NetworkConfig| network.policy = Some(Policy::Passive),
-            |network: &mut NetworkConfig| network.dscp = Some(Dscp::Fixed(0)),
-        ] {
-            let changed = live(|new| change(&mut new.networks[0]));
-            assert_eq!(changed, [Change::NetworkOptionsChanged(vni(1))]);
-        }
-    }
-
-    #[test]
-    fn what_is_said_of_a_peer_is_live_and_of_this_node_is_for_its_peers() {
-        let policy = Some(Policy::Active { copies: 2 });
-        assert_eq!(live(|new| new.nodes[1].policy = policy), [Change::NodeChanged(id(2))]);
-        let protect = Some(Protect::Off);
-        assert_eq!(live(|new| new.nodes[1].protect = protect), [Change::NodeChanged(id(2))]);
-        assert!(live(|new| new.nodes[0].policy = policy).is_empty());
-        let (old, mut new) = (config(), config());
-        let second = NodeLink {
-            name: "wan".to_owned(),
-            address: NodeAddress::Dynamic { family: Family::Ipv4, interface: None },
-        };
-        new.nodes[1].links.push(second);
-        new.nodes[1].policy = policy;
-        let lines: Vec<_> = old.diff(&new).live.into_iter().map(|(_, line)| line).collect();
-        let expected = "node 2: links [0 192.0.2.2] -> [0 192.0.2.2, wan dynamic ipv4], \
-            policy = active:2";
-        assert_eq!(lines, [expected]);
-    }
-
-    #[test]
-    fn networks_of_other_nodes_change_nothing_here() {
-        assert!(live(|new| new.networks[1].tap = "other".into()).is_empty());
-        assert!(live(|new| drop(new.networks.pop())).is_empty());
-    }
-
-    #[test]
-    fn what_needs_a_restart_stays_as_it_was() {
-        let (old, mut new) = (config(), config());
-        new.cluster.port = 30000;
-        new.cluster.ciphers.push(Cipher::None);
-        new.cluster.insecure = true;
-        new.daemon.workers = 2;
-        new.daemon.dedicated = true;
-        new.daemon.control_socket = "/tmp/x".into();
-        new.cluster.mesh = true;
-        new.offload.tap_tcp = false;
-        new.offload.bundles = false;
-        set_address(&mut new.nodes[0], 9);
-        new.networks[0].tap = "blue".into();
-        new.networks[0].existing = true;
-        new.networks[0].tap_mtu = TapMtu::Fixed(1400);
-        new.networks[0].subnets = vec!["10.0.0.0/24".parse().unwrap()];
-        new.networks[0].mac = MacPolicy::Random;
-        new.daemon.log = "warn".into();
-        let changes = old.diff(&new);
-        assert_eq!(changes.live.len(), 1, "{changes:#?}");
-        for expected in [
-            "ciphers: aes-256-gcm -> aes-256-gcm, none",
-            "insecure: false -> true",
-            "port: 26026 -> 30000",
-            "mesh: false -> true",
-            "tap_tcp: true -> false",
-            "bundles: true -> false",
-            "workers: 1 -> 2",
-            "dedicated: false -> true",
-            "control_socket: /run/tapd.sock -> /tmp/x",
-            "this node's addresses: [192.0.2.1] -> [192.0.2.9]",
-            "network 1: tap: tap1 -> blue",
-            "network 1: existing: false -> true",
-            "network 1: tap_mtu: auto -> 1400",
-            "network 1: subnets: [] -> [10.0.0.0/24]",
-            "network 1: mac: derived -> random",
-        ] {
-            assert!(
-                changes.restart.iter().any(|line| line == expected),
-                "{expected}\n{changes:#?}"
-            );
-        }
-        assert_eq!(changes.restart.len(), 15);
-        let kept = old.with_live_changes(&new);
-        let expected =
-            Config { daemon: DaemonConfig { log: "warn".into(), ..old.daemon.clone() }, ..old };
-        assert_eq!(kept, expected);
-        assert_eq!(kept.diff(&new).restart.len(), 15);
-    }
-}
+mod tests;

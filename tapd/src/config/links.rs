@@ -3,7 +3,7 @@
 use std::fmt;
 use std::net::IpAddr;
 
-use super::{Config, MAX_LINKS, NodeConfig};
+use super::{Config, DpdkPort, MAX_LINKS, NodeConfig};
 
 /// An address family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -50,6 +50,15 @@ pub(crate) struct NodeLink {
     pub(crate) name: String,
     /// Where the node is reached by it.
     pub(crate) address: NodeAddress,
+    /// The port that the address is on; the kernel's without it. Only on fixed addresses.
+    pub(crate) dpdk: Option<DpdkPort>,
+}
+
+impl NodeLink {
+    /// Whether the two are one end to other nodes, by whatever port.
+    pub(super) fn is_same_end(&self, other: &Self) -> bool {
+        (&self.name, &self.address) == (&other.name, &other.address)
+    }
 }
 
 /// Where a node is reached by a link.
@@ -209,7 +218,7 @@ mod tests {
             "dynamic" => NodeAddress::Dynamic { family: Family::Ipv4, interface: None },
             text => NodeAddress::Static(text.parse().unwrap()),
         };
-        NodeLink { name: name.to_owned(), address }
+        NodeLink { name: name.to_owned(), address, dpdk: None }
     }
 
     fn found(lower: &[NodeLink], higher: &[NodeLink], mesh: bool) -> Vec<(String, usize, usize)> {

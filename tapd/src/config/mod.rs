@@ -9,12 +9,15 @@ mod tree;
 mod sections;
 mod fields;
 mod reader;
+mod hardware;
 mod validate;
 mod checks;
 mod nodes;
 mod networks;
 mod node;
 mod links;
+mod dpdk;
+mod vhost;
 mod ranges;
 mod traffic;
 mod detector;
@@ -35,12 +38,14 @@ use ipnet::IpNet;
 pub(crate) use derive::{derived_address, derived_mac};
 pub(crate) use detector::{DetectorConfig, Profile};
 pub(crate) use diff::{Change, Changes};
+pub(crate) use dpdk::{DpdkConfig, DpdkPort};
 pub(crate) use fault::Faults;
 pub(crate) use key::{ClusterKey, KEY_LEN};
 pub(crate) use links::{Family, LinkOptions, NodeAddress, NodeLink, Pair};
 pub(crate) use node::NodeSelector;
 pub(crate) use traffic::{Dscp, Level, Policy, Protect};
 pub(crate) use validate::check_socket_path;
+pub(crate) use vhost::VhostUser;
 
 use fault::{At, Collector};
 
@@ -74,6 +79,8 @@ pub(crate) const DEFAULT_ROTATE_PACKETS: u64 = 1 << 28;
 pub(crate) const MAX_LINKS: usize = encap::link::id::MAX_LINKS;
 /// Smallest MTU of a usable path, in bytes of IP of either version (RFC 8200).
 pub(crate) const MIN_UNDERLAY_MTU: u16 = 1280;
+/// Largest IP MTU of a DPDK port, in bytes: what jumbo frames carry.
+pub(crate) const MAX_PORT_MTU: u16 = 9000;
 /// Longest node or network name, in bytes.
 pub(crate) const MAX_NAME_LEN: usize = 63;
 /// Smallest fixed tap MTU, in bytes (RFC 791).
@@ -98,6 +105,8 @@ pub(crate) struct Config {
     pub(crate) daemon: DaemonConfig,
     /// What is left to kernel and cards, and what shares a datagram.
     pub(crate) offload: OffloadConfig,
+    /// How this node runs DPDK, if it does: see [`Self::needs_dpdk`].
+    pub(crate) dpdk: DpdkConfig,
     /// Every node of the cluster, this one included, by ascending id.
     pub(crate) nodes: Vec<NodeConfig>,
     /// What `[[links]]` says, by the name that [`Pair::name`] has.
@@ -244,8 +253,10 @@ pub(crate) struct NetworkConfig {
     pub(crate) vni: Vni,
     /// Unique.
     pub(crate) name: String,
-    /// Interface name of the tap, which the kernel takes; unique.
-    pub(crate) tap: String,
+    /// Interface name of the tap, which the kernel takes; unique. Without it there is no tap.
+    pub(crate) tap: Option<String>,
+    /// VM ports of this node.
+    pub(crate) vhost_user: Vec<VhostUser>,
     /// Largest layer-3 packet that the tap takes.
     pub(crate) tap_mtu: TapMtu,
     /// A member's address in each is [`derived_address`].
@@ -326,10 +337,23 @@ impl Config {
         let Some(parts) = parts else { return Err(faults.into_faults(&files)) };
         let own = resolve_node(node, &parts.nodes)
             .map_err(|fault| fault.map(|text| faults.add(At::CLUSTER_FILE, text)));
-        let validate::Parts { cluster, detector, daemon, offload, nodes, links, networks } = parts;
+        if let Ok(own) = own {
+            check_own_networks(own, &parts, &mut faults);
+        }
+        let validate::Parts {
+            cluster,
+            detector,
+            daemon,
+            offload,
+            dpdk,
+            nodes,
+            links,
+            networks,
+            portless: _,
+        } = parts;
         match (own, cluster) {
             (Ok(own), Some(cluster)) if faults.is_empty() => {
-                Ok(Self { own, cluster, detector, daemon, offload, nodes, links, networks })
+                Ok(Self { own, cluster, detector, daemon, offload, dpdk, nodes, links, networks })
             }
             _ => Err(faults.into_faults(&files)),
         }
@@ -348,8 +372,10 @@ impl Config {
         let (files, parts, mut faults) = read_and_validate(cluster, local)?;
         let Some(parts) = parts else { return Err(faults.into_faults(&files)) };
         let own = resolve_node(node, &parts.nodes);
-        if let (Err(Some(fault)), NodeSelector::Named(_)) = (&own, node) {
-            faults.add(At::CLUSTER_FILE, fault);
+        match (&own, node) {
+            (Err(Some(fault)), NodeSelector::Named(_)) => faults.add(At::CLUSTER_FILE, fault),
+            (Ok(own), _) => check_own_networks(*own, &parts, &mut faults),
+            _ => {}
         }
         if !faults.is_empty() {
             return Err(faults.into_faults(&files));
@@ -380,6 +406,12 @@ impl Config {
     /// The networks that this node is a member of.
     pub(crate) fn own_networks(&self) -> impl Iterator<Item = &NetworkConfig> {
         self.networks.iter().filter(|network| network.members.contains(&self.own))
+    }
+
+    /// Whether this node has a link on a DPDK port, or a VM port.
+    pub(crate) fn needs_dpdk(&self) -> bool {
+        self.own_node().is_some_and(|own| own.links.iter().any(|link| link.dpdk.is_some()))
+            || self.own_networks().any(|network| !network.vhost_user.is_empty())
     }
 
     /// Which links carry the frames of a network to a peer, or of networks without a policy.
@@ -449,6 +481,23 @@ fn resolve_node(node: &NodeSelector, nodes: &[NodeConfig]) -> Result<NodeId, Opt
         return Err(None);
     }
     node::resolve(node, nodes, &node::is_own_address).map_err(Some)
+}
+
+/// A network of this node has something that frames come from.
+fn check_own_networks(own: NodeId, parts: &validate::Parts, faults: &mut Collector) {
+    for portless in &parts.portless {
+        let mut networks = parts.networks.iter().filter(|known| known.vni == portless.value);
+        if networks.any(|network| network.members.contains(&own)) {
+            faults.add(
+                portless.at,
+                format!(
+                    "network {} has neither a tap nor a VM port on this node; name a tap, or \
+                    write vhost_user in the local file",
+                    portless.value
+                ),
+            );
+        }
+    }
 }
 
 type Read = (Vec<PathBuf>, Option<validate::Parts>, Collector);

@@ -1,19 +1,18 @@
 //! Checks of `[[networks]]`: taps, members, subnets, static entries.
 
 use std::collections::{BTreeSet, HashMap};
+use std::path::Path;
 
-use encap::id::NodeId;
-use fastpath::error::OpenError;
-use fastpath::interface;
+use encap::id::{NodeId, Vni};
 use ipnet::IpNet;
 
-use super::checks::{Unique, check_name, or};
+use super::checks::{Unique, check_name, check_station, check_tap_name, or};
 use super::derive::derived_address;
 use super::fault::{Collector, Located};
 use super::fields::Field;
 use super::reader::{RawEntry, RawNetwork};
 use super::traffic::Level;
-use super::{MIN_IPV6_TAP_MTU, MacPolicy, NetworkConfig, NodeConfig, StaticEntry, TapMtu};
+use super::{MIN_IPV6_TAP_MTU, MacPolicy, NetworkConfig, NodeConfig, StaticEntry, TapMtu, vhost};
 
 /// The nodes by everything they can be called.
 struct Names<'n> {
@@ -35,18 +34,33 @@ impl<'n> Names<'n> {
     }
 }
 
+/// What `[[networks]]` says.
+pub(super) struct Checked {
+    /// By ascending VNI.
+    pub(super) networks: Vec<NetworkConfig>,
+    /// Those with neither a tap nor a VM port: wrong on the node that the files are for, and what
+    /// other nodes may well have, whose local files are not here.
+    pub(super) portless: Vec<Located<Vni>>,
+}
+
+/// What stands for no tap at all.
+const NO_TAP: &str = "none";
+
 /// Checks all networks, each and against one another.
 pub(super) fn validate(
     raw: Vec<RawNetwork>,
     nodes: &[Located<NodeConfig>],
+    control_socket: &Path,
     faults: &mut Collector,
-) -> Vec<NetworkConfig> {
+) -> Checked {
     let known = Names::new(nodes);
     let mut vnis = Unique::new("vni");
     let mut names = Unique::new("network name");
     let mut taps = Unique::new("tap");
     let mut networks = Vec::with_capacity(raw.len());
     let mut placed = Vec::new();
+    let mut sockets = vhost::Sockets::new(control_socket);
+    let mut portless = Vec::new();
     for network in raw {
         let Some(vni) = network.vni else {
             // Nothing can be derived, but what is there is checked all the same.
@@ -59,9 +73,12 @@ pub(super) fn validate(
         let name = network.name.unwrap_or_else(|| default(format!("vni{}", vni.value)));
         check_name("network", &name, faults);
         names.check(name.value.clone(), name.at, faults);
-        let tap = network.tap.unwrap_or_else(|| default(format!("tap{}", vni.value)));
-        check_tap_name(&tap, faults);
-        taps.check(tap.value.clone(), tap.at, faults);
+        let tap = tap(network.tap.as_ref(), &vni, nodes, &mut taps, faults);
+        let vhost_user = vhost::validate(network.vhost_user, &mut sockets, faults);
+        if tap.is_none() && vhost_user.is_empty() {
+            let at = network.tap.as_ref().map_or(vni.at, |tap| tap.at);
+            portless.push(Located { at, value: vni.value });
+        }
         let members = members(network.members, &known, faults);
         for subnet in &network.subnets {
             check_subnet(subnet, &members, nodes, faults);
@@ -71,7 +88,8 @@ pub(super) fn validate(
         networks.push(NetworkConfig {
             vni: vni.value,
             name: name.value,
-            tap: tap.value,
+            tap,
+            vhost_user,
             tap_mtu: or(network.tap_mtu, TapMtu::Auto),
             subnets: network.subnets.into_iter().map(|subnet| subnet.value).collect(),
             mac: or(network.mac, MacPolicy::Derived),
@@ -89,7 +107,7 @@ pub(super) fn validate(
     }
     check_overlaps(&placed, faults);
     networks.sort_by_key(|network| network.vni);
-    networks
+    Checked { networks, portless }
 }
 
 /// In range, or a fault already.
@@ -97,10 +115,37 @@ fn level(field: Field<u8>) -> Level {
     field.and_then(|level| Level::new(level.value)).unwrap_or_default()
 }
 
-fn check_tap_name(tap: &Located<String>, faults: &mut Collector) {
-    if !interface::is_valid_name(&tap.value) {
-        faults.add(tap.at, OpenError::InvalidName(tap.value.clone()).to_string());
+/// Name of the tap, unless there is to be none.
+fn tap(
+    written: Option<&Located<String>>,
+    vni: &Located<Vni>,
+    nodes: &[Located<NodeConfig>],
+    taps: &mut Unique<String>,
+    faults: &mut Collector,
+) -> Option<String> {
+    let tap = match written {
+        Some(tap) if tap.value == NO_TAP => return None,
+        Some(tap) => tap.clone(),
+        None => Located { at: vni.at, value: format!("tap{}", vni.value) },
+    };
+    check_tap_name(&tap, faults);
+    taps.check(tap.value.clone(), tap.at, faults);
+    for node in nodes {
+        let ports = node.value.links.iter().filter_map(|link| link.dpdk.as_ref());
+        if ports.filter_map(|port| port.exception_tap.as_ref()).any(|name| *name == tap.value) {
+            faults.add(
+                tap.at,
+                format!(
+                    "tap {} is the exception_tap of a port of node {} ({}); choose another name \
+                    for one of them",
+                    tap.value,
+                    node.value.id,
+                    node.at.seen_from(tap.at)
+                ),
+            );
+        }
     }
+    Some(tap.value)
 }
 
 fn members(
@@ -234,12 +279,7 @@ fn static_entries(
     for Located { value: entry, .. } in raw {
         let node = entry.node.and_then(|node| static_node(&node, known, members, faults));
         let Some(mac) = entry.mac else { continue };
-        if mac.value.is_multicast() || mac.value.is_zero() {
-            faults.add(
-                mac.at,
-                format!("fdb entry {} is not a station's address; write a unicast one", mac.value),
-            );
-        }
+        check_station("fdb entry", &mac, faults);
         macs.check(mac.value, mac.at, faults);
         if let Some(node) = node {
             entries.push(StaticEntry { mac: mac.value, node });

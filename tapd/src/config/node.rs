@@ -52,9 +52,11 @@ pub(super) fn resolve(
             let own: Vec<_> = nodes.iter().filter(|node| node.addresses().any(is_own)).collect();
             match own.as_slice() {
                 [node] => Ok(node.id),
-                [] => Err("this machine owns none of the addresses in [[nodes]]; \
-                           say which node it is with --node ID|NAME or TAPD_NODE"
-                    .to_owned()),
+                [] => Err(format!(
+                    "this machine owns none of the addresses in [[nodes]]; {}say which node it \
+                     is with --node ID|NAME or TAPD_NODE",
+                    on_ports(nodes)
+                )),
                 several => Err(format!(
                     "this machine owns addresses of several nodes, {}; \
                      say which one it is with --node ID|NAME or TAPD_NODE",
@@ -63,6 +65,12 @@ pub(super) fn resolve(
             }
         }
     }
+}
+
+/// Why a node's addresses may be nowhere in the kernel.
+fn on_ports(nodes: &[NodeConfig]) -> &'static str {
+    let dpdk = nodes.iter().any(|node| node.links.iter().any(|link| link.dpdk.is_some()));
+    if dpdk { "the kernel knows nothing of addresses on DPDK ports: " } else { "" }
 }
 
 /// Names shown in a message, at most.

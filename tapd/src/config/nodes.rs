@@ -13,7 +13,7 @@ use super::fields::Field;
 use super::links::{Family, LinkOptions, NodeAddress, NodeLink, joints};
 use super::ranges::AddressRange;
 use super::reader::{Address, RawLink, RawNode, RawNodeLink};
-use super::{MAX_LINKS, NodeConfig};
+use super::{MAX_LINKS, NodeConfig, dpdk};
 
 /// Checks all nodes, each and against one another.
 pub(super) fn validate(
@@ -82,7 +82,8 @@ fn numbered_links(
     let mut links = Vec::with_capacity(list.value.len());
     for (position, Located { at, value }) in list.value.into_iter().enumerate() {
         let address = value.into_node_address(at, Family::default(), None, faults);
-        links.push(Located { at, value: NodeLink { name: position.to_string(), address } });
+        let link = NodeLink { name: position.to_string(), address, dpdk: None };
+        links.push(Located { at, value: link });
     }
     links
 }
@@ -95,6 +96,7 @@ fn named_links(
 ) -> Vec<Located<NodeLink>> {
     check_count(list.at, list.value.len(), "links", faults);
     let mut names = Unique::new("link name");
+    let mut taken = dpdk::Taken::default();
     let mut links = Vec::with_capacity(list.value.len());
     for Located { at: _, value: raw } in list.value {
         if let Some(name) = &raw.name {
@@ -113,15 +115,24 @@ fn named_links(
             );
         }
         let Some(address) = raw.address else { continue };
-        if let Address::Static(_) = address.value {
-            only_if_dynamic("family", raw.family.as_ref().map(|family| family.at), faults);
-            only_if_dynamic("interface", raw.interface.as_ref().map(|name| name.at), faults);
+        let mut port = None;
+        match (address.value, raw.dpdk) {
+            (Address::Static(address), dpdk) => {
+                only_if_dynamic("family", raw.family.as_ref().map(|family| family.at), faults);
+                only_if_dynamic("interface", raw.interface.as_ref().map(|name| name.at), faults);
+                port = dpdk.and_then(|raw| dpdk::validate_port(raw, address, &mut taken, faults));
+            }
+            (Address::Dynamic, Some(dpdk)) => faults.add(
+                dpdk.at,
+                "a DPDK port has no DHCP and so no dynamic address; write address = \"192.0.2.1\"",
+            ),
+            (Address::Dynamic, None) => {}
         }
         let interface = raw.interface.map(|interface| interface.value);
         let family = or(raw.family, Family::default());
         let node_address = address.value.into_node_address(address.at, family, interface, faults);
         let Some(name) = raw.name else { continue };
-        let value = NodeLink { name: name.value, address: node_address };
+        let value = NodeLink { name: name.value, address: node_address, dpdk: port };
         links.push(Located { at: address.at, value });
     }
     links
@@ -220,7 +231,7 @@ struct Families(HashMap<String, Located<NodeAddress>>);
 
 impl Families {
     fn check(&mut self, links: &[Located<NodeLink>], faults: &mut Collector) {
-        for Located { at, value: NodeLink { name, address } } in links.iter().take(MAX_LINKS) {
+        for Located { at, value: NodeLink { name, address, .. } } in links.iter().take(MAX_LINKS) {
             // Said already; its family is no news.
             if address.fixed().and_then(address_fault).is_some() {
                 continue;
@@ -289,7 +300,7 @@ fn kind(node: &NodeConfig, mesh: bool) -> Kind<'_> {
     let mut kind: Vec<_> = node
         .links
         .iter()
-        .map(|NodeLink { name, address }| {
+        .map(|NodeLink { name, address, .. }| {
             let name = if mesh { "" } else { name.as_str() };
             (name, address.family(), address.fixed().is_none())
         })

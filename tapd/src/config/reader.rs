@@ -10,6 +10,7 @@ use ipnet::IpNet;
 
 use super::fault::{At, Collector, Located};
 use super::fields::{Field, Fields, parse_with, text_of};
+use super::hardware::{RawDpdk, RawPort, RawVhost, read_dpdk, read_mac, read_port, read_vhost};
 use super::links::Family;
 use super::ranges::AddressRange;
 use super::sections::{
@@ -31,6 +32,7 @@ pub(super) struct Raw {
     pub(super) detector: RawDetector,
     pub(super) daemon: RawDaemon,
     pub(super) offload: RawOffload,
+    pub(super) dpdk: RawDpdk,
     pub(super) nodes: Vec<RawNode>,
     pub(super) links: Vec<RawLink>,
     pub(super) networks: Vec<RawNetwork>,
@@ -120,6 +122,7 @@ pub(super) struct RawNodeLink {
     pub(super) address: Field<Address>,
     pub(super) family: Field<Family>,
     pub(super) interface: Field<String>,
+    pub(super) dpdk: Field<RawPort>,
 }
 
 /// `[[links]]`.
@@ -152,6 +155,7 @@ pub(super) struct RawNetwork {
     pub(super) compression_level: Field<u8>,
     pub(super) policy: Field<Policy>,
     pub(super) dscp: Field<Dscp>,
+    pub(super) vhost_user: Field<Vec<Located<RawVhost>>>,
 }
 
 /// A static entry; the node is still text, an id or a name.
@@ -177,6 +181,7 @@ pub(super) fn read(tree: &Table, faults: &mut Collector) -> Raw {
     let detector = top.table("detector");
     let daemon = top.table("daemon");
     let offload = top.table("offload");
+    let dpdk = top.table("dpdk");
     let nodes = top.tables("nodes");
     let links = top.tables("links");
     let networks = top.tables("networks");
@@ -185,6 +190,7 @@ pub(super) fn read(tree: &Table, faults: &mut Collector) -> Raw {
         detector: detector.map(|found| read_detector(found.value, faults)).unwrap_or_default(),
         daemon: daemon.map(|found| read_daemon(found.value, faults)).unwrap_or_default(),
         offload: offload.map(|found| read_offload(found.value, faults)).unwrap_or_default(),
+        dpdk: dpdk.map(|found| read_dpdk(found.value, faults)).unwrap_or_default(),
         nodes: nodes.into_iter().map(|found| read_node(found.at, found.value, faults)).collect(),
         links: links.into_iter().map(|found| read_link(found.at, found.value, faults)).collect(),
         networks: networks
@@ -389,6 +395,7 @@ fn read_node_link(at: At, table: &Table, faults: &mut Collector) -> RawNodeLink 
         address,
         family: fields.parsed("family", Family::parse),
         interface: fields.text("interface"),
+        dpdk: read_port(&mut fields),
     }
 }
 
@@ -476,6 +483,7 @@ fn read_network(at: At, table: &Table, faults: &mut Collector) -> RawNetwork {
             .integer("compression_level", Level::MIN.into()..=Level::MAX.into()),
         policy: fields.parsed("policy", parse_policy),
         dscp: read_dscp(&mut fields),
+        vhost_user: read_vhost(&mut fields),
     }
 }
 
@@ -502,13 +510,7 @@ fn read_entry(at: At, table: &Table, faults: &mut Collector) -> RawEntry {
     let mut fields = Fields::open(table, &FDB, faults);
     fields.require(at, "mac", "write the station's address as mac = \"02:00:00:00:00:05\"");
     fields.require(at, "node", "write the node that it is behind as node = 2");
-    let mac = fields.text("mac").and_then(|text| match text.value.parse() {
-        Ok(mac) => Some(Located { at: text.at, value: mac }),
-        Err(error) => {
-            fields.faults.add(text.at, format!("\"{}\" is {error}", text.value));
-            None
-        }
-    });
+    let mac = read_mac(&mut fields);
     let node = fields.get("node").and_then(|item| {
         Some(Located { at: item.at, value: node_reference(item, fields.faults)? })
     });

@@ -9,7 +9,7 @@ pub(super) struct Section {
 
 pub(super) const TOP: Section = Section {
     title: "the file",
-    keys: &["cluster", "detector", "daemon", "offload", "nodes", "links", "networks"],
+    keys: &["cluster", "detector", "daemon", "offload", "dpdk", "nodes", "links", "networks"],
 };
 pub(super) const CLUSTER: Section = Section {
     title: "[cluster]",
@@ -73,12 +73,33 @@ pub(super) const OFFLOAD: Section = Section {
         "bundles",
     ],
 };
+pub(super) const DPDK: Section =
+    Section { title: "[dpdk]", keys: &["memory_mb", "hugepages", "eal", "shim", "max_sleep_us"] };
 pub(super) const NODE: Section = Section {
     title: "[[nodes]]",
     keys: &["id", "name", "addresses", "links", "policy", "protect"],
 };
-pub(super) const NODE_LINK: Section =
-    Section { title: "a link of a node", keys: &["name", "address", "family", "interface"] };
+pub(super) const NODE_LINK: Section = Section {
+    title: "a link of a node",
+    keys: &["name", "address", "family", "interface", "dpdk"],
+};
+pub(super) const LINK_DPDK: Section = Section {
+    title: "dpdk of a link",
+    keys: &[
+        "port",
+        "prefix",
+        "gateway",
+        "routes",
+        "neighbors",
+        "vlan",
+        "mac",
+        "mtu",
+        "exception_tap",
+        "udp_checksum",
+    ],
+};
+pub(super) const ROUTE: Section = Section { title: "a route", keys: &["to", "via"] };
+pub(super) const NEIGHBOR: Section = Section { title: "a neighbor", keys: &["address", "mac"] };
 pub(super) const LINK: Section =
     Section { title: "[[links]]", keys: &["name", "priority", "weight", "mtu", "allow", "deny"] };
 pub(super) const NETWORK: Section = Section {
@@ -101,13 +122,31 @@ pub(super) const NETWORK: Section = Section {
         "compression_level",
         "policy",
         "dscp",
+        "vhost_user",
     ],
 };
+pub(super) const VHOST_USER: Section =
+    Section { title: "a vhost_user port", keys: &["socket", "mode", "queues"] };
 pub(super) const FDB: Section = Section { title: "an fdb entry", keys: &["mac", "node"] };
 
 /// Every section, for "did you mean" and for the test of the documentation.
-pub(super) const SECTIONS: [&Section; 10] =
-    [&TOP, &CLUSTER, &DETECTOR, &DAEMON, &OFFLOAD, &NODE, &NODE_LINK, &LINK, &NETWORK, &FDB];
+pub(super) const SECTIONS: [&Section; 15] = [
+    &TOP,
+    &CLUSTER,
+    &DETECTOR,
+    &DAEMON,
+    &OFFLOAD,
+    &DPDK,
+    &NODE,
+    &NODE_LINK,
+    &LINK_DPDK,
+    &ROUTE,
+    &NEIGHBOR,
+    &LINK,
+    &NETWORK,
+    &VHOST_USER,
+    &FDB,
+];
 
 /// Edits between a mistyped key and the one that is meant, at most.
 const MAX_TYPOS: usize = 2;

@@ -7,11 +7,12 @@ use encap::id::{NodeId, Vni};
 
 use super::detector::{self, DetectorConfig};
 use super::fault::Collector;
+use super::hardware::RawDpdk;
 use super::links::NodeAddress;
 use super::reader::RawDetector;
 use super::{
     Cipher, ClusterConfig, ClusterKey, Config, DaemonConfig, Dscp, MacPolicy, NetworkConfig,
-    NodeConfig, NodeLink, OffloadConfig, Policy, Profile, Protect, TapMtu,
+    NodeConfig, NodeLink, OffloadConfig, Policy, Profile, Protect, TapMtu, dpdk,
 };
 
 /// A node id.
@@ -27,7 +28,8 @@ pub(crate) fn vni(vni: u32) -> Vni {
 /// A node whose one link is 0, at 192.0.2.`number`.
 pub(crate) fn node(number: u16) -> NodeConfig {
     let address = [192, 0, 2, number.to_be_bytes()[1]].into();
-    let link = NodeLink { name: "0".to_owned(), address: NodeAddress::Static(address) };
+    let address = NodeAddress::Static(address);
+    let link = NodeLink { name: "0".to_owned(), address, dpdk: None };
     node_with(number, vec![link])
 }
 
@@ -42,7 +44,8 @@ pub(crate) fn network(number: u32, members: &[u16]) -> NetworkConfig {
     NetworkConfig {
         vni: vni(number),
         name: format!("vni{number}"),
-        tap: format!("tap{number}"),
+        tap: Some(format!("tap{number}")),
+        vhost_user: Vec::new(),
         tap_mtu: TapMtu::Auto,
         subnets: Vec::new(),
         mac: MacPolicy::Derived,
@@ -105,6 +108,7 @@ pub(crate) fn config(nodes: Vec<NodeConfig>) -> Config {
             source_ports: true,
             bundles: true,
         },
+        dpdk: dpdk::validate(RawDpdk::default(), &mut Collector::default()),
         nodes,
         links: BTreeMap::new(),
         networks: Vec::new(),

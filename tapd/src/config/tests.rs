@@ -1,4 +1,5 @@
 mod links;
+mod ports;
 
 use super::*;
 use proptest::prelude::*;
@@ -87,7 +88,7 @@ fn example_has_the_documented_defaults() {
     assert_eq!(daemon.rotate_packets, 268_435_456);
     assert!(config.offload.switches().iter().all(|(_, on)| *on), "{:?}", config.offload);
     let network = &config.networks[0];
-    assert_eq!((network.name.as_str(), network.tap.as_str()), ("vni100", "tap100"));
+    assert_eq!((network.name.as_str(), network.tap.as_deref()), ("vni100", Some("tap100")));
     assert_eq!((network.tap_mtu, network.mac), (TapMtu::Auto, MacPolicy::Derived));
     assert!(network.stp && !network.existing && network.static_fdb.is_empty());
     assert!(network.mss_clamp && network.too_big && network.loop_probe);
@@ -318,7 +319,7 @@ fn local_file_overrides_key_by_key_and_its_faults_are_its_own() {
     assert_eq!(config.daemon.workers, 3);
     assert!(config.networks[0].existing);
     assert_eq!(config.networks[0].subnets.len(), 1);
-    assert_eq!(config.networks[1].tap, "tap200");
+    assert_eq!(config.networks[1].tap.as_deref(), Some("tap200"));
     let faults = Place::new()
         .faults(EXAMPLE, Some("[daemon]\nworker = 1\n[[nodes]]\nid = 2\nname = 'alpha'"));
     assert_eq!(faults.len(), 2, "{faults:#?}");
@@ -414,6 +415,11 @@ fn documentation_names_every_default() {
         DEFAULT_BUM_FRAMES_PER_S.to_string(),
         DEFAULT_ROTATE_PACKETS.to_string(),
         detector::DEFAULT_HEARTBEATS_PER_S.to_string(),
+        dpdk::DEFAULT_MEMORY_MB.to_string(),
+        format!("\"{}\"", dpdk::Hugepages::default().name()),
+        dpdk::DEFAULT_MAX_SLEEP_US.to_string(),
+        dpdk::DEFAULT_PORT_MTU.to_string(),
+        format!("\"{}\"", vhost::Mode::default().name()),
         format!("\"{}\"", Policy::default()),
         format!("\"{}\"", Protect::default()),
         format!("\"{}\"", Profile::default()),
@@ -426,10 +432,15 @@ fn documentation_names_every_default() {
 /// A configuration with every key, for mutation.
 const SEED: &str = "[cluster]\nkey_file='/dev/null/x'\nciphers=['none']\nport=1\nmesh=true\n\
     policy='active:2'\ndscp={'46'=40,default=0}\n[detector]\nfast_us=1000\nhold_s=5\n[daemon]\nlog='info'\nworkers=1\n[offload]\ntap_tcp=false\n\
-    [[nodes]]\nid=1\nname='a'\naddresses=['192.0.2.1','fd00::1']\n[[nodes]]\nid=2\nprotect='all'\n\
+    [dpdk]\nmemory_mb=64\nhugepages='auto'\neal=['-v']\n\
+    [[nodes]]\nid=1\nname='a'\naddresses=['192.0.2.1','fd00::1']\n[[nodes]]\nid=3\nlinks=[{name='l',\
+    address='192.0.3.1',dpdk={port='net_null,a=b',prefix=24,gateway='192.0.3.2',vlan=5,mtu=1500,\
+    routes=[{to='10.0.0.0/8',via='192.0.3.3'}],neighbors=[{address='192.0.3.4',mac='02:00:00:00:00:01'}]}}]\n\
+    [[nodes]]\nid=2\nprotect='all'\n\
     links=[{name='l',address='dynamic',family='ipv4',interface='e'}]\n\
     [[links]]\nname='0-l'\nmtu=1400\nallow=['192.0.2.0/24','fd00::1-fd00::9']\n\
     [[networks]]\nvni=1\ntap='t'\ntap_mtu='auto'\nsubnets=['10.0.0.0/24','fd00::/64']\nmembers=[1,'a']\n\
+    vhost_user=['/a',{socket='/b',mode='client',queues=2}]\n\
     mac='derived'\nfdb=[{mac='02:00:00:00:00:05',node=2}]\n";
 
 fn parse_any(cluster: &str, local: Option<&str>) -> bool {

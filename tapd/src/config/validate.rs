@@ -6,6 +6,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use encap::id::Vni;
+
 use super::checks::{Unique, or};
 use super::detector::{self, DetectorConfig};
 use super::fault::{Collector, Located};
@@ -16,8 +18,8 @@ use super::traffic::{Dscp, Policy, Protect};
 use super::{
     Cipher, ClusterConfig, ClusterKey, DEFAULT_BUM_FRAMES_PER_S, DEFAULT_CONTROL_SOCKET,
     DEFAULT_FDB_AGEING_S, DEFAULT_FDB_MAX_ENTRIES, DEFAULT_LOG, DEFAULT_PORT,
-    DEFAULT_REHANDSHAKE_MINUTES, DEFAULT_ROTATE_PACKETS, DEFAULT_WORKERS, DaemonConfig,
-    MAX_SOCKET_PATH_LEN, NetworkConfig, NodeConfig, OffloadConfig, PORT_COUNT, VXLAN_PORTS,
+    DEFAULT_REHANDSHAKE_MINUTES, DEFAULT_ROTATE_PACKETS, DEFAULT_WORKERS, DaemonConfig, DpdkConfig,
+    MAX_SOCKET_PATH_LEN, NetworkConfig, NodeConfig, OffloadConfig, PORT_COUNT, VXLAN_PORTS, dpdk,
     networks, nodes,
 };
 use crate::logging;
@@ -30,9 +32,12 @@ pub(super) struct Parts {
     pub(super) detector: DetectorConfig,
     pub(super) daemon: DaemonConfig,
     pub(super) offload: OffloadConfig,
+    pub(super) dpdk: DpdkConfig,
     pub(super) nodes: Vec<NodeConfig>,
     pub(super) links: BTreeMap<String, LinkOptions>,
     pub(super) networks: Vec<NetworkConfig>,
+    /// See [`networks::Checked::portless`].
+    pub(super) portless: Vec<Located<Vni>>,
 }
 
 /// Checks everything; `files` are the configuration's files by [`super::fault::At::file`].
@@ -47,12 +52,14 @@ pub(super) fn validate(raw: Raw, files: &[PathBuf], faults: &mut Collector) -> P
     let detector = detector::validate(profile.unwrap_or_default(), raw.detector, faults);
     let daemon = validate_daemon(raw.daemon, faults);
     let offload = offload(raw.offload);
+    let dpdk = dpdk::validate(raw.dpdk, faults);
     let nodes = nodes::validate(raw.nodes, mesh, faults);
     let links = nodes::validate_links(raw.links, &nodes, mesh, faults);
-    let networks = networks::validate(raw.networks, &nodes, faults);
+    let networks::Checked { networks, portless } =
+        networks::validate(raw.networks, &nodes, &daemon.control_socket, faults);
     let mut nodes: Vec<_> = nodes.into_iter().map(|located| located.value).collect();
     nodes.sort_by_key(|node| node.id);
-    Parts { cluster, detector, daemon, offload, nodes, links, networks }
+    Parts { cluster, detector, daemon, offload, dpdk, nodes, links, networks, portless }
 }
 
 fn validate_cluster(
@@ -171,7 +178,7 @@ fn offload(raw: RawOffload) -> OffloadConfig {
     }
 }
 
-/// Whether a path can be a control socket's.
+/// Whether a path can be a UNIX socket's.
 ///
 /// # Errors
 /// What is wrong, to be read behind the path.

@@ -133,7 +133,8 @@ impl Daemon {
     pub(super) fn inject_tap_frames(&mut self) {
         while let Some((vni, frame)) = self.vtep.poll_tap_frame() {
             let Some(network) = self.networks.get(vni) else { continue };
-            if !network.config.loop_probe || !interface::is_bridged(&network.config.tap) {
+            let Some(tap) = &network.config.tap else { continue };
+            if !network.config.loop_probe || !interface::is_bridged(tap) {
                 continue;
             }
             let handle = self.vtep.tables().handles.get(&vni).copied();

@@ -108,6 +108,9 @@ impl Signals {
 pub(crate) fn run(config: Config, source: Source) -> Result<(), Failure> {
     let signals = Signals::register().context("cannot catch signals")?;
     warn_of(&config);
+    if config.needs_dpdk() {
+        return Err(Failure::cannot_start(anyhow!("this version opens no DPDK and VM ports yet")));
+    }
     let mut uplinks = Uplinks::open(&config)?;
     let mut networks = Networks::open(&config, &uplinks)?;
     let socket = &config.daemon.control_socket;

@@ -23,10 +23,11 @@ const MIN_IPV6_TAP_MTU: u32 = 1280;
 /// How long a worker may take to give a queue back.
 const GIVE_BACK_PATIENCE: Duration = Duration::from_secs(1);
 
-/// One network with its tap.
+/// One network with its ports.
 pub(super) struct Network {
     pub(super) config: NetworkConfig,
-    pub(super) tap: Tap,
+    /// Absent where the network has VM ports only.
+    pub(super) tap: Option<Tap>,
     /// MTU that this node alone would give the tap.
     pub(super) own_tap_mtu: u32,
     /// MTU in force: lowered where another member takes less.
@@ -58,12 +59,6 @@ impl Networks {
         network: &NetworkConfig,
         uplinks: &Uplinks,
     ) -> Result<(), Failure> {
-        let (own, workers) = (config.own, config.daemon.workers);
-        let offload = OffloadSwitches {
-            checksum: config.offload.tap_checksum,
-            segmentation_tcp: config.offload.tap_tcp,
-            segmentation_udp: config.offload.tap_udp,
-        };
         let auto = uplinks.tap_mtu();
         let (tap_mtu, arithmetic) = match network.tap_mtu {
             // Below this the kernel would switch IPv6 off; what does not fit goes in fragments.
@@ -93,34 +88,21 @@ impl Networks {
                 network.vni
             )));
         }
-        let options = TapOptions {
-            name: network.tap.clone(),
-            queues: workers,
-            existing: network.existing,
-            tap_mtu: Some(tap_mtu),
-            offload,
-            // A limit would save local TCP a second run, and cost what is forwarded from containers
-            // and VMs behind this node, whose super-frames the kernel would cut, forty times as much.
-            super_frame_overhead: None,
+        if !network.vhost_user.is_empty() {
+            return Err(Failure::cannot_start(anyhow!("network {}: no VM ports yet", network.vni)));
+        }
+        let (tap, queues) = match &network.tap {
+            Some(name) => {
+                let (tap, queues) = open_tap(config, network, name, tap_mtu)?;
+                (Some(tap), queues)
+            }
+            None => (None, Vec::new()),
         };
-        let (tap, queues) = Tap::open(&options).map_err(Failure::cannot_start)?;
-        for degraded in tap.degraded() {
-            warn!("tap {}: {degraded}", network.tap);
-        }
-        if queues.len() < workers {
-            // What other workers receive could not be written anywhere.
-            return Err(Failure::cannot_start(anyhow!(
-                "tap {} has one queue for {workers} workers: make it with `multi_queue`, or set \
-                 workers = 1",
-                network.tap
-            )));
-        }
-        set_up(own, network, &tap)
-            .with_context(|| format!("cannot set up tap {}", network.tap))
-            .map_err(Failure::cannot_start)?;
         info!(
             "network {} ({}): tap {}, MTU {tap_mtu} ({arithmetic})",
-            network.vni, network.name, network.tap
+            network.vni,
+            network.name,
+            network.tap.as_deref().unwrap_or("none")
         );
         let config = network.clone();
         let own_tap_mtu = tap_mtu;
@@ -201,7 +183,8 @@ impl Networks {
         if tap_mtu == network.tap_mtu {
             return;
         }
-        match network.tap.interface().set_tap_mtu(tap_mtu) {
+        let set = network.tap.as_ref().map_or(Ok(()), |tap| tap.interface().set_tap_mtu(tap_mtu));
+        match set {
             Ok(()) => {
                 info!(
                     "network {vni}: tap MTU {} -> {tap_mtu}, as all members take",
@@ -216,7 +199,12 @@ impl Networks {
 
 impl Network {
     pub(super) fn counters(&self) -> &[Arc<TapCounters>] {
-        self.tap.counters()
+        self.tap.as_ref().map_or(&[], Tap::counters)
+    }
+
+    /// What the tap is called where a port is named.
+    pub(super) fn tap_name(&self) -> &str {
+        self.config.tap.as_deref().unwrap_or("none")
     }
 
     /// How the MTU in force comes about.
@@ -226,6 +214,46 @@ impl Network {
         }
         format!("{}; another member takes only {}", self.arithmetic, self.tap_mtu)
     }
+}
+
+/// Opens the tap of a network and sets it up.
+fn open_tap(
+    config: &Config,
+    network: &NetworkConfig,
+    name: &str,
+    tap_mtu: u32,
+) -> Result<(Tap, Vec<TapQueue>), Failure> {
+    let (own, workers) = (config.own, config.daemon.workers);
+    let offload = OffloadSwitches {
+        checksum: config.offload.tap_checksum,
+        segmentation_tcp: config.offload.tap_tcp,
+        segmentation_udp: config.offload.tap_udp,
+    };
+    let options = TapOptions {
+        name: name.to_owned(),
+        queues: workers,
+        existing: network.existing,
+        tap_mtu: Some(tap_mtu),
+        offload,
+        // A limit would save local TCP a second run, and cost what is forwarded from containers
+        // and VMs behind this node, whose super-frames the kernel would cut, forty times as much.
+        super_frame_overhead: None,
+    };
+    let (tap, queues) = Tap::open(&options).map_err(Failure::cannot_start)?;
+    for degraded in tap.degraded() {
+        warn!("tap {name}: {degraded}");
+    }
+    if queues.len() < workers {
+        // What other workers receive could not be written anywhere.
+        return Err(Failure::cannot_start(anyhow!(
+            "tap {name} has one queue for {workers} workers: make it with `multi_queue`, or set \
+             workers = 1"
+        )));
+    }
+    set_up(own, network, &tap)
+        .with_context(|| format!("cannot set up tap {name}"))
+        .map_err(Failure::cannot_start)?;
+    Ok((tap, queues))
 }
 
 fn set_up(own: NodeId, network: &NetworkConfig, tap: &Tap) -> anyhow::Result<()> {

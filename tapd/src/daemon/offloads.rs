@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use encap::handshake::features::Features;
-use fastpath::tap::TapCounters;
+use fastpath::tap::{Tap, TapCounters};
 use fastpath::uplink::UplinkCounters;
 
 use super::Daemon;
@@ -49,8 +49,9 @@ impl Daemon {
         let mut reply = OffloadsReply { bundles: self.bundles(now), ..OffloadsReply::default() };
         let config = &self.config.offload;
         for network in self.networks.iter() {
-            let port = format!("tap {}", network.config.tap);
-            let switches = tap_switches(config, network);
+            let Some(tap) = &network.tap else { continue };
+            let port = format!("tap {}", network.tap_name());
+            let switches = tap_switches(config, tap);
             reply.offloads.extend(switches.iter().map(|switch| switch.reply(&port)));
             reply.runs.extend(tap_runs(&port, network));
         }
@@ -99,8 +100,8 @@ impl Daemon {
     }
 }
 
-fn tap_switches(config: &OffloadConfig, network: &Network) -> [Switch; 3] {
-    let offload = network.tap.offload();
+fn tap_switches(config: &OffloadConfig, tap: &Tap) -> [Switch; 3] {
+    let offload = tap.offload();
     let granted = offload.granted();
     let [tcp_refused, udp_refused] = offload.refusals();
     // The two super-frame switches depend on the first one.

@@ -101,6 +101,7 @@ impl Daemon {
             Change::LogChanged => {
                 logging::set_filter(&config.daemon.log).map_err(|error| error.to_string())
             }
+            Change::VmPortsChanged(vni) => Err(format!("network {vni}: no VM ports yet")),
             _ => Ok(()),
         }
     }

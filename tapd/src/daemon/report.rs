@@ -114,7 +114,7 @@ impl Daemon {
         let lines = self
             .networks
             .iter()
-            .map(|network| format!("{}: {}", network.config.tap, network.explain_tap_mtu()));
+            .map(|network| format!("{}: {}", network.tap_name(), network.explain_tap_mtu()));
         StatusReply {
             node: self.config.own.get(),
             name: self.name(self.config.own),
@@ -248,15 +248,15 @@ impl Daemon {
                 name: self.name(*node),
                 state: if *up { "up" } else { "down" }.to_owned(),
             });
-            let mac = network.tap.interface().mac();
+            let mac = network.tap.as_ref().and_then(|tap| tap.interface().mac().ok());
             let address = |subnet: &ipnet::IpNet| derived_address(*subnet, self.config.own);
             rows.push(NetworkReply {
                 vni: status.vni.get(),
                 name: network.config.name.clone(),
-                tap: network.config.tap.clone(),
+                tap: network.tap_name().to_owned(),
                 tap_mtu: network.tap_mtu,
                 tap_mtu_arithmetic: network.explain_tap_mtu(),
-                mac: mac.map_or_else(|_| String::new(), |mac| mac.to_string()),
+                mac: mac.map_or_else(String::new, |mac| mac.to_string()),
                 addresses: network
                     .config
                     .subnets
@@ -318,9 +318,9 @@ impl Daemon {
             let values = uplink.counters.iter().flat_map(|counters| counters.values());
             reply.ports.insert(format!("uplink {number} {}", uplink.local), summed(values));
         }
-        for network in self.networks.iter() {
+        for network in self.networks.iter().filter(|network| network.tap.is_some()) {
             let values = network.counters().iter().flat_map(|counters| counters.values());
-            reply.ports.insert(format!("tap {}", network.config.tap), summed(values));
+            reply.ports.insert(format!("tap {}", network.tap_name()), summed(values));
         }
         reply
     }

@@ -122,17 +122,17 @@ pub(super) fn check_networks(
     report: &mut Report,
 ) {
     for network in config.own_networks() {
-        let check = format!("tap {}", network.tap);
+        let Some(tap) = &network.tap else { continue };
+        let check = format!("tap {tap}");
         match network.existing {
-            true => check_existing(&check, config.daemon.workers, network, report),
-            false => check_new(&check, network, running, report),
+            true => check_existing(&check, config.daemon.workers, tap, report),
+            false => check_new(&check, tap, running, report),
         }
-        check_mtu(&format!("MTU of {}", network.tap), config, network, uplinks, report);
+        check_mtu(&format!("MTU of {tap}"), config, network, uplinks, report);
     }
 }
 
-fn check_new(check: &str, network: &NetworkConfig, running: bool, report: &mut Report) {
-    let tap = &network.tap;
+fn check_new(check: &str, tap: &str, running: bool, report: &mut Report) {
     match Interface::open(tap) {
         Ok(_) if running => report.ok(check, "is there, made by the daemon that runs"),
         Ok(_) => report.fail(
@@ -144,8 +144,7 @@ fn check_new(check: &str, network: &NetworkConfig, running: bool, report: &mut R
     }
 }
 
-fn check_existing(check: &str, workers: usize, network: &NetworkConfig, report: &mut Report) {
-    let tap = &network.tap;
+fn check_existing(check: &str, workers: usize, tap: &str, report: &mut Report) {
     let multi_queue = if workers > 1 { " multi_queue" } else { "" };
     if Interface::open(tap).is_err() {
         let advice = format!("run: ip tuntap add {tap} mode tap{multi_queue}");

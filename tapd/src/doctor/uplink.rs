@@ -409,7 +409,7 @@ mod tests {
     #[test]
     fn address_that_nobody_has_is_a_failure_unless_there_are_others() {
         let address = NodeAddress::Static([203, 0, 113, 77].into());
-        let link = NodeLink { name: "lan".into(), address };
+        let link = NodeLink { name: "lan".into(), address, dpdk: None };
         for (several, expected) in [(false, Status::Fail), (true, Status::Warn)] {
             let mut report = Report::default();
             assert_eq!(configured(&link, several, &mut report), None);
