@@ -5,7 +5,8 @@
 //! receiver finds the place again with [`derive_partial`] and lets its own device finish the
 //! sum, or finishes it with [`complete_checksum`].
 //!
-//! Both functions take any bytes, from any sender, and never panic.
+//! Both functions take any bytes, from any sender, and never panic. [`sum_of`] and [`fold_sum`] are
+//! the sum itself (RFC 1071), for code that writes or checks headers of its own.
 
 use super::buf::Checksum;
 use super::ethernet::{EtherType, EthernetView};
@@ -124,7 +125,8 @@ fn ones_complement_sum(bytes: &[u8]) -> u16 {
 /// The sum of at most 2^17 bytes as native words, an odd one padded with 0; not folded. May be
 /// added to others of its kind, as long as all but the last are of an even number of bytes.
 #[inline]
-pub(crate) fn sum_of(bytes: &[u8]) -> u64 {
+#[must_use]
+pub fn sum_of(bytes: &[u8]) -> u64 {
     let (blocks, rest) = bytes.as_chunks::<BLOCK_LEN>();
     let mut sum = if blocks.is_empty() { 0 } else { sum_of_blocks(blocks) };
     let (words, tail) = rest.as_chunks::<4>();
@@ -162,9 +164,11 @@ fn sum_of_blocks(blocks: &[[u8; BLOCK_LEN]]) -> u64 {
     lanes.sum()
 }
 
-/// Folds a sum into 16 bits. Of words that are not all zero it is never 0.
+/// Folds a sum into 16 bits, in the byte order of its words. Of words that are not all zero it is
+/// never 0.
 #[inline]
-pub(crate) fn fold_sum(sum: u64) -> u16 {
+#[must_use]
+pub fn fold_sum(sum: u64) -> u16 {
     let sum = (sum >> 32) + (sum & 0xffff_ffff);
     // At most 33 bits: 18 after the first step, 17 after the second.
     let sum = (sum >> 16) + (sum & 0xffff);

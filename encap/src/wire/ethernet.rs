@@ -85,6 +85,8 @@ pub struct EtherType(pub u16);
 impl EtherType {
     /// IPv4.
     pub const IPV4: Self = Self(0x0800);
+    /// Address resolution for IPv4.
+    pub const ARP: Self = Self(0x0806);
     /// IPv6.
     pub const IPV6: Self = Self(0x86dd);
     /// 802.1Q customer tag.
