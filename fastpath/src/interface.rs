@@ -90,6 +90,21 @@ impl Interface {
         }
     }
 
+    /// The interface of that number in the current network namespace.
+    ///
+    /// # Errors
+    /// There is none, or no socket can be made.
+    pub fn of_index(index: u32) -> io::Result<Self> {
+        let mut name = [0_u8; libc::IF_NAMESIZE];
+        // SAFETY: the call writes at most IF_NAMESIZE bytes, zero byte included, to `name`.
+        let found = unsafe { libc::if_indextoname(index, name.as_mut_ptr().cast()) };
+        if found.is_null() {
+            return Err(io::Error::last_os_error());
+        }
+        let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
+        Self::open(&String::from_utf8_lossy(name))
+    }
+
     /// Its name.
     #[must_use]
     pub fn name(&self) -> &str {
@@ -112,6 +127,15 @@ impl Interface {
     /// The interface is gone.
     pub fn is_up(&self) -> io::Result<bool> {
         Ok(i32::from(self.flags()?) & libc::IFF_UP != 0)
+    }
+
+    /// Whether it is up and has a carrier (`IFF_RUNNING`).
+    ///
+    /// # Errors
+    /// The interface is gone.
+    pub fn is_running(&self) -> io::Result<bool> {
+        let both = libc::IFF_UP | libc::IFF_RUNNING;
+        Ok(i32::from(self.flags()?) & both == both)
     }
 
     /// Sets it administratively up or down.

@@ -12,6 +12,8 @@ pub mod port;
 pub mod worker;
 pub mod uplink;
 pub mod dpdk;
+pub mod underlay;
+pub mod neighbor;
 pub mod memory;
 pub mod capture;
 pub mod counter;

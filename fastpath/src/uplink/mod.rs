@@ -2,6 +2,8 @@
 
 pub mod socket;
 pub mod steering;
+pub mod dpdk;
+pub mod any;
 
 mod receive;
 mod send;

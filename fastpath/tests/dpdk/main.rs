@@ -12,3 +12,4 @@ mod support;
 
 mod basics;
 mod vhost;
+mod uplink;

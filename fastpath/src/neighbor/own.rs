@@ -1,0 +1,114 @@
+//! Our own address: whether somebody else has it, and telling everybody that we do.
+
+use std::time::{Duration, Instant};
+
+use encap::wire::ethernet::MacAddr;
+
+/// RFC 5227 section 1.1: `PROBE_NUM`.
+const PROBES: u8 = 3;
+/// Between two probes, and the longest wait before the first (`PROBE_MIN`, `PROBE_WAIT`).
+const PROBE_TIME: Duration = Duration::from_secs(1);
+/// Between the last probe and the first announcement (`ANNOUNCE_WAIT`).
+const ANNOUNCE_WAIT: Duration = Duration::from_secs(2);
+/// Announcements in a row.
+const ANNOUNCEMENTS: u8 = 3;
+/// Between two announcements.
+const ANNOUNCE_TIME: Duration = Duration::from_secs(1);
+/// RFC 5227 section 1.1: `DEFEND_INTERVAL`.
+const DEFEND_TIME: Duration = Duration::from_secs(10);
+
+/// What to send.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum OwnFrame {
+    Probe,
+    Announcement,
+}
+
+/// A number of frames that are still to be sent, and when the next is.
+#[derive(Debug, Clone, Copy, Default)]
+struct Series {
+    left: u8,
+    timer: Option<Instant>,
+}
+
+impl Series {
+    /// Counts a frame that is due, if one is; the next one comes after `time`.
+    fn take(&mut self, now: Instant, time: Duration) -> bool {
+        let due = self.left > 0 && self.timer.is_some_and(|at| at <= now);
+        if due {
+            self.left -= 1;
+            self.timer = (self.left > 0).then(|| now + time);
+        }
+        due
+    }
+}
+
+/// The state of our own address. Traffic never waits for it.
+#[derive(Debug)]
+pub(super) struct Own {
+    probes: Series,
+    announcements: Series,
+    /// When the last conflict was told of.
+    told_at: Option<Instant>,
+    /// The address was another's when we came.
+    taken: bool,
+}
+
+impl Own {
+    /// Begins to probe, up to a second from now: stations that start together do not all ask at
+    /// the same time.
+    pub(super) fn new(now: Instant, mac: MacAddr) -> Self {
+        let [.., a, b] = mac.0;
+        let wait = Duration::from_millis(u64::from(u16::from_be_bytes([a, b])) % 1000);
+        Self {
+            probes: Series { left: PROBES, timer: Some(now + wait) },
+            announcements: Series::default(),
+            told_at: None,
+            taken: false,
+        }
+    }
+
+    pub(super) fn timer(&self) -> Option<Instant> {
+        let timers = [self.probes.timer, self.announcements.timer];
+        timers.into_iter().flatten().min()
+    }
+
+    /// Announces from now on.
+    pub(super) fn announce(&mut self, now: Instant) {
+        self.announcements = Series { left: ANNOUNCEMENTS, timer: Some(now) };
+    }
+
+    /// The next frame that is due; to be asked to the end.
+    pub(super) fn poll(&mut self, now: Instant) -> Option<OwnFrame> {
+        if self.probes.take(now, PROBE_TIME) {
+            if self.probes.left == 0 && self.announcements.left == 0 {
+                let timer = Some(now + ANNOUNCE_WAIT);
+                self.announcements = Series { left: ANNOUNCEMENTS, timer };
+            }
+            return Some(OwnFrame::Probe);
+        }
+        let due = self.announcements.take(now, ANNOUNCE_TIME);
+        due.then_some(OwnFrame::Announcement)
+    }
+
+    /// Whether it is still being found out if the address is free.
+    pub(super) fn is_probing(&self) -> bool {
+        self.probes.left > 0
+    }
+
+    /// Somebody else has or wants the address. Says whether that is to be told, and whether the
+    /// address is to be defended: both at most once in 10 s (RFC 5227 section 2.4, case c). An
+    /// address that was another's when we came is not.
+    pub(super) fn on_conflict(&mut self, now: Instant) -> (bool, bool) {
+        if self.is_probing() {
+            self.probes = Series::default();
+            self.taken = true;
+        }
+        let recent = self.told_at.is_some_and(|at| now.saturating_duration_since(at) < DEFEND_TIME);
+        if recent {
+            return (false, false);
+        }
+        self.told_at = Some(now);
+        (true, !self.taken)
+    }
+}
