@@ -1,6 +1,6 @@
 # What integration/run and its helpers share; to be sourced in bash from the repository's root.
 
-# Debian packages by the program that shows their presence.
+# Debian packages by the program, or the file, that shows their presence.
 PACKAGES="
     cc:build-essential
     ip:iproute2
@@ -11,6 +11,8 @@ PACKAGES="
     nft:nftables
     ps:procps
     python3:python3
+    pkg-config:pkg-config
+    /usr/include/dpdk/rte_ethdev.h:libdpdk-dev
 "
 
 passed=0
@@ -35,7 +37,7 @@ prepare() {
 install_packages() {
     local pair missing=()
     for pair in "$@"; do
-        command -v "${pair%%:*}" >/dev/null || missing+=("${pair#*:}")
+        [ -e "${pair%%:*}" ] || command -v "${pair%%:*}" >/dev/null || missing+=("${pair#*:}")
     done
     [ ${#missing[@]} -gt 0 ] || return 0
     command -v apt-get >/dev/null || die "lacks ${missing[*]}, and there is no apt-get here"
@@ -78,6 +80,9 @@ build_release() {
     cargo build --locked --release --workspace || return
     TAPD_BIN_DIR=$(release_dir) || return
     export TAPD_BIN_DIR
+    # Beside the programs, where tapd looks first; and beside what tests are built from.
+    fastpath/dpdk-sys/build-shim "$TAPD_BIN_DIR" >/dev/null &&
+        fastpath/dpdk-sys/build-shim "$(dirname "$TAPD_BIN_DIR")/debug" >/dev/null
 }
 
 # Where cargo puts release builds.

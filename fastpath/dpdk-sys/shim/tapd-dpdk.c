@@ -7,7 +7,6 @@
 #include <string.h>
 #include <unistd.h>
 
-#include <rte_bus_vdev.h>
 #include <rte_common.h>
 #include <rte_dev.h>
 #include <rte_eal.h>
