@@ -64,6 +64,16 @@ impl PacketBuf {
         self.memory.get_mut(self.len..).unwrap_or_default()
     }
 
+    /// Adds a copy of `bytes` behind the data if there is room; gives where they begin.
+    fn append(&mut self, bytes: &[u8]) -> usize {
+        let start = self.len;
+        if let Some(room) = self.spare_mut().get_mut(..bytes.len()) {
+            room.copy_from_slice(bytes);
+            self.len += bytes.len();
+        }
+        start
+    }
+
     /// Sets the number of data bytes; clipped to the capacity.
     pub fn set_len(&mut self, len: usize) {
         self.len = len.min(self.memory.len());
@@ -436,6 +446,35 @@ impl Pieces {
         piece.get_mut(span.start..span.start + span.len).unwrap_or_default()
     }
 
+    /// Adds a copy of `frame`: behind what lies in the last buffer, or in another one of `pool` if
+    /// that has no room.
+    pub fn append(&mut self, frame: &[u8], pool: &mut BufPool) -> Span {
+        let has_room =
+            self.0.last().is_some_and(|last| last.capacity() - last.len() >= frame.len());
+        if !has_room {
+            let fits = frame.len() <= pool.max_len();
+            self.0.push(if fits { pool.alloc() } else { PacketBuf::with_capacity(frame.len()) });
+        }
+        let piece = self.0.len().saturating_sub(1);
+        let start = self.0.last_mut().map_or(0, |last| last.append(frame));
+        Span { piece, start, len: frame.len() }
+    }
+
+    /// Adds a copy of the frame at `span`, as [`Self::append`] does.
+    pub fn append_copy(&mut self, span: Span, pool: &mut BufPool) -> Span {
+        let Some(source) = self.0.get_mut(span.piece) else {
+            return Span { len: 0, ..span };
+        };
+        let source = std::mem::take(source);
+        let frame = source.data().get(span.start..span.start + span.len).unwrap_or_default();
+        // The source is away: an empty buffer in its place has no room.
+        let copy = self.append(frame, pool);
+        if let Some(place) = self.0.get_mut(span.piece) {
+            *place = source;
+        }
+        copy
+    }
+
     /// Gives all buffers back.
     pub fn release(&mut self, pool: &mut BufPool) {
         for buf in self.0.drain(..) {
@@ -524,6 +563,27 @@ mod tests {
     fn runs_are_bounded() {
         assert_eq!(runs(&[(10, &[1][..], 0); 64]), [(1, 10, 630), (1, 10, 10)]);
         assert_eq!(runs(&[(30_000, &[1][..], 0); 3]), [(1, 30_000, 60_000), (1, 30_000, 30_000)]);
+    }
+
+    #[test]
+    fn copies_lie_behind_each_other_and_leave_what_is_there_alone() {
+        let mut pool = BufPool::new(10, 4);
+        let mut pieces = Pieces(vec![PacketBuf::from_slice(b"first")]);
+        let first = Span { piece: 0, start: 0, len: 5 };
+        let one = pieces.append(b"four", &mut pool);
+        let two = pieces.append_copy(first, &mut pool);
+        assert_eq!((one.piece, two.piece, two.start), (1, 1, 4), "in the room of the last one");
+        // A copy of what lies in the last one, with room behind it and without.
+        let three = pieces.append_copy(Span { start: 0, len: 1, ..one }, &mut pool);
+        let four = pieces.append_copy(two, &mut pool);
+        pieces.get_mut(four).copy_from_slice(b"other");
+        let large = pieces.append(&[7; 11], &mut pool);
+        let bytes = |span| pieces.get(span).to_vec();
+        assert_eq!((bytes(first), bytes(one)), (b"first".to_vec(), b"four".to_vec()));
+        assert_eq!((bytes(two), bytes(three)), (b"first".to_vec(), b"f".to_vec()));
+        assert_eq!((bytes(four), bytes(large)), (b"other".to_vec(), vec![7; 11]));
+        let outside = pieces.append_copy(Span { piece: 99, start: 0, len: 5 }, &mut pool);
+        assert_eq!((outside.len, pieces.get(outside)), (0, &b""[..]));
     }
 
     #[test]
