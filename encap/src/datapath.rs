@@ -16,30 +16,33 @@ use crate::forward::fdb::Place;
 use crate::forward::loop_probe::LoopProbe;
 use crate::forward::policer::Policer;
 use crate::forward::too_big::TooBigLimiter;
-use crate::id::PeerIndex;
-use crate::id::Vni;
+use crate::id::{LocalPort, PeerIndex, Vni};
 use crate::link::id::{LinkIndex, MAX_LINKS};
 use crate::link::resend::ResendRing;
 use crate::reassembly::{FragmentDrop, Reassembler};
 use crate::stats::{Counters, DropReason};
-use crate::tables::{Clock, PeerEntry, Tables};
+use crate::tables::{Clock, NetworkEntry, PeerEntry, Tables};
 use crate::wire::buf::{BufPool, Burst, Checksum, Offload, OutFrame, PacketBuf, Pieces, Span};
 use crate::wire::ethernet::MacAddr;
 use crate::wire::header::{Handle, Lane, Slot};
 use crate::wire::heartbeat::Heartbeat;
 
-/// A frame for a tap, and the network it is for.
+pub use crate::tables::To;
+
+/// A frame for local ports, and the network it is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Delivery {
     /// Our handle of the network.
     pub handle: Handle,
     /// Its identifier.
     pub vni: Vni,
+    /// Which of its ports get it.
+    pub to: To,
     /// The frame.
     pub frame: OutFrame,
 }
 
-/// Frames for taps, and the buffers that they lie in.
+/// Frames for local ports, and the buffers that they lie in.
 #[derive(Debug, Default)]
 pub struct Deliveries {
     /// The buffers.
@@ -49,18 +52,18 @@ pub struct Deliveries {
 }
 
 impl Deliveries {
-    /// Whether there are none.
+    /// Whether there is nothing, not even buffers to be given back.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.list.is_empty()
+        self.list.is_empty() && self.pieces.0.is_empty()
     }
 
     /// Adds a frame that is complete.
-    pub fn push_slice(&mut self, handle: Handle, vni: Vni, frame: &[u8]) {
+    pub fn push_slice(&mut self, handle: Handle, vni: Vni, to: To, frame: &[u8]) {
         let span = Span { piece: self.pieces.0.len(), start: 0, len: frame.len() };
         self.pieces.0.push(PacketBuf::from_slice(frame));
         let frame = OutFrame { span, checksum: Checksum::Complete };
-        self.list.push(Delivery { handle, vni, frame });
+        self.list.push(Delivery { handle, vni, to, frame });
     }
 
     /// Moves all of `other` behind what is here.
@@ -91,6 +94,8 @@ pub(crate) struct Planned {
 #[derive(Debug, Default)]
 pub(crate) struct Plan {
     pub(crate) handle: Handle,
+    /// The local port that they came from.
+    pub(crate) port: LocalPort,
     pub(crate) list: Vec<Planned>,
     /// The first one that is left to do.
     pub(crate) next: usize,
@@ -102,6 +107,10 @@ impl Plan {
     pub(crate) fn clear(&mut self) {
         self.list.clear();
         (self.next, self.member) = (0, 0);
+    }
+
+    pub(crate) fn push(&mut self, peer: Option<PeerIndex>, frame: usize) {
+        self.list.push(Planned { peer, frame });
     }
 
     /// Number of frames left to do.
@@ -226,12 +235,34 @@ impl FdbCache {
         generation: 0,
         until_ms: 0,
     };
+
+    /// Where `mac` is, by what is remembered or by the table.
+    pub(crate) fn lookup(
+        &mut self,
+        network: &NetworkEntry,
+        mac: MacAddr,
+        now_ms: u64,
+    ) -> Option<Place> {
+        let (handle, generation) = (network.handle, network.fdb.generation());
+        if self.mac == mac
+            && self.handle == handle
+            && self.generation == generation
+            && now_ms < self.until_ms
+        {
+            return self.place;
+        }
+        let place = network.fdb.lookup(mac, now_ms);
+        *self = Self { handle, mac, place, generation, until_ms: now_ms + 1_000 };
+        place
+    }
 }
 
 /// A frame for a peer whose handshake is under way.
 #[derive(Debug)]
 pub(crate) struct Waiting {
     pub(crate) handle: Handle,
+    /// The local port that it came from.
+    pub(crate) port: LocalPort,
     pub(crate) peer: PeerIndex,
     pub(crate) frame: Vec<u8>,
     pub(crate) offload: Offload,
@@ -249,6 +280,11 @@ pub(crate) const WAITING_MS: u64 = 500;
 const FRAGMENT_BUF_LEN: usize = 9_280;
 /// Idle ones of these that are kept.
 const MAX_FRAGMENT_BUFS: usize = 128;
+/// Bytes of the buffers in which frames from one local port wait to go to another, many in each. No
+/// other buffer has this size: by it they are told when they come back.
+const LOCAL_BUF_LEN: usize = 64 << 10;
+/// Idle ones of these that are kept.
+const MAX_LOCAL_BUFS: usize = 8;
 
 /// Datagrams a second that a worker tries from addresses where a dynamic link was not heard before.
 const STRANGERS_PER_SECOND: u32 = 10_000;
@@ -282,6 +318,8 @@ pub struct Datapath {
     /// The tables that `waiting` was last held against.
     pub(crate) waiting_generation: u64,
     pub(crate) destination: FdbCache,
+    /// The same for what peers sent to networks with several local ports.
+    pub(crate) inward_destination: FdbCache,
     pub(crate) source: FdbCache,
     pub(crate) local_source: FdbCache,
     /// What was sealed lately, by peer index.
@@ -306,8 +344,10 @@ pub struct Datapath {
     pub(crate) decompressible: usize,
     pub(crate) fragment_id: u16,
     pub(crate) too_big: TooBigLimiter,
-    /// Frames to go back into the tap.
+    /// Frames to go back into local ports, or from one of them to others.
     pub(crate) returns: Deliveries,
+    /// Buffers of the latter.
+    pub(crate) local_pool: BufPool,
     pub(crate) news: Burst<ControlInput>,
     /// Rations the decryption of what comes from unexpected addresses.
     pub(crate) unknown_sources: Policer,
@@ -341,6 +381,7 @@ impl Datapath {
             waiting: VecDeque::new(),
             waiting_generation: 0,
             destination: FdbCache::EMPTY,
+            inward_destination: FdbCache::EMPTY,
             source: FdbCache::EMPTY,
             local_source: FdbCache::EMPTY,
             rings: Vec::new(),
@@ -351,6 +392,7 @@ impl Datapath {
             fragment_id: 0,
             too_big: TooBigLimiter::new(),
             returns: Deliveries::default(),
+            local_pool: BufPool::new(LOCAL_BUF_LEN, MAX_LOCAL_BUFS),
             plan: Plan::default(),
             scratch: Vec::new(),
             compressor,
@@ -376,7 +418,14 @@ impl Datapath {
         self.passes.store(self.passes.load(Ordering::Relaxed).wrapping_add(1), Ordering::Release);
     }
 
-    /// Moves to `out` the frames that go back into the tap that something came from: ICMP messages.
+    /// Whether [`Self::take_returns`] would give something.
+    #[must_use]
+    pub fn has_returns(&self) -> bool {
+        !self.returns.is_empty()
+    }
+
+    /// Moves to `out` the frames that stay on this node: those from one local port for others, and
+    /// ICMP messages that go back into the port that something came from.
     pub fn take_returns(&mut self, out: &mut Deliveries) {
         out.append(&mut self.returns);
     }
@@ -386,10 +435,10 @@ impl Datapath {
     pub fn release(&mut self, deliveries: &mut Deliveries, pool: &mut BufPool) {
         deliveries.list.clear();
         for buf in deliveries.pieces.0.drain(..) {
-            if buf.capacity() == self.fragment_pool.max_len() {
-                self.fragment_pool.free(buf);
-            } else {
-                pool.free(buf);
+            match buf.capacity() {
+                FRAGMENT_BUF_LEN => self.fragment_pool.free(buf),
+                LOCAL_BUF_LEN => self.local_pool.free(buf),
+                _ => pool.free(buf),
             }
         }
     }

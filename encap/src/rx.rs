@@ -21,7 +21,7 @@ use crate::id::Vni;
 use crate::link::id::LinkIndex;
 use crate::reassembly::{FragmentDrop, Key, Whole};
 use crate::stats::DropReason;
-use crate::tables::{Arrival, NetworkEntry, PeerEntry, Tables};
+use crate::tables::{Arrival, NetworkEntry, PeerEntry, Tables, To};
 use crate::wire::buf::{BufPool, Burst, Checksum, OutFrame, PacketBuf, Received, Span, UplinkId};
 use crate::wire::bundle::{self, MAX_ENTRIES};
 use crate::wire::checksum;
@@ -488,8 +488,23 @@ impl Datapath {
                 mine.received(frame.len());
             }
         }
+        let to = self.inwards(network, frame, self.clock.ms(now));
         let frame = OutFrame { span: at, checksum };
-        Ok(Delivery { handle, vni: network.vni, frame })
+        Ok(Delivery { handle, vni: network.vni, to, frame })
+    }
+
+    /// Which local ports a frame is for (rule F10); one that is alone is not looked for.
+    fn inwards(&mut self, network: &NetworkEntry, frame: &[u8], now_ms: u64) -> To {
+        if let Some(only) = network.local_ports.only() {
+            return To::Port(only);
+        }
+        let cache = &mut self.inward_destination;
+        let place = EthernetView::new(frame)
+            .ok()
+            .map(|view| view.destination())
+            .filter(|destination| !destination.is_multicast())
+            .and_then(|destination| cache.lookup(network, destination, now_ms));
+        network.inwards(place)
     }
 
     /// Marks a packet that met congestion, and lowers the segment size that a connection begins

@@ -57,7 +57,7 @@ drop_reasons! {
     FrameLinkLocal = "frame_link_local",
     /// Frame that does not fit into the fragments that one frame may have.
     FrameTooLarge = "frame_too_large",
-    /// Frame to an address that is known to be on this side.
+    /// Frame to an address that is known to be behind the port that it came from.
     FrameLocalDestination = "frame_local_destination",
     /// Broadcast, unknown or multicast frame above the policer's rate.
     FramePoliced = "frame_policed",
@@ -187,6 +187,8 @@ pub struct Counters {
     pub datagram_bytes_out: Counter,
     /// Frames sent to every member because their destination was a group or unknown.
     pub floods: Counter,
+    /// Frames from one local port for a station behind another one: they stay on this node.
+    pub frames_local: Counter,
     /// Authentic control messages handed to the control thread.
     pub control_in: Counter,
     /// Authentic path-MTU probes.
@@ -252,6 +254,7 @@ impl Default for Counters {
             datagrams_out: Counter::default(),
             datagram_bytes_out: Counter::default(),
             floods: Counter::default(),
+            frames_local: Counter::default(),
             control_in: Counter::default(),
             probes_in: Counter::default(),
             frames_fragmented: Counter::default(),
@@ -315,6 +318,7 @@ impl Counters {
             ("datagrams_out", "datagrams made", &self.datagrams_out),
             ("datagram_bytes_out", "bytes of UDP payload made", &self.datagram_bytes_out),
             ("floods", "frames sent to every member", &self.floods),
+            ("frames_local", "frames from one local port for another", &self.frames_local),
             ("control_in", "authentic control messages received", &self.control_in),
             ("probes_in", "authentic path-MTU probes received", &self.probes_in),
             ("frames_fragmented", "frames sent in fragments", &self.frames_fragmented),

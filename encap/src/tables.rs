@@ -12,11 +12,11 @@ use crate::compress::Level;
 use crate::crypto::key::ClusterKey;
 use crate::crypto::session::Session;
 use crate::forward::address_filter::AddressFilter;
-use crate::forward::fdb::Fdb;
+use crate::forward::fdb::{Fdb, Place};
 use crate::forward::marks::Dscp;
 use crate::forward::policy::{Policy, Ways};
 use crate::forward::protect::Protect;
-use crate::id::{NodeId, PeerIndex, Vni};
+use crate::id::{LocalPort, LocalPorts, NodeId, PeerIndex, Vni};
 use crate::link::id::{LinkIndex, MAX_LINKS};
 use crate::stats::{LinkMeter, Traffic};
 use crate::wire::buf::UplinkId;
@@ -125,6 +125,29 @@ pub struct Member {
     pub present: bool,
 }
 
+/// Which of a network's local ports get a frame (rule F10).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum To {
+    /// This one.
+    Port(LocalPort),
+    /// All but this one.
+    AllBut(LocalPort),
+    /// All.
+    All,
+}
+
+impl To {
+    /// Whether this port gets it.
+    #[must_use]
+    pub fn takes_in(self, port: LocalPort) -> bool {
+        match self {
+            Self::Port(only) => port == only,
+            Self::AllBut(not) => port != not,
+            Self::All => true,
+        }
+    }
+}
+
 /// A network as the workers see it.
 #[derive(Debug)]
 pub struct NetworkEntry {
@@ -150,6 +173,8 @@ pub struct NetworkEntry {
     pub compression: Option<Level>,
     /// A loop was found: nothing passes.
     pub looped: bool,
+    /// The ports that it has on this node (rule F10).
+    pub local_ports: LocalPorts,
     /// By peer index: none for a node that may not take part.
     pub members: Vec<Option<Member>>,
     /// One set of traffic counters per worker.
@@ -198,6 +223,32 @@ impl NetworkEntry {
     #[must_use]
     pub fn member(&self, peer: PeerIndex) -> Option<Member> {
         self.members.get(peer.0 as usize).copied().flatten()
+    }
+
+    /// Who gets a frame from the local port `from` for a station that is known behind `to`, a local
+    /// port too; none if there is no such port but that one. A port that the network does not have
+    /// is that of a static entry, which names the node: all get it.
+    pub(crate) fn across(&self, from: LocalPort, to: LocalPort) -> Option<To> {
+        if from == to {
+            None
+        } else if self.local_ports.contains(to) {
+            Some(To::Port(to))
+        } else {
+            self.to_others(from)
+        }
+    }
+
+    /// All local ports but this one, if there are any.
+    pub(crate) fn to_others(&self, from: LocalPort) -> Option<To> {
+        self.local_ports.has_others(from).then_some(To::AllBut(from))
+    }
+
+    /// Who gets a frame from a peer for a station that is known there, or not known at all.
+    pub(crate) fn inwards(&self, place: Option<Place>) -> To {
+        match place {
+            Some(Place::Local(port)) if self.local_ports.contains(port) => To::Port(port),
+            _ => To::All,
+        }
     }
 }
 

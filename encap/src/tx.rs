@@ -1,4 +1,4 @@
-//! Overlay to underlay: frames of one tap become datagrams.
+//! Overlay to underlay: frames of one local port become datagrams, or go to other local ports.
 //!
 //! Read [`Datapath::admit`] and [`Datapath::encapsulate`] first: one line per stage. Frames are
 //! taken in the order of their peers, so that those of one peer can share system calls; those of
@@ -14,15 +14,16 @@ use crate::datapath::{
 use crate::forward::fdb::{Learn, Place};
 use crate::forward::filter;
 use crate::forward::loop_probe::LoopProbe;
-use crate::id::PeerIndex;
+use crate::id::{LocalPort, PeerIndex};
 use crate::offload::MAX_SEGMENTS;
 use crate::stats::DropReason;
-use crate::tables::{NetworkEntry, Tables};
+use crate::tables::{NetworkEntry, Tables, To};
 use crate::wire::buf::{FrameBurst, FrameRef, Offload, Transmits};
 use crate::wire::ethernet::{EthernetView, MacAddr};
 use crate::wire::header::Handle;
 use bundle::Bundle;
 
+mod local;
 mod outbound;
 mod pack;
 mod bundle;
@@ -42,6 +43,8 @@ fn segments(frame: FrameRef, len: usize) -> u32 {
 /// Who a frame is for.
 enum Target {
     Peer(PeerIndex),
+    /// Other local ports, and nobody else.
+    Local(To),
     Flood,
 }
 
@@ -49,6 +52,8 @@ enum Target {
 struct Pass<'t, 'o> {
     now: Instant,
     tables: &'t Tables,
+    /// The local port that the frames came from.
+    port: LocalPort,
     out: &'o mut Transmits,
     /// At the end of `out`: not sealed yet, as more may come in.
     bundle: Option<Bundle<'t>>,
@@ -61,11 +66,12 @@ impl Pass<'_, '_> {
 }
 
 impl Datapath {
-    /// Looks at `frames`, which came from the tap of the network with our `handle`: decides who each
-    /// is for, and drops what may not pass. [`Self::encapsulate`] follows, with the same frames.
-    pub fn admit(&mut self, now: Instant, handle: Handle, frames: &FrameBurst) {
+    /// Looks at `frames`, which came from a local port of the network with our `handle`: decides who
+    /// each is for, and drops what may not pass. Those for other local ports are copied, for
+    /// [`Self::take_returns`]. [`Self::encapsulate`] follows, with the same frames.
+    pub fn admit(&mut self, now: Instant, handle: Handle, port: LocalPort, frames: &FrameBurst) {
         self.plan.clear();
-        self.plan.handle = handle;
+        (self.plan.handle, self.plan.port) = (handle, port);
         let tables = arc_swap::Guard::into_inner(self.tables.load());
         let Some(network) = tables.network(handle) else {
             self.counters.count_drops(DropReason::NetworkUnknown, frames.len() as u64);
@@ -85,18 +91,24 @@ impl Datapath {
                 self.counters.super_frames_in.add(1);
             }
             let target = self
-                .admit_frame(handle, network, bytes, now_ms)
-                .and_then(|to| self.forward(now, now_ms, handle, network, to, segments));
-            match target {
+                .admit_frame(handle, network, port, bytes, now_ms)
+                .and_then(|to| self.forward(now, now_ms, network, port, to, segments));
+            let offload = frame.offload;
+            let outcome = match target {
                 Ok(Target::Peer(peer)) => {
-                    self.plan.list.push(Planned { peer: Some(peer), frame: index });
+                    self.plan.push(Some(peer), index);
+                    continue;
                 }
-                Ok(Target::Flood) => {
-                    self.notice_probe(now, &tables, network, bytes);
-                    self.counters.floods.add(1);
-                    self.plan.list.push(Planned { peer: None, frame: index });
-                }
-                Err(reason) => self.counters.count_drop(reason),
+                Ok(Target::Local(to)) => self
+                    .switch(network, to, bytes, offload)
+                    .map(|()| self.counters.frames_local.add(1)),
+                Ok(Target::Flood) => self
+                    .admit_flood(now, &tables, network, bytes, offload)
+                    .map(|()| self.plan.push(None, index)),
+                Err(reason) => Err(reason),
+            };
+            if let Err(reason) = outcome {
+                self.counters.count_drop(reason);
             }
         }
         // Stable: what goes to one peer keeps its order. Floods go to all, and keep their place.
@@ -106,6 +118,23 @@ impl Datapath {
             if !stretch.is_sorted_by_key(|planned| planned.peer) {
                 stretch.sort_by_key(|planned| planned.peer);
             }
+        }
+    }
+
+    /// Other local ports get a flooded frame before anything is changed for the sake of a peer.
+    fn admit_flood(
+        &mut self,
+        now: Instant,
+        tables: &Tables,
+        network: &NetworkEntry,
+        frame: &[u8],
+        offload: Offload,
+    ) -> Result<(), DropReason> {
+        self.notice_probe(now, tables, network, frame);
+        self.counters.floods.add(1);
+        match network.to_others(self.plan.port) {
+            Some(to) => self.switch(network, to, frame, offload),
+            None => Ok(()),
         }
     }
 
@@ -119,7 +148,7 @@ impl Datapath {
     ) -> bool {
         let tables = arc_swap::Guard::into_inner(self.tables.load());
         let mut plan = std::mem::take(&mut self.plan);
-        let mut pass = Pass { now, tables: &tables, out, bundle: None };
+        let mut pass = Pass { now, tables: &tables, port: plan.port, out, bundle: None };
         let done = self.work_off(&mut pass, &mut plan, frames);
         self.close_bundle(&mut pass);
         self.plan = plan;
@@ -171,7 +200,7 @@ impl Datapath {
             return;
         }
         self.waiting_generation = tables.generation;
-        let mut pass = Pass { now, tables: &tables, out, bundle: None };
+        let mut pass = Pass { now, tables: &tables, port: LocalPort::TAP, out, bundle: None };
         for _ in 0..self.waiting.len() {
             let Some(mut waiting) = self.waiting.pop_front() else { break };
             let connecting = tables.peer(waiting.peer).is_some_and(|peer| peer.connecting);
@@ -179,7 +208,8 @@ impl Datapath {
                 self.waiting.push_back(waiting);
                 continue;
             }
-            let Waiting { handle, peer, mut offload, .. } = waiting;
+            let Waiting { handle, port, peer, mut offload, .. } = waiting;
+            pass.port = port;
             match tables.network(handle) {
                 Some(network) => {
                     self.send(&mut pass, network, peer, &mut waiting.frame, &mut offload, false);
@@ -208,6 +238,7 @@ impl Datapath {
         }
         self.waiting.push_back(Waiting {
             handle: network.handle,
+            port: pass.port,
             peer,
             frame: frame.to_vec(),
             offload: *offload,
@@ -220,6 +251,7 @@ impl Datapath {
         &mut self,
         handle: Handle,
         network: &NetworkEntry,
+        port: LocalPort,
         frame: &[u8],
         now_ms: u64,
     ) -> Result<MacAddr, DropReason> {
@@ -231,20 +263,22 @@ impl Datapath {
         if source.is_multicast() || source.is_zero() {
             return Err(DropReason::FrameBadSource);
         }
+        let place = Place::Local(port);
         let generation = network.fdb.generation();
         let cache = &self.local_source;
         let known = cache.mac == source
             && cache.handle == handle
+            && cache.place == Some(place)
             && cache.generation == generation
             && now_ms < cache.until_ms;
         if !known {
-            if network.fdb.learn(source, Place::Local, now_ms) == Learn::Refused {
+            if network.fdb.learn(source, place, now_ms) == Learn::Refused {
                 self.counters.learn_refused.add(1);
             } else {
                 self.local_source = FdbCache {
                     handle,
                     mac: source,
-                    place: Some(Place::Local),
+                    place: Some(place),
                     // From before: what moved meanwhile is looked at again.
                     generation,
                     until_ms: now_ms + 1_000,
@@ -259,46 +293,29 @@ impl Datapath {
         &mut self,
         now: Instant,
         now_ms: u64,
-        handle: Handle,
         network: &NetworkEntry,
+        port: LocalPort,
         to: MacAddr,
         segments: u32,
     ) -> Result<Target, DropReason> {
-        let place = if to.is_multicast() { None } else { self.lookup(now_ms, handle, network, to) };
+        let cache = &mut self.destination;
+        let place = if to.is_multicast() { None } else { cache.lookup(network, to, now_ms) };
         match place {
             Some(Place::Peer(peer)) if network.member(peer).is_some_and(|m| m.present) => {
                 Ok(Target::Peer(peer))
             }
-            Some(Place::Local) => Err(DropReason::FrameLocalDestination),
+            Some(Place::Local(at)) => {
+                network.across(port, at).map(Target::Local).ok_or(DropReason::FrameLocalDestination)
+            }
             _ if self.police(network.vni, network.bum_rate, segments, now) => Ok(Target::Flood),
             _ => Err(DropReason::FramePoliced),
         }
     }
 
-    fn lookup(
-        &mut self,
-        now_ms: u64,
-        handle: Handle,
-        network: &NetworkEntry,
-        mac: MacAddr,
-    ) -> Option<Place> {
-        let generation = network.fdb.generation();
-        let cache = &self.destination;
-        if cache.mac == mac
-            && cache.handle == handle
-            && cache.generation == generation
-            && now_ms < cache.until_ms
-        {
-            return cache.place;
-        }
-        let place = network.fdb.lookup(mac, now_ms);
-        self.destination = FdbCache { handle, mac, place, generation, until_ms: now_ms + 1_000 };
-        place
-    }
-
     /// Head-end replication: one sealed copy for every member (rule F5). Frames that came from a
     /// peer never come here, so the overlay itself cannot loop (split horizon). Begins with the
     /// member at `from`; gives where to go on when there is enough in `out`, 0 when all have a copy.
+    /// The other local ports have theirs already.
     fn flood<'t>(
         &mut self,
         pass: &mut Pass<'t, '_>,
@@ -319,7 +336,7 @@ impl Datapath {
             let peer = PeerIndex(index);
             self.send_or_wait(pass, network, peer, frame, offload, false);
         }
-        if !any {
+        if !any && !network.local_ports.has_others(pass.port) {
             self.counters.count_drop(DropReason::FrameNoMember);
         }
         0

@@ -144,6 +144,7 @@ fn every_rule_says_what_its_breach_gives() {
             let fields = [
                 "max_frame_len",
                 "learn_refused",
+                "frames_local",
                 "resend_overruns",
                 "epoch_opened",
                 "sent_us",

@@ -12,6 +12,8 @@ mod control;
 mod features;
 #[path = "rules/links.rs"]
 mod links;
+#[path = "rules/ports.rs"]
+mod ports;
 #[path = "rules/runs.rs"]
 mod runs;
 #[path = "rules/sizes.rs"]

@@ -8,14 +8,14 @@
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Sender, SyncSender, TrySendError};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::mpsc::SyncSender;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crossbeam_queue::ArrayQueue;
-use encap::datapath::{ControlInput, Datapath, Deliveries, Delivery, Pulse};
+use encap::datapath::{ControlInput, Datapath, Deliveries, Pulse};
 use encap::forward::policer::Policer;
-use encap::id::Vni;
+use encap::id::{LocalPort, Vni};
 use encap::stats::{Counters, DropReason};
 use encap::tx::MAX_TRANSMIT_BYTES;
 use encap::wire::buf::{BufPool, Burst, FrameBurst, OutFrame, Received, Transmit, Transmits};
@@ -24,14 +24,17 @@ use encap::wire::header::Handle;
 use crate::capture::{CaptureTap, Direction};
 use crate::counter::counters;
 use crate::port::{DatagramPort, FramePort, MAX_BURST};
-use crate::uplink::{RX_BATCH, UplinkError};
+use crate::uplink::RX_BATCH;
 use crate::wake::{PollSet, Waker};
 
-/// How long a worker polls on after the last packet before it blocks: shorter than a context
-/// switch costs, long enough to catch the answer to what was just sent.
-const SPIN: Duration = Duration::from_micros(20);
-/// A blocked worker looks around this often even if nothing wakes it.
-const LONGEST_WAIT: Duration = Duration::from_secs(1);
+use command::Mailbox;
+
+pub use command::{Command, Notice, WorkerHandle};
+
+mod deliver;
+mod command;
+mod idle;
+
 /// How often keys of sessions that are over are looked for and wiped.
 const TIDY_INTERVAL: Duration = Duration::from_secs(1);
 /// Bytes that the frames of one burst lie in: a super-frame, and as much again of small ones. More
@@ -39,11 +42,9 @@ const TIDY_INTERVAL: Duration = Duration::from_secs(1);
 const FRAME_MEMORY: usize = 160 << 10;
 /// Bytes of a buffer for received datagrams: a run of the largest size that the kernel gives.
 const RECEIVE_BUF_LEN: usize = 65_535;
-/// Bursts of one tap in a row while they hold super-frames: about as many bytes as an uplink gives in
+/// Bursts of one port in a row while they hold super-frames: about as many bytes as an uplink gives in
 /// one call, so that neither direction starves.
 const BURSTS_IN_A_ROW: usize = 4;
-/// While frames wait for a session it looks this often.
-const HANDSHAKE_WAIT: Duration = Duration::from_millis(5);
 /// Heartbeats that wait at most for the control thread; then the newest displace the oldest.
 pub const PULSE_QUEUE: usize = 4096;
 /// Path errors a second that are handed to the control thread; all are counted by the uplink.
@@ -52,11 +53,11 @@ const ERROR_NOTICES_PER_SECOND: u32 = 100;
 counters! {
     /// What a worker counts about its ports.
     pub struct WorkerCounters {
-        /// Frames that a tap had no room for.
+        /// Frames that a local port had no room for.
         tap_tx_no_room,
-        /// Frames that were too large for a tap.
+        /// Frames that were too large for a local port.
         tap_tx_too_large,
-        /// Frames that a tap refused otherwise (it is down).
+        /// Frames that a local port refused otherwise (it is down).
         tap_tx_failed,
         /// Datagrams that an uplink had no room for.
         uplink_tx_no_room,
@@ -68,94 +69,6 @@ counters! {
         pulses_displaced,
         /// Times that the worker blocked for lack of work.
         waits,
-    }
-}
-
-/// What a worker tells the control thread, through a bounded queue.
-#[derive(Debug)]
-pub enum Notice {
-    /// For [`encap::vtep::Vtep::handle_input`].
-    Control(ControlInput),
-    /// The path reported an error for a datagram.
-    UplinkError(UplinkError),
-    /// A tap is gone; the worker does without it.
-    TapGone {
-        /// Our handle of its network: tells it from a tap that was made anew for the same one.
-        handle: Handle,
-        /// Its network.
-        vni: Vni,
-        /// What the kernel said.
-        error: io::Error,
-    },
-}
-
-/// A change of a worker's ports while it runs.
-#[derive(Debug)]
-pub enum Command<F> {
-    /// Serve this port too.
-    AddTap {
-        /// Our handle of its network.
-        handle: Handle,
-        /// Its network.
-        vni: Vni,
-        /// The port.
-        port: F,
-    },
-    /// Give the ports of this network back. Closing the last queue of a tap takes the kernel
-    /// milliseconds, which no worker has.
-    RemoveTap {
-        /// Our handle of the network.
-        handle: Handle,
-        /// Where to.
-        give_back: Sender<F>,
-    },
-    /// Write a frame of our own into the tap of a network: a loop probe.
-    Inject {
-        /// Our handle of the network.
-        handle: Handle,
-        /// All of it.
-        frame: Vec<u8>,
-    },
-}
-
-/// The way to a running worker.
-#[derive(Debug)]
-pub struct WorkerHandle<F> {
-    commands: Arc<Mailbox<F>>,
-    waker: Waker,
-    counters: Arc<WorkerCounters>,
-}
-
-#[derive(Debug)]
-struct Mailbox<F> {
-    waiting: AtomicBool,
-    stop: AtomicBool,
-    commands: Mutex<Vec<Command<F>>>,
-}
-
-impl<F> WorkerHandle<F> {
-    /// Has the worker change its ports soon.
-    pub fn send(&self, command: Command<F>) {
-        self.commands.commands.lock().unwrap_or_else(PoisonError::into_inner).push(command);
-        self.commands.waiting.store(true, Ordering::Release);
-        self.waker.wake();
-    }
-
-    /// Has the worker look at its ports and at the tables now, even if nothing comes.
-    pub fn wake(&self) {
-        self.waker.wake();
-    }
-
-    /// Has the worker end.
-    pub fn stop(&self) {
-        self.commands.stop.store(true, Ordering::Release);
-        self.waker.wake();
-    }
-
-    /// What the worker counts.
-    #[must_use]
-    pub fn counters(&self) -> &Arc<WorkerCounters> {
-        &self.counters
     }
 }
 
@@ -175,16 +88,18 @@ pub struct ToControl {
 }
 
 /// What a worker needs besides its ports.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct WorkerOptions {
     /// Never block: for a core that is given away.
     pub dedicated: bool,
 }
 
+/// A local port of a network, as one worker has it.
 #[derive(Debug)]
-struct TapSlot<F> {
+struct PortSlot<F> {
     handle: Handle,
     vni: Vni,
+    local: LocalPort,
     port: F,
     /// Frames on their way out, collected over a burst.
     out: Vec<OutFrame>,
@@ -195,7 +110,7 @@ struct TapSlot<F> {
 pub struct Worker<F, D> {
     datapath: Datapath,
     pool: BufPool,
-    taps: Vec<TapSlot<F>>,
+    ports: Vec<PortSlot<F>>,
     uplinks: Vec<D>,
     control: SyncSender<Notice>,
     pulses: Arc<Pulses>,
@@ -206,9 +121,9 @@ pub struct Worker<F, D> {
     poll_set: PollSet,
     counters: Arc<WorkerCounters>,
     error_notices: Policer,
-    /// Taps that are gone, until the control thread has taken the news.
+    /// Local ports that are gone, until the control thread has taken the news.
     gone: Vec<Notice>,
-    dedicated: bool,
+    options: WorkerOptions,
     /// The wait was ended by the control thread: it wants two passes over all ports.
     woken: bool,
     tidied: Instant,
@@ -220,7 +135,8 @@ pub struct Worker<F, D> {
 }
 
 impl<F: FramePort, D: DatagramPort> Worker<F, D> {
-    /// A worker over its uplinks (in the order of their ids), without taps yet, and the way to it.
+    /// A worker over its uplinks (in the order of their ids), without local ports yet, and the way to
+    /// it.
     ///
     /// # Errors
     /// Out of descriptors.
@@ -229,7 +145,7 @@ impl<F: FramePort, D: DatagramPort> Worker<F, D> {
         uplinks: Vec<D>,
         to_control: ToControl,
         capture: CaptureTap,
-        options: &WorkerOptions,
+        options: WorkerOptions,
     ) -> io::Result<(Self, WorkerHandle<F>)> {
         let waker = Waker::new()?;
         let counters = Arc::<WorkerCounters>::default();
@@ -248,7 +164,7 @@ impl<F: FramePort, D: DatagramPort> Worker<F, D> {
         let worker = Self {
             datapath,
             pool: BufPool::new(RECEIVE_BUF_LEN, RX_BATCH * (uplinks.len() + 2)),
-            taps: Vec::new(),
+            ports: Vec::new(),
             uplinks,
             control,
             pulses,
@@ -260,7 +176,7 @@ impl<F: FramePort, D: DatagramPort> Worker<F, D> {
             counters,
             error_notices: Policer::new(now, ERROR_NOTICES_PER_SECOND, ERROR_NOTICES_PER_SECOND),
             gone: Vec::new(),
-            dedicated: options.dedicated,
+            options,
             woken: false,
             tidied: now,
             frames: FrameBurst::new(FRAME_MEMORY, MAX_BURST),
@@ -290,7 +206,7 @@ impl<F: FramePort, D: DatagramPort> Worker<F, D> {
             // Heartbeats come thousands of times a second and are no reason to spin.
             if self.frames_seen() != frames {
                 busy_at = Instant::now();
-            } else if !self.dedicated {
+            } else if !self.options.dedicated {
                 self.idle(now, busy_at);
             }
         }
@@ -322,17 +238,7 @@ impl<F: FramePort, D: DatagramPort> Worker<F, D> {
         self.datapath.tidy(now);
         // The worst moment does not stay for ever.
         self.transmits.memory.shrink_to(2 * MAX_TRANSMIT_BYTES);
-        self.tell_of_lost_taps();
-    }
-
-    fn tell_of_lost_taps(&mut self) {
-        while let Some(notice) = self.gone.pop() {
-            if let Err(TrySendError::Full(notice)) = self.control.try_send(notice) {
-                self.gone.push(notice);
-                break;
-            }
-            self.control_waker.wake();
-        }
+        self.tell_of_lost_ports();
     }
 
     /// The protocol's counters of this worker.
@@ -341,28 +247,28 @@ impl<F: FramePort, D: DatagramPort> Worker<F, D> {
         self.datapath.counters()
     }
 
-    /// Frames of every tap are sealed and sent; gives their number.
+    /// Frames of every local port are sealed and sent, or go to other local ports; gives their number.
     fn overlay_to_underlay(&mut self, now: Instant) -> usize {
         // What left by a link that failed is older than all that leaves now.
         self.datapath.resend(now, &mut self.transmits);
         self.send();
-        // What waited for a session is older than what comes out of a tap now.
+        // What waited for a session is older than what comes out of a port now.
         if self.datapath.has_waiting() {
             self.datapath.send_waiting(now, &mut self.transmits);
             self.send();
         }
         let mut moved = 0;
-        for at in 0..self.taps.len() {
+        for at in 0..self.ports.len() {
             for _ in 0..BURSTS_IN_A_ROW {
-                let Some(tap) = self.taps.get_mut(at) else { break };
-                if let Err(error) = tap.port.rx_burst(&mut self.frames) {
-                    self.lose_tap(at, error);
+                let Some(slot) = self.ports.get_mut(at) else { break };
+                if let Err(error) = slot.port.rx_burst(&mut self.frames) {
+                    self.lose_port(at, error);
                     self.take_returns();
                     return moved;
                 }
-                let (handle, vni) = (tap.handle, tap.vni);
+                let from = (slot.handle, slot.vni, slot.local);
                 moved += self.frames.len();
-                if !self.seal_burst(now, handle, vni) {
+                if !self.seal_burst(now, from) {
                     break;
                 }
             }
@@ -371,8 +277,8 @@ impl<F: FramePort, D: DatagramPort> Worker<F, D> {
         moved
     }
 
-    /// Seals and sends what a tap gave; says whether super-frames were among it.
-    fn seal_burst(&mut self, now: Instant, handle: Handle, vni: Vni) -> bool {
+    /// Seals and sends what a local port gave; says whether super-frames were among it.
+    fn seal_burst(&mut self, now: Instant, (handle, vni, local): (Handle, Vni, LocalPort)) -> bool {
         if self.frames.is_empty() {
             return false;
         }
@@ -383,16 +289,20 @@ impl<F: FramePort, D: DatagramPort> Worker<F, D> {
             }
         }
         let large = self.frames.iter().any(|(frame, _)| frame.offload.segmentation.is_some());
-        self.datapath.admit(now, handle, &self.frames);
+        self.datapath.admit(now, handle, local, &self.frames);
         while !self.datapath.encapsulate(now, &mut self.frames, &mut self.transmits) {
             self.send();
         }
         self.send();
         self.frames.clear();
+        // What goes to other local ports must not pile up over many bursts.
+        if self.datapath.has_returns() {
+            self.take_returns();
+        }
         large
     }
 
-    /// Writes what goes back into the taps, and hands over what the control thread is to hear of.
+    /// Writes what stays on this node, and hands over what the control thread is to hear of.
     fn take_returns(&mut self) {
         self.datapath.take_returns(&mut self.deliveries);
         if !self.deliveries.is_empty() {
@@ -402,17 +312,6 @@ impl<F: FramePort, D: DatagramPort> Worker<F, D> {
         if !self.inputs.is_empty() {
             self.hand_over();
         }
-    }
-
-    /// A tap was deleted under us. What it gave before must not be taken for another tap's.
-    fn lose_tap(&mut self, at: usize, error: io::Error) {
-        let lost = self.frames.len() as u64;
-        self.datapath.counters().count_drops(DropReason::NetworkUnknown, lost);
-        self.frames.clear();
-        let tap = self.taps.swap_remove(at);
-        self.gone.push(Notice::TapGone { handle: tap.handle, vni: tap.vni, error });
-        self.tell_of_lost_taps();
-        self.watch();
     }
 
     /// Sends what was sealed, each datagram by its uplink.
@@ -442,7 +341,7 @@ impl<F: FramePort, D: DatagramPort> Worker<F, D> {
         self.take_errors();
     }
 
-    /// Datagrams of every uplink are opened and written to their taps; gives their number.
+    /// Datagrams of every uplink are opened and written to local ports; gives their number.
     ///
     /// # Errors
     /// An uplink is broken for good.
@@ -469,30 +368,6 @@ impl<F: FramePort, D: DatagramPort> Worker<F, D> {
         }
         self.take_errors();
         Ok(moved)
-    }
-
-    /// Writes opened frames, those of one tap together.
-    fn deliver(&mut self) {
-        if self.capture.is_running() {
-            let time = unix_time();
-            for (delivery, bytes) in self.deliveries.iter() {
-                self.capture.offer(time, delivery.vni, Direction::ToPort, bytes);
-            }
-        }
-        for Delivery { handle, frame, .. } in self.deliveries.list.drain(..) {
-            match self.taps.iter_mut().find(|tap| tap.handle == handle) {
-                Some(tap) => tap.out.push(frame),
-                None => self.datapath.counters().count_drop(DropReason::NetworkUnknown),
-            }
-        }
-        for tap in self.taps.iter_mut().filter(|tap| !tap.out.is_empty()) {
-            let report = tap.port.tx_burst(&mut self.deliveries.pieces, &tap.out);
-            tap.out.clear();
-            self.counters.tap_tx_no_room.add(report.no_room as u64);
-            self.counters.tap_tx_too_large.add(report.too_large as u64);
-            self.counters.tap_tx_failed.add(report.failed as u64);
-        }
-        self.datapath.release(&mut self.deliveries, &mut self.pool);
     }
 
     /// Gives the control thread what is for it; what does not fit is counted.
@@ -534,59 +409,6 @@ impl<F: FramePort, D: DatagramPort> Worker<F, D> {
                     self.tell(Notice::UplinkError(error));
                 }
             }
-        }
-    }
-
-    fn take_commands(&mut self) {
-        let commands = std::mem::take(
-            &mut *self.mailbox.commands.lock().unwrap_or_else(PoisonError::into_inner),
-        );
-        for command in commands {
-            match command {
-                Command::AddTap { handle, vni, port } => {
-                    let out = Vec::with_capacity(MAX_BURST);
-                    self.taps.push(TapSlot { handle, vni, port, out });
-                }
-                Command::RemoveTap { handle, give_back } => {
-                    for tap in self.taps.extract_if(.., |tap| tap.handle == handle) {
-                        // Nobody waits any more: it is closed here.
-                        let _ = give_back.send(tap.port);
-                    }
-                }
-                Command::Inject { handle, frame } => {
-                    let vni = self.taps.iter().find(|tap| tap.handle == handle).map(|tap| tap.vni);
-                    match vni {
-                        Some(vni) => {
-                            self.deliveries.push_slice(handle, vni, &frame);
-                            self.deliver();
-                        }
-                        None => self.datapath.counters().count_drop(DropReason::NetworkUnknown),
-                    }
-                }
-            }
-        }
-        self.watch();
-    }
-
-    fn watch(&mut self) {
-        let taps = self.taps.iter().filter_map(|tap| tap.port.poll_fd());
-        let uplinks = self.uplinks.iter().filter_map(DatagramPort::poll_fd);
-        self.poll_set.set(std::iter::once(self.waker.fd()).chain(taps).chain(uplinks));
-    }
-
-    /// Nothing to do: gives the core to others, and blocks when that has gone on for a while.
-    fn idle(&mut self, now: Instant, busy_at: Instant) {
-        if now.saturating_duration_since(busy_at) < SPIN {
-            std::thread::yield_now();
-            return;
-        }
-        if std::mem::take(&mut self.woken) {
-            return;
-        }
-        self.counters.waits.add(1);
-        let longest = if self.datapath.has_waiting() { HANDSHAKE_WAIT } else { LONGEST_WAIT };
-        if self.poll_set.wait(longest) {
-            self.woken = self.waker.clear();
         }
     }
 }

@@ -5,15 +5,15 @@ use std::collections::HashSet;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::RawFd;
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use encap::crypto::aead::Suite;
 use encap::crypto::key::ClusterKey;
 use encap::datapath::ControlInput;
 use encap::handshake::features::Features;
-use encap::id::{NodeId, Vni};
+use encap::id::{LocalPort, NodeId, Vni};
 use encap::rng::Rng;
 use encap::stats::DropReason;
 use encap::vtep::Vtep;
@@ -105,19 +105,14 @@ fn node(me: u8, now: Instant, uplink: MemoryDatagramPort, faults: Faults) -> Nod
     let mut vtep = Vtep::new(now, config(me, &[100]), Box::new(Seeded(u64::from(me))));
     let (tx, notices) = sync_channel(256);
     let capture = Capture::new();
-    let options = WorkerOptions { dedicated: false };
+    let options = WorkerOptions::default();
     let pulses = Arc::new(Pulses::new(PULSE_QUEUE));
-    let (worker, handle) = Worker::new(
-        vtep.datapath(),
-        vec![uplink],
-        to_control(tx, &pulses),
-        capture.tap(),
-        &options,
-    )
-    .unwrap();
+    let (worker, handle) =
+        Worker::new(vtep.datapath(), vec![uplink], to_control(tx, &pulses), capture.tap(), options)
+            .unwrap();
     let (host, tap) = frame_cable(MAX_FRAME, faults, u64::from(me));
     let network = vtep.tables().handles[&vni()];
-    handle.send(Command::AddTap { handle: network, vni: vni(), port: tap });
+    handle.send(Command::AddPort { handle: network, vni: vni(), local: LocalPort::TAP, port: tap });
     Node { vtep, worker, handle, notices, pulses, host, out: Vec::new(), capture }
 }
 
@@ -203,25 +198,42 @@ impl Pair {
     }
 
     fn send(&mut self, from: usize, bytes: &[u8]) {
-        let node = &mut self.nodes[from];
-        let mut pieces = Pieces(vec![PacketBuf::from_slice(bytes)]);
-        let span = Span { piece: 0, start: 0, len: bytes.len() };
-        let frame = OutFrame { span, checksum: Checksum::Complete };
-        let report = node.host.tx_burst(&mut pieces, &[frame]);
-        assert_eq!(report.sent, 1);
+        put(&mut self.nodes[from].host, bytes);
     }
 
     fn received(&mut self, at: usize) -> Vec<Vec<u8>> {
-        let node = &mut self.nodes[at];
-        let (mut all, mut frames) = (Vec::new(), FrameBurst::new(65_536, 64));
-        loop {
-            frames.clear();
-            node.host.rx_burst(&mut frames).unwrap();
-            if frames.is_empty() {
-                return all;
-            }
-            all.extend(frames.iter().map(|(_, bytes)| bytes.to_vec()));
+        take(&mut self.nodes[at].host)
+    }
+
+    /// Gives node 0 one more local port; its other end is what a virtual machine has.
+    fn add_machine(&mut self, local: LocalPort) -> MemoryFramePort {
+        let Node { vtep, handle, .. } = &mut self.nodes[0];
+        let tables = vtep.tables();
+        let network = tables.handles[&vni()];
+        let ports = tables.network(network).unwrap().local_ports.bits();
+        vtep.set_local_ports(vni(), ports | 1 << local.get()).unwrap();
+        let (machine, port) = frame_cable(MAX_FRAME, Faults::default(), 7);
+        handle.send(Command::AddPort { handle: network, vni: vni(), local, port });
+        machine
+    }
+}
+
+fn put(port: &mut MemoryFramePort, bytes: &[u8]) {
+    let mut pieces = Pieces(vec![PacketBuf::from_slice(bytes)]);
+    let span = Span { piece: 0, start: 0, len: bytes.len() };
+    let frame = OutFrame { span, checksum: Checksum::Complete };
+    assert_eq!(port.tx_burst(&mut pieces, &[frame]).sent, 1);
+}
+
+fn take(port: &mut MemoryFramePort) -> Vec<Vec<u8>> {
+    let (mut all, mut frames) = (Vec::new(), FrameBurst::new(65_536, 64));
+    loop {
+        frames.clear();
+        port.rx_burst(&mut frames).unwrap();
+        if frames.is_empty() {
+            return all;
         }
+        all.extend(frames.iter().map(|(_, bytes)| bytes.to_vec()));
     }
 }
 
@@ -231,6 +243,12 @@ fn frame(number: u16, len: usize) -> Vec<u8> {
     bytes.extend(number.to_be_bytes());
     bytes.resize(len.max(16), number as u8);
     bytes
+}
+
+/// A frame between stations, the broadcast address being 0xff.
+fn between(to: u8, from: u8, payload: &[u8]) -> Vec<u8> {
+    let to = if to == 0xff { [0xff; 6] } else { [2, 0, 0, 0, 0, to] };
+    [&to[..], &[2, 0, 0, 0, 0, from, 0x88, 0xb5], payload].concat()
 }
 
 #[test]
@@ -267,7 +285,7 @@ fn api_a_tap_can_be_taken_away_and_its_frames_are_counted() {
     let mut pair = Pair::new(Faults::default());
     let handle = pair.nodes[1].vtep.tables().handles[&vni()];
     let (give_back, given) = channel();
-    pair.nodes[1].handle.send(Command::RemoveTap { handle, give_back });
+    pair.nodes[1].handle.send(Command::RemovePorts { handle, give_back });
     pair.run(1);
     assert!(given.try_recv().is_ok(), "the port is given back, not closed by the worker");
     pair.send(0, &frame(1, 64));
@@ -346,17 +364,12 @@ fn sec_frames_of_a_dying_tap_are_not_taken_for_another_network() {
     );
     let (tx, notices) = sync_channel(16);
     let mut vtep = Vtep::new(now, config(1, &[100, 200]), Box::new(Seeded(1)));
-    let options = WorkerOptions { dedicated: false };
+    let options = WorkerOptions::default();
     let capture = Capture::new();
     let pulses = Arc::new(Pulses::new(PULSE_QUEUE));
-    let (mut worker, handle) = Worker::new(
-        vtep.datapath(),
-        vec![uplink],
-        to_control(tx, &pulses),
-        capture.tap(),
-        &options,
-    )
-    .unwrap();
+    let (mut worker, handle) =
+        Worker::new(vtep.datapath(), vec![uplink], to_control(tx, &pulses), capture.tap(), options)
+            .unwrap();
     let drain = capture.start(CaptureFilter::default()).unwrap();
     let handles = vtep.tables().handles.clone();
     let ports = [
@@ -365,7 +378,7 @@ fn sec_frames_of_a_dying_tap_are_not_taken_for_another_network() {
     ];
     for (number, port) in ports {
         let vni = Vni::new(number).unwrap();
-        handle.send(Command::AddTap { handle: handles[&vni], vni, port });
+        handle.send(Command::AddPort { handle: handles[&vni], vni, local: LocalPort::TAP, port });
     }
     worker.step(now).unwrap();
     worker.step(now).unwrap();
@@ -373,10 +386,155 @@ fn sec_frames_of_a_dying_tap_are_not_taken_for_another_network() {
     assert_eq!((captured.vni.get(), captured.data), (200, frame(9, 64)));
     assert!(drain.try_next().is_none(), "frames of the dying tap went on");
     let gone =
-        notices.try_iter().any(|n| matches!(n, Notice::TapGone { vni, .. } if vni.get() == 100));
+        notices.try_iter().any(|n| matches!(n, Notice::PortGone { vni, .. } if vni.get() == 100));
     assert!(gone);
     let mut pool = BufPool::new(2048, 8);
     let mut datagrams = Vec::new();
     end.rx_burst(&mut pool, &mut datagrams).unwrap();
     assert!(datagrams.is_empty());
+}
+
+#[test]
+fn flow_local_ports_reach_each_other_and_the_peer() {
+    let mut pair = Pair::new(Faults::default());
+    let port = |number| LocalPort::new(number).unwrap();
+    let (mut one, mut two) = (pair.add_machine(port(1)), pair.add_machine(port(2)));
+    // Node 0: station 1 behind the tap, 11 and 12 in machines. Node 1: station 2.
+    let mut all = |pair: &mut Pair, one: &mut MemoryFramePort| {
+        pair.run(2);
+        [pair.received(0), take(one), take(&mut two), pair.received(1)]
+    };
+    let hello = between(0xff, 1, b"tap");
+    pair.send(0, &hello);
+    assert_eq!(
+        all(&mut pair, &mut one),
+        [vec![], vec![hello.clone()], vec![hello.clone()], vec![hello]]
+    );
+    let hello = between(0xff, 2, b"peer");
+    pair.send(1, &hello);
+    assert_eq!(
+        all(&mut pair, &mut one),
+        [vec![hello.clone()], vec![hello.clone()], vec![hello], vec![]]
+    );
+    let hello = between(0xff, 11, b"one");
+    put(&mut one, &hello);
+    put(&mut one, &between(1, 11, b"tap alone"));
+    put(&mut one, &between(2, 11, b"peer alone"));
+    let [tap, one_got, two_got, peer] = all(&mut pair, &mut one);
+    assert_eq!(tap, [hello.clone(), between(1, 11, b"tap alone")]);
+    assert_eq!((one_got, two_got), (vec![], vec![hello.clone()]));
+    assert_eq!(peer, [hello, between(2, 11, b"peer alone")]);
+    for from in [0, 1] {
+        let bytes = between(11, 1 + from, b"for one");
+        pair.send(usize::from(from), &bytes);
+        assert_eq!(all(&mut pair, &mut one), [vec![], vec![bytes], vec![], vec![]], "{from}");
+    }
+    let counters = pair.nodes[0].worker.counters();
+    assert_eq!(counters.frames_local.get(), 2);
+    assert_eq!(counters.dropped(DropReason::FrameLocalDestination), 0);
+    // One port goes; the others stay.
+    let handle = pair.nodes[0].vtep.tables().handles[&vni()];
+    let (give_back, given) = channel();
+    pair.nodes[0].handle.send(Command::RemovePort { handle, local: port(1), give_back });
+    pair.run(1);
+    assert!(given.try_recv().is_ok() && given.try_recv().is_err(), "one port is given back");
+    let bytes = between(11, 2, b"nobody");
+    pair.send(1, &bytes);
+    assert_eq!(all(&mut pair, &mut one), [const { Vec::<Vec<u8>>::new() }; 4]);
+    assert_eq!(pair.nodes[0].worker.counters().dropped(DropReason::NetworkUnknown), 1);
+    pair.nodes[0].vtep.set_local_ports(vni(), 0b101).unwrap();
+    pair.send(1, &bytes);
+    assert_eq!(all(&mut pair, &mut one), [vec![bytes.clone()], vec![], vec![bytes], vec![]]);
+    let (give_back, given) = channel();
+    pair.nodes[0].handle.send(Command::RemovePorts { handle, give_back });
+    pair.run(1);
+    assert_eq!(given.try_iter().count(), 2);
+}
+
+/// Gives some frames once, and changes what it writes, as a port may.
+#[derive(Default)]
+struct Scribbler {
+    gives: Vec<Vec<u8>>,
+    wrote: Arc<Mutex<Vec<Vec<u8>>>>,
+}
+
+impl FramePort for Scribbler {
+    fn rx_burst(&mut self, frames: &mut FrameBurst) -> io::Result<()> {
+        for bytes in self.gives.drain(..) {
+            assert!(frames.push_slice(&bytes, Offload::default()));
+        }
+        Ok(())
+    }
+
+    fn tx_burst(&mut self, pieces: &mut Pieces, frames: &[OutFrame]) -> TxReport {
+        for frame in frames {
+            let bytes = pieces.get_mut(frame.span);
+            self.wrote.lock().unwrap().push(bytes.to_vec());
+            bytes.fill(0xee);
+        }
+        TxReport { sent: frames.len(), ..TxReport::default() }
+    }
+
+    fn capabilities(&self) -> FrameCapabilities {
+        FrameCapabilities { max_frame_len: MAX_FRAME, tx_partial_checksum: true }
+    }
+
+    fn poll_fd(&self) -> Option<RawFd> {
+        None
+    }
+}
+
+/// A worker of a node alone, and what it needs to live.
+struct Alone<F, D> {
+    worker: Worker<F, D>,
+    handle: WorkerHandle<F>,
+    vtep: Vtep,
+    /// The other end of the uplink.
+    _end: MemoryDatagramPort,
+    _notices: Receiver<Notice>,
+}
+
+impl<F: FramePort, D: DatagramPort> Alone<F, D> {
+    fn new(
+        now: Instant,
+        uplink: impl FnOnce(MemoryDatagramPort) -> D,
+        options: WorkerOptions,
+    ) -> Self {
+        let ends = [(UplinkId(0), address(1)), (UplinkId(0), address(2))];
+        let (memory, end) = datagram_cable(ends, 1472, Faults::default(), 1);
+        let mut vtep = Vtep::new(now, config(1, &[100]), Box::new(Seeded(1)));
+        let (tx, notices) = sync_channel(16);
+        let control = to_control(tx, &Arc::new(Pulses::new(PULSE_QUEUE)));
+        let tap = Capture::new().tap();
+        let (worker, handle) =
+            Worker::new(vtep.datapath(), vec![uplink(memory)], control, tap, options).unwrap();
+        Self { worker, handle, vtep, _end: end, _notices: notices }
+    }
+
+    /// Gives it these local ports, from the tap on.
+    fn add(&mut self, ports: impl IntoIterator<Item = F>) {
+        let handle = self.vtep.tables().handles[&vni()];
+        for (number, port) in (0..).zip(ports) {
+            self.vtep.set_local_ports(vni(), (2 << number) - 1).unwrap();
+            let local = LocalPort::new(number).unwrap();
+            self.handle.send(Command::AddPort { handle, vni: vni(), local, port });
+        }
+    }
+}
+
+#[test]
+fn flow_each_of_several_ports_gets_a_copy_of_its_own() {
+    let now = Instant::now();
+    let mut alone = Alone::new(now, |uplink| uplink, WorkerOptions::default());
+    let sent: Vec<_> = (0..5).map(|number| frame(number, 200)).collect();
+    let ports: Vec<_> = (0..4).map(|_| Scribbler::default()).collect();
+    let wrote: Vec<_> = ports.iter().map(|port| Arc::clone(&port.wrote)).collect();
+    let giver = Scribbler { gives: sent.clone(), ..Scribbler::default() };
+    let echo = Arc::clone(&giver.wrote);
+    alone.add(ports.into_iter().chain([giver]));
+    alone.worker.step(now).unwrap();
+    for wrote in wrote {
+        assert_eq!(*wrote.lock().unwrap(), sent);
+    }
+    assert!(echo.lock().unwrap().is_empty(), "a frame came back to where it came from");
 }

@@ -2,6 +2,7 @@
 
 use encap::crypto::aead::Suite;
 use encap::datapath::{ControlInput, Deliveries};
+use encap::id::LocalPort;
 use encap::wire::buf::{BufPool, Burst, FrameBurst, PacketBuf, Received, Transmits};
 use encap::wire::header::Handle;
 
@@ -64,7 +65,7 @@ impl Encapsulate {
         let Self { pair: Pair { now, near, .. }, handle, frames, bursts, out } = self;
         let mut done = 0;
         for burst in bursts {
-            near.datapath.admit(*now, *handle, burst);
+            near.datapath.admit(*now, *handle, LocalPort::TAP, burst);
             while {
                 out.clear();
                 let pauses = !near.datapath.encapsulate(*now, burst, out);

@@ -7,7 +7,7 @@ use encap::crypto::aead::Suite;
 use encap::crypto::key::ClusterKey;
 use encap::datapath::{Datapath, Deliveries};
 use encap::handshake::features::Features;
-use encap::id::{NodeId, Vni};
+use encap::id::{LocalPort, NodeId, Vni};
 use encap::rng::Rng;
 use encap::stats::DropReason;
 use encap::vtep::Vtep;
@@ -156,7 +156,7 @@ fn introduce(now: Instant, from: &mut Node, to: &mut Node, frame: &frames::Frame
     let mut burst = burst_of(std::slice::from_ref(frame));
     refill(&mut burst, std::slice::from_ref(frame));
     let mut out = Transmits::default();
-    from.datapath.admit(now, from.handle(), &burst);
+    from.datapath.admit(now, from.handle(), LocalPort::TAP, &burst);
     assert!(from.datapath.encapsulate(now, &mut burst, &mut out));
     let heard = out.datagrams().map(|(run, bytes)| to.hear(now, from.address, run.mark, bytes));
     assert_eq!(heard.sum::<usize>(), 1, "the frame does not get across");

@@ -1,7 +1,7 @@
-//! The forwarding table of one network: which MAC address is behind which peer.
+//! The forwarding table of one network: which MAC address is behind which peer or local port.
 //!
 //! One concurrent map, lock-free to read. Workers learn into it, from authentic frames and from
-//! the own tap only; the control thread ages it. An entry that moves too often is frozen where it
+//! the own ports only; the control thread ages it. An entry that moves too often is frozen where it
 //! is (RFC 7432 section 15.1). Rules F1 to F6 are in `docs/protocol.md`.
 //!
 //! Next: [`crate::tx`] seals for the peers found here.
@@ -11,30 +11,30 @@ use std::sync::{Mutex, PoisonError};
 
 use papaya::HashMap;
 
-use crate::id::PeerIndex;
+use crate::id::{LocalPort, PeerIndex};
 use crate::wire::ethernet::MacAddr;
 
 /// Where a MAC address is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Place {
-    /// Behind the own tap.
-    Local,
+    /// Behind this port of the own node.
+    Local(LocalPort),
     /// Behind a peer.
     Peer(PeerIndex),
 }
 
 impl Place {
-    const LOCAL: u32 = u32::MAX;
-
+    /// Local ports have the numbers from the top down, which no peer reaches.
     fn encode(self) -> u32 {
         match self {
-            Self::Local => Self::LOCAL,
+            Self::Local(port) => u32::MAX - u32::from(port.get()),
             Self::Peer(index) => index.0,
         }
     }
 
     fn decode(code: u32) -> Self {
-        if code == Self::LOCAL { Self::Local } else { Self::Peer(PeerIndex(code)) }
+        let port = u8::try_from(u32::MAX - code).ok().and_then(LocalPort::new);
+        port.map_or(Self::Peer(PeerIndex(code)), Self::Local)
     }
 }
 
@@ -237,6 +237,13 @@ impl Fdb {
         self.remove_where(|entry| entry.place.load(Ordering::Relaxed) == code)
     }
 
+    /// Forgets what was learnt behind a local port that is gone; gives the number of entries. Static
+    /// ones stay: they name the node, not a port.
+    pub fn forget_port(&self, port: LocalPort) -> usize {
+        let code = Place::Local(port).encode();
+        self.remove_where(|entry| !entry.is_static && entry.place.load(Ordering::Relaxed) == code)
+    }
+
     /// Forgets learnt entries that were not seen for the ageing time; gives their number.
     pub fn age(&self, now_ms: u64) -> usize {
         let ageing = self.ageing_ms.load(Ordering::Relaxed);
@@ -318,6 +325,40 @@ mod tests {
 
     fn mac(last: u8) -> MacAddr {
         MacAddr([2, 0, 0, 0, 0, last])
+    }
+
+    #[test]
+    fn every_place_is_kept_as_it_is() {
+        let fdb = Fdb::new(FdbLimits::default());
+        let local = (0..=LocalPort::MAX).map(|port| Place::Local(LocalPort::new(port).unwrap()));
+        let peers = [0, 1, 65_535].map(|index| Place::Peer(PeerIndex(index)));
+        for (last, place) in (0..).zip(local.chain(peers)) {
+            assert_eq!(fdb.learn(mac(last), place, 0), Learn::Added);
+            assert_eq!(fdb.lookup(mac(last), 0), Some(place));
+        }
+    }
+
+    #[test]
+    fn a_station_moves_between_local_ports_and_is_forgotten_with_its_port() {
+        let fdb = Fdb::new(FdbLimits::default());
+        let port = |number| LocalPort::new(number).unwrap();
+        fdb.learn(MAC, Place::Local(port(1)), 0);
+        fdb.learn(mac(2), Place::Local(port(1)), 0);
+        fdb.set_static(mac(3), Place::Local(LocalPort::TAP), 0);
+        let before = fdb.generation();
+        assert_eq!(fdb.learn(MAC, Place::Local(port(2)), 1), Learn::Moved);
+        assert_ne!(fdb.generation(), before);
+        assert_eq!(fdb.forget_port(port(1)), 1);
+        assert_eq!(fdb.lookup(mac(2), 1), None);
+        assert_eq!(fdb.lookup(MAC, 1), Some(Place::Local(port(2))));
+        assert_eq!(fdb.forget_port(LocalPort::TAP), 0, "a static entry names the node");
+        // Between ports it freezes as between nodes.
+        for step in 2..=u64::from(MAX_MOVES) {
+            let to = port(1 + u8::from(step % 2 == 1));
+            assert_eq!(fdb.learn(MAC, Place::Local(to), step), Learn::Moved, "{step}");
+        }
+        assert_eq!(fdb.learn(MAC, Place::Local(LocalPort::TAP), 9), Learn::Refused);
+        assert_eq!(fdb.take_frozen(), [MAC]);
     }
 
     #[test]

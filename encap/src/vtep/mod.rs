@@ -28,8 +28,7 @@ use crate::event::{DownReason, Event};
 use crate::forward::fdb::Place;
 use crate::forward::policer::Policer;
 use crate::handshake::cookie::Guard;
-use crate::id::PeerIndex;
-use crate::id::{NodeId, Vni};
+use crate::id::{LocalPort, NodeId, PeerIndex, Vni};
 use crate::link::id::LinkIndex;
 use crate::paths::fits_all;
 use crate::peer::Peer;
@@ -508,7 +507,7 @@ impl Vtep {
             return Err(CommandError::NotAStation(mac));
         }
         let place = if node == self.config.node {
-            Place::Local
+            Place::Local(LocalPort::TAP)
         } else {
             Place::Peer(*self.by_node.get(&node).ok_or(CommandError::NoSuchNode(node))?)
         };

@@ -3,13 +3,12 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::Vtep;
 use super::config::NetworkConfig;
+use super::{CommandError, Vtep};
 use crate::event::Event;
 use crate::forward::fdb::{Fdb, Place};
 use crate::forward::loop_probe::{LoopGuard, LoopProbe};
-use crate::id::PeerIndex;
-use crate::id::Vni;
+use crate::id::{LocalPort, LocalPorts, PeerIndex, Vni};
 use crate::peer::Peer;
 use crate::stats::Traffic;
 use crate::tables::{Member, NetworkEntry};
@@ -35,6 +34,7 @@ pub(super) struct Network {
     /// Looks for a loop through what the tap is bridged to.
     pub(super) guard: LoopGuard,
     looped: bool,
+    local_ports: LocalPorts,
 }
 
 impl Network {
@@ -93,9 +93,34 @@ impl Vtep {
         network.config = config;
     }
 
+    /// Says which ports a network has on this node: bit 0 is its tap, bits 1 to 63 are virtual
+    /// machines' (rule F10). It has its tap alone until then. What was learnt behind a port that is
+    /// gone is forgotten.
+    ///
+    /// Call this before a worker serves a new port, and after all have given an old one back.
+    ///
+    /// # Errors
+    /// [`CommandError::NoSuchNetwork`].
+    pub fn set_local_ports(&mut self, vni: Vni, ports: u64) -> Result<(), CommandError> {
+        let ports = LocalPorts::from_bits(ports);
+        let network = self.networks.values_mut().find(|network| network.config.vni == vni);
+        let network = network.ok_or(CommandError::NoSuchNetwork(vni))?;
+        let before = std::mem::replace(&mut network.local_ports, ports);
+        if before == ports {
+            return Ok(());
+        }
+        let fdb = Arc::clone(&network.fdb);
+        self.stale = true;
+        self.publish_if_stale();
+        for port in before.iter().filter(|port| !ports.contains(*port)) {
+            fdb.forget_port(port);
+        }
+        Ok(())
+    }
+
     fn place_of(&self, node: crate::id::NodeId) -> Option<Place> {
         if node == self.config.node {
-            return Some(Place::Local);
+            return Some(Place::Local(LocalPort::TAP));
         }
         self.by_node.get(&node).map(|index| Place::Peer(*index))
     }
@@ -117,6 +142,7 @@ impl Vtep {
             announced_len: config.max_frame_len,
             guard: LoopGuard::new(self.config.node, config.vni, now),
             looped: false,
+            local_ports: LocalPorts::TAP,
             config: NetworkConfig { static_fdb: Vec::new(), ..config.clone() },
         };
         self.networks.insert(number, network);
@@ -164,6 +190,7 @@ impl Vtep {
             too_big: network.config.too_big,
             compression: network.config.compression,
             looped: network.looped,
+            local_ports: network.local_ports,
             traffic: Arc::clone(&network.traffic),
         })
     }

@@ -213,7 +213,7 @@ impl Vtep {
             .into_iter()
             .map(|row| {
                 let node = match row.place {
-                    Place::Local => None,
+                    Place::Local(_) => None,
                     Place::Peer(index) => self.peer(index).map(Peer::node),
                 };
                 (row, node)

@@ -212,7 +212,7 @@ fn rule_p2_the_policer_counts_segments() {
 }
 
 /// A TCP super-frame to node 1's host with its partial checksum, and so many bytes of payload.
-fn super_frame(payload: usize) -> (Vec<u8>, Checksum) {
+pub(super) fn super_frame(payload: usize) -> (Vec<u8>, Checksum) {
     let builder = etherparse::PacketBuilder::ethernet2(mac(1).0, mac(2).0)
         .ipv4([10, 0, 0, 1], [10, 0, 0, 2], 64)
         .tcp(1_000, 2_000, 7, 512)
@@ -233,7 +233,7 @@ fn super_frame(payload: usize) -> (Vec<u8>, Checksum) {
     (bytes, Checksum::Partial { start: 34, offset: 16 })
 }
 
-fn tcp(size: u16) -> Option<Segmentation> {
+pub(super) fn tcp(size: u16) -> Option<Segmentation> {
     Some(Segmentation { kind: SegmentKind::Tcp4, size, ecn: false })
 }
 

@@ -1,5 +1,9 @@
 //! Frames get where they should.
 
+use encap::datapath::To;
+use encap::id::LocalPort;
+use encap::wire::buf::Offload;
+
 use super::*;
 
 #[test]
@@ -100,4 +104,43 @@ fn flow_clear_mode_by_consent_of_both() {
     let text = frame(mac(2), mac(1), &7_u32.to_be_bytes());
     let seen = world.sent.iter().find(|sent| sent.bytes.ends_with(&text)).unwrap();
     assert_eq!(seen.bytes.len(), text.len() + 10);
+}
+
+#[test]
+fn flow_a_virtual_machine_is_followed_between_ports_and_nodes() {
+    for_seeds(5, |seed| {
+        let mut world = World::cluster(seed, 3);
+        let port = |number| LocalPort::new(number).unwrap();
+        for node in 0..2 {
+            world.nodes[node].vtep.set_local_ports(world::vni(), 0b111).unwrap();
+        }
+        let machine = mac(99);
+        let announce = frame(MacAddr::BROADCAST, machine, b"here");
+        // One move less than would freeze it. The entry at its own node is the first to see each.
+        for (node, at) in [(0, 1), (0, 2), (1, 2), (1, 1), (0, 1)] {
+            let stays =
+                world.transmit_from(node, port(at), &[(announce.as_slice(), Offload::default())]);
+            assert!(stays.list.iter().all(|delivery| delivery.to == To::AllBut(port(at))));
+            assert_eq!(stays.list.len(), 1);
+            world.run_for(ms(5));
+            for from in 0..3 {
+                let bytes = frame(machine, mac(from as u16 + 1), b"found");
+                let frames = [(bytes.as_slice(), Offload::default())];
+                let before = world.nodes[node].delivered.len();
+                let stays = world.transmit_from(from, LocalPort::TAP, &frames);
+                world.run_for(ms(5));
+                if from == node {
+                    let to: Vec<_> = stays.list.iter().map(|delivery| delivery.to).collect();
+                    assert_eq!(to, [To::Port(port(at))]);
+                    assert_eq!(world.nodes[node].delivered.len(), before);
+                } else {
+                    assert!(stays.is_empty());
+                    assert_eq!(world.nodes[node].delivered_to[before..], [To::Port(port(at))]);
+                }
+            }
+        }
+        for node in &world.nodes {
+            assert!(node.all_drops().is_empty(), "{:?}", node.all_drops());
+        }
+    });
 }

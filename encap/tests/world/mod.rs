@@ -15,9 +15,9 @@ use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::time::{Duration, Instant};
 
-use encap::datapath::{ControlInput, Datapath, Deliveries};
+use encap::datapath::{ControlInput, Datapath, Deliveries, To};
 use encap::event::Event;
-use encap::id::{NodeId, Vni};
+use encap::id::{LocalPort, NodeId, Vni};
 use encap::link::liveness::State;
 use encap::rng::Rng;
 use encap::stats::DropReason;
@@ -47,13 +47,23 @@ pub fn encapsulate(
     handle: Handle,
     frames: &[(&[u8], Offload)],
 ) -> Transmits {
+    encapsulate_from(datapath, now, (handle, LocalPort::TAP), frames)
+}
+
+/// The same, of frames from any local port.
+pub fn encapsulate_from(
+    datapath: &mut Datapath,
+    now: Instant,
+    (handle, port): (Handle, LocalPort),
+    frames: &[(&[u8], Offload)],
+) -> Transmits {
     let room = frames.iter().map(|(bytes, _)| bytes.len() + 64).sum();
     let mut burst = FrameBurst::new(room, frames.len());
     for (bytes, offload) in frames {
         assert!(burst.push_slice(bytes, *offload));
     }
     let mut all = Transmits::default();
-    datapath.admit(now, handle, &burst);
+    datapath.admit(now, handle, port, &burst);
     for _ in 0..1_000 {
         // A worker sends and clears after each part.
         let mut out = Transmits::default();
@@ -173,6 +183,8 @@ pub struct Node {
     pub suspended: bool,
     /// Frames that came out of its tap.
     pub delivered: Vec<(Vni, Vec<u8>)>,
+    /// Which local ports each of them was for.
+    pub delivered_to: Vec<To>,
     /// When, and by which way the last datagram of each came.
     pub delivered_at: Vec<Instant>,
     /// Frames that went back into its tap.
@@ -397,6 +409,7 @@ impl World {
             alive: true,
             suspended: false,
             delivered: Vec::new(),
+            delivered_to: Vec::new(),
             delivered_at: Vec::new(),
             returned: Vec::new(),
             injected: Vec::new(),
@@ -443,6 +456,25 @@ impl World {
         self.send_all(node, resent);
         self.send_all(node, out);
         self.take_returns(node);
+    }
+
+    /// Frames come out of one of a node's local ports at once; gives what stays on the node.
+    pub fn transmit_from(
+        &mut self,
+        node: NodeIndex,
+        port: LocalPort,
+        frames: &[(&[u8], Offload)],
+    ) -> Deliveries {
+        let now = self.now;
+        let this = &mut self.nodes[node];
+        let handle = this.vtep.tables().handles[&vni()];
+        let out = encapsulate_from(&mut this.datapath, now, (handle, port), frames);
+        let mut returns = Deliveries::default();
+        this.datapath.take_returns(&mut returns);
+        self.last_ways = out.datagrams().map(|(run, _)| run.uplink.0).collect();
+        self.send_all(node, out);
+        self.take_returns(node);
+        returns
     }
 
     fn send_all(&mut self, node: NodeIndex, out: Transmits) {
@@ -567,6 +599,7 @@ impl World {
         let (out, control) = decapsulate(&mut node.datapath, now, from, &packet.bytes);
         for (delivery, bytes) in out.iter() {
             node.delivered.push((delivery.vni, bytes.to_vec()));
+            node.delivered_to.push(delivery.to);
             node.delivered_at.push(now);
         }
         self.hand_over(packet.to, control);

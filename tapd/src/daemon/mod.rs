@@ -143,7 +143,7 @@ pub(crate) fn run(config: Config, source: Source) -> Result<(), Failure> {
         let datapath = vtep.datapath();
         let counters = Arc::clone(datapath.counters());
         let (worker, handle) =
-            Worker::new(datapath, sockets, to_control.clone(), capture.tap(), &options())
+            Worker::new(datapath, sockets, to_control.clone(), capture.tap(), options())
                 .context("cannot make a worker")?;
         let pinned = cores.get(number).copied();
         let thread = spawn(number, worker, pinned)?;
@@ -297,7 +297,7 @@ impl Daemon {
         match notice {
             Notice::Control(input) => self.vtep.handle_input(now, input),
             Notice::UplinkError(error) => self.take_uplink_error(now, &error),
-            Notice::TapGone { handle, vni, error } => self.lose_network(handle, vni, &error),
+            Notice::PortGone { handle, vni, error, .. } => self.lose_network(handle, vni, &error),
         }
         // Answers go out at once: a burst of handshakes must not wait for its last one.
         self.drain();

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
 use encap::event::Event;
-use encap::id::{NodeId, Vni};
+use encap::id::{LocalPort, NodeId, Vni};
 use encap::vtep::Vtep;
 use encap::wire::header::Handle;
 use fastpath::tap::{OffloadSwitches, Tap, TapCounters, TapOptions, TapQueue};
@@ -129,7 +129,8 @@ impl Networks {
             let vni = network.config.vni;
             let Some(handle) = handles.get(&vni).copied() else { continue };
             for (worker, port) in workers.iter().zip(network.queues.drain(..)) {
-                worker.handle.send(Command::AddTap { handle, vni, port });
+                let local = LocalPort::TAP;
+                worker.handle.send(Command::AddPort { handle, vni, local, port });
             }
         }
     }
@@ -150,7 +151,7 @@ impl Networks {
         let (give_back, given) = channel();
         for worker in workers {
             let give_back = give_back.clone();
-            worker.handle.send(Command::RemoveTap { handle, give_back });
+            worker.handle.send(Command::RemovePorts { handle, give_back });
         }
         drop(give_back);
         // Ends when every worker has answered; one that does not must not hold up the rest.
