@@ -5,6 +5,7 @@
 
 use std::io;
 use std::os::fd::RawFd;
+use std::time::Instant;
 
 use encap::wire::buf::{BufPool, Burst, FrameBurst, OutFrame, Pieces, Received, Transmit};
 
@@ -50,7 +51,7 @@ pub trait FramePort {
     /// What the port can do.
     fn capabilities(&self) -> FrameCapabilities;
 
-    /// Becomes readable when `rx_burst` would give something.
+    /// Becomes readable when `rx_burst` would give something. None: it must be asked.
     fn poll_fd(&self) -> Option<RawFd>;
 }
 
@@ -78,9 +79,20 @@ pub trait DatagramPort {
         None
     }
 
+    /// Whether the worker is to call [`Self::tick`]; always the same.
+    fn wants_ticks(&self) -> bool {
+        false
+    }
+
+    /// Does what is due by itself, such as asking for a neighbour's address again. Called once per
+    /// pass, at least once a second; `now` is about the time.
+    fn tick(&mut self, now: Instant) {
+        let _ = now;
+    }
+
     /// What the port can do.
     fn capabilities(&self) -> DatagramCapabilities;
 
-    /// Becomes readable when `rx_burst` would give something.
+    /// Becomes readable when `rx_burst` would give something. None: it must be asked.
     fn poll_fd(&self) -> Option<RawFd>;
 }

@@ -43,7 +43,7 @@ const SHORT_SLACK: Duration = Duration::from_micros(1);
 /// [`io::ErrorKind::Unsupported`] if the kernel knows no slices; the timers are set even so. Others
 /// are the kernel's.
 pub fn prefer_latency() -> io::Result<()> {
-    set_timer_slack(SHORT_SLACK)?;
+    sharpen_timers()?;
     let mut attributes = scheduling()?;
     if attributes.sched_policy != libc::SCHED_OTHER as u32 {
         return Ok(());
@@ -57,6 +57,16 @@ pub fn prefer_latency() -> io::Result<()> {
     } else {
         Err(io::Error::new(io::ErrorKind::Unsupported, "the kernel has no slices to choose"))
     }
+}
+
+/// Timers of the calling thread fire at most 1 us late of their own accord instead of 50 us: for one
+/// whose sleeps are shorter than that. Needs no privilege; threads that it starts from now on inherit
+/// it.
+///
+/// # Errors
+/// The kernel's.
+pub fn sharpen_timers() -> io::Result<()> {
+    set_timer_slack(SHORT_SLACK)
 }
 
 /// How late timers of the calling thread may fire, so that several fire at once.

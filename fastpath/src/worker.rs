@@ -6,6 +6,7 @@
 //! Steps 2 and 11 of a packet's walk are `Worker::overlay_to_underlay` and
 //! `Worker::underlay_to_overlay`.
 
+use std::fmt;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::SyncSender;
@@ -28,6 +29,7 @@ use crate::uplink::RX_BATCH;
 use crate::wake::{PollSet, Waker};
 
 use command::Mailbox;
+use idle::Idle;
 
 pub use command::{Command, Notice, WorkerHandle};
 
@@ -69,6 +71,10 @@ counters! {
         pulses_displaced,
         /// Times that the worker blocked for lack of work.
         waits,
+        /// Times that it slept instead, having ports that cannot be waited for.
+        sleeps,
+        /// Microseconds that it slept so.
+        slept_us,
     }
 }
 
@@ -88,10 +94,30 @@ pub struct ToControl {
 }
 
 /// What a worker needs besides its ports.
-#[derive(Debug, Default)]
 pub struct WorkerOptions {
     /// Never block: for a core that is given away.
     pub dedicated: bool,
+    /// The longest that it sleeps while it has nothing to do and a port that cannot be waited for;
+    /// after a second without frames it is 1 ms if that is longer. Zero: it never sleeps.
+    pub max_sleep: Duration,
+    /// Done first, on the worker's own thread.
+    pub on_start: Option<Box<dyn FnOnce() + Send>>,
+}
+
+impl Default for WorkerOptions {
+    fn default() -> Self {
+        Self { dedicated: false, max_sleep: Duration::from_micros(100), on_start: None }
+    }
+}
+
+impl fmt::Debug for WorkerOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WorkerOptions")
+            .field("dedicated", &self.dedicated)
+            .field("max_sleep", &self.max_sleep)
+            .field("on_start", &self.on_start.is_some())
+            .finish()
+    }
 }
 
 /// A local port of a network, as one worker has it.
@@ -124,6 +150,9 @@ pub struct Worker<F, D> {
     /// Local ports that are gone, until the control thread has taken the news.
     gone: Vec<Notice>,
     options: WorkerOptions,
+    idle: Idle,
+    /// Whether an uplink has something to do now and then.
+    ticking: bool,
     /// The wait was ended by the control thread: it wants two passes over all ports.
     woken: bool,
     tidied: Instant,
@@ -161,6 +190,7 @@ impl<F: FramePort, D: DatagramPort> Worker<F, D> {
         };
         let now = Instant::now();
         let ToControl { notices: control, pulses, waker: control_waker } = to_control;
+        let ticking = uplinks.iter().any(DatagramPort::wants_ticks);
         let worker = Self {
             datapath,
             pool: BufPool::new(RECEIVE_BUF_LEN, RX_BATCH * (uplinks.len() + 2)),
@@ -176,7 +206,9 @@ impl<F: FramePort, D: DatagramPort> Worker<F, D> {
             counters,
             error_notices: Policer::new(now, ERROR_NOTICES_PER_SECOND, ERROR_NOTICES_PER_SECOND),
             gone: Vec::new(),
+            idle: Idle::new(now, options.max_sleep),
             options,
+            ticking,
             woken: false,
             tidied: now,
             frames: FrameBurst::new(FRAME_MEMORY, MAX_BURST),
@@ -193,8 +225,11 @@ impl<F: FramePort, D: DatagramPort> Worker<F, D> {
     /// # Errors
     /// The uplink's.
     pub fn run(&mut self) -> io::Result<()> {
+        if let Some(start) = self.options.on_start.take() {
+            start();
+        }
         self.watch();
-        let mut busy_at = Instant::now();
+        self.idle.busy(Instant::now());
         while !self.mailbox.stop.load(Ordering::Acquire) {
             let now = Instant::now();
             if now.saturating_duration_since(self.tidied) >= TIDY_INTERVAL {
@@ -205,9 +240,9 @@ impl<F: FramePort, D: DatagramPort> Worker<F, D> {
             self.step(now)?;
             // Heartbeats come thousands of times a second and are no reason to spin.
             if self.frames_seen() != frames {
-                busy_at = Instant::now();
+                self.idle.busy(Instant::now());
             } else if !self.options.dedicated {
-                self.idle(now, busy_at);
+                self.rest(now);
             }
         }
         Ok(())
@@ -226,6 +261,11 @@ impl<F: FramePort, D: DatagramPort> Worker<F, D> {
     pub fn step(&mut self, now: Instant) -> io::Result<usize> {
         if self.mailbox.waiting.swap(false, Ordering::AcqRel) {
             self.take_commands();
+        }
+        if self.ticking {
+            self.uplinks.iter_mut().filter(|uplink| uplink.wants_ticks()).for_each(|uplink| {
+                uplink.tick(now);
+            });
         }
         // Heartbeats first: `now` is when they are read, which is what round trips are measured by.
         let moved = self.underlay_to_overlay(now)? + self.overlay_to_underlay(now);

@@ -19,11 +19,12 @@ use encap::stats::DropReason;
 use encap::vtep::Vtep;
 use encap::vtep::config::{Limits, LinkConfig, NetworkConfig, PeerConfig, VtepConfig};
 use encap::wire::buf::{
-    BufPool, Checksum, FrameBurst, Offload, OutFrame, PacketBuf, Pieces, Span, Transmit, UplinkId,
+    BufPool, Checksum, FrameBurst, Offload, OutFrame, PacketBuf, Pieces, Received, Span, Transmit,
+    UplinkId,
 };
 use fastpath::capture::{Capture, CaptureFilter};
 use fastpath::memory::{Faults, MemoryDatagramPort, MemoryFramePort, datagram_cable, frame_cable};
-use fastpath::port::{DatagramPort, FrameCapabilities, FramePort, TxReport};
+use fastpath::port::{DatagramCapabilities, DatagramPort, FrameCapabilities, FramePort, TxReport};
 use fastpath::wake::Waker;
 use fastpath::worker::{
     Command, Notice, PULSE_QUEUE, Pulses, ToControl, Worker, WorkerHandle, WorkerOptions,
@@ -484,6 +485,35 @@ impl FramePort for Scribbler {
     }
 }
 
+/// A memory uplink that counts its ticks.
+struct Ticking(MemoryDatagramPort, Arc<Mutex<Vec<Instant>>>);
+
+impl DatagramPort for Ticking {
+    fn rx_burst(&mut self, pool: &mut BufPool, received: &mut Vec<Received>) -> io::Result<()> {
+        self.0.rx_burst(pool, received)
+    }
+
+    fn tx_burst(&mut self, memory: &[u8], transmits: &[Transmit]) -> TxReport {
+        self.0.tx_burst(memory, transmits)
+    }
+
+    fn wants_ticks(&self) -> bool {
+        true
+    }
+
+    fn tick(&mut self, now: Instant) {
+        self.1.lock().unwrap().push(now);
+    }
+
+    fn capabilities(&self) -> DatagramCapabilities {
+        self.0.capabilities()
+    }
+
+    fn poll_fd(&self) -> Option<RawFd> {
+        None
+    }
+}
+
 /// A worker of a node alone, and what it needs to live.
 struct Alone<F, D> {
     worker: Worker<F, D>,
@@ -537,4 +567,62 @@ fn flow_each_of_several_ports_gets_a_copy_of_its_own() {
         assert_eq!(*wrote.lock().unwrap(), sent);
     }
     assert!(echo.lock().unwrap().is_empty(), "a frame came back to where it came from");
+}
+
+/// Waits until `done`, for as long as a busy machine may take.
+fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !done() {
+        assert!(Instant::now() < deadline, "{what}");
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn flow_a_worker_with_ports_that_cannot_be_waited_for_sleeps_and_looks() {
+    let mut alone = Alone::new(Instant::now(), |uplink| uplink, WorkerOptions::default());
+    let cables = [1, 2].map(|seed| frame_cable(MAX_FRAME, Faults::default(), seed));
+    let [(mut one, first), (mut two, second)] = cables;
+    alone.add([first, second]);
+    let Alone { mut worker, handle, .. } = alone;
+    let counters = Arc::clone(handle.counters());
+    let thread = std::thread::spawn(move || worker.run());
+    for number in 0..3 {
+        let before = counters.sleeps.get();
+        wait_for("it does not sleep", || counters.sleeps.get() > before + 20);
+        let bytes = frame(number, 64);
+        put(&mut one, &bytes);
+        wait_for("it does not look", || take(&mut two) == [bytes.clone()]);
+    }
+    assert_eq!(counters.waits.get(), 0, "it blocked, and nothing would have woken it");
+    assert!(counters.slept_us.get() > 0);
+    handle.stop();
+    thread.join().unwrap().unwrap();
+}
+
+#[test]
+fn api_ticks_and_the_start_come_on_the_workers_own_thread() {
+    let ticks = Arc::new(Mutex::new(Vec::new()));
+    let (started, starts) = channel();
+    let seen = Arc::clone(&ticks);
+    let start = move || {
+        let before = seen.lock().unwrap().len();
+        started.send((std::thread::current().id(), before)).unwrap();
+    };
+    let options = WorkerOptions { on_start: Some(Box::new(start)), ..WorkerOptions::default() };
+    let now = Instant::now();
+    let uplink = |memory| Ticking(memory, Arc::clone(&ticks));
+    let mut alone = Alone::<MemoryFramePort, _>::new(now, uplink, options);
+    for ms in 0..3 {
+        alone.worker.step(now + Duration::from_millis(ms)).unwrap();
+    }
+    let expected = [0, 1, 2].map(|ms| now + Duration::from_millis(ms));
+    assert_eq!(*ticks.lock().unwrap(), expected);
+    let Alone { mut worker, handle, .. } = alone;
+    let thread = std::thread::spawn(move || worker.run());
+    wait_for("no ticks", || ticks.lock().unwrap().len() > 10);
+    assert_eq!(starts.recv().unwrap(), (thread.thread().id(), 3));
+    handle.stop();
+    thread.join().unwrap().unwrap();
+    assert!(starts.recv().is_err(), "it started twice");
 }

@@ -1,10 +1,15 @@
 //! What a worker does when nothing comes: it gives the core to others, and blocks when that has gone
 //! on for a while.
+//!
+//! A port that cannot be waited for (a polled device, memory) has to be looked at: with such a port
+//! the worker never blocks, it sleeps. The sleeps begin short and grow, so that an answer to what was
+//! just sent is met soon and an idle node costs little.
 
 use std::time::{Duration, Instant};
 
 use super::Worker;
 use crate::port::{DatagramPort, FramePort};
+use crate::process;
 
 /// How long a worker polls on after the last packet before it blocks: shorter than a context
 /// switch costs, long enough to catch the answer to what was just sent.
@@ -13,27 +18,169 @@ const SPIN: Duration = Duration::from_micros(20);
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
 /// While frames wait for a session it looks this often.
 const HANDSHAKE_WAIT: Duration = Duration::from_millis(5);
+/// The first sleep; each one after it is twice as long.
+const FIRST_SLEEP: Duration = Duration::from_micros(1);
+/// Without frames for so long, nobody is in a hurry.
+const LONG_QUIET: Duration = Duration::from_secs(1);
+/// The longest sleep from then on, where it may not be longer anyway.
+const QUIET_SLEEP: Duration = Duration::from_millis(1);
 
-impl<F: FramePort, D: DatagramPort> Worker<F, D> {
-    pub(super) fn watch(&mut self) {
-        let ports = self.ports.iter().filter_map(|slot| slot.port.poll_fd());
-        let uplinks = self.uplinks.iter().filter_map(DatagramPort::poll_fd);
-        self.poll_set.set(std::iter::once(self.waker.fd()).chain(ports).chain(uplinks));
+/// What to do after a pass that moved no frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Rest {
+    /// Give the core to others for a moment.
+    Yield,
+    /// Wait for the descriptors of the ports.
+    Block,
+    /// The same, for so long at most: there are ports without one.
+    Sleep(Duration),
+}
+
+/// For how long there has been nothing to do.
+#[derive(Debug)]
+pub(super) struct Idle {
+    busy_at: Instant,
+    /// The last sleep since then.
+    sleep: Duration,
+    max_sleep: Duration,
+    /// Whether every port can be waited for.
+    waitable: bool,
+    /// Whether this thread's timers were made to fire in time.
+    sharp: bool,
+}
+
+impl Idle {
+    pub(super) fn new(now: Instant, max_sleep: Duration) -> Self {
+        Self { busy_at: now, sleep: Duration::ZERO, max_sleep, waitable: true, sharp: false }
     }
 
-    /// Nothing to do: gives the core to others, and blocks when that has gone on for a while.
-    pub(super) fn idle(&mut self, now: Instant, busy_at: Instant) {
-        if now.saturating_duration_since(busy_at) < SPIN {
+    /// Frames went by.
+    pub(super) fn busy(&mut self, now: Instant) {
+        (self.busy_at, self.sleep) = (now, Duration::ZERO);
+    }
+
+    fn rest(&mut self, now: Instant) -> Rest {
+        let quiet = now.saturating_duration_since(self.busy_at);
+        if quiet < SPIN {
+            return Rest::Yield;
+        }
+        if self.waitable {
+            return Rest::Block;
+        }
+        if self.max_sleep.is_zero() {
+            return Rest::Yield;
+        }
+        let longest = if quiet < LONG_QUIET { Duration::ZERO } else { QUIET_SLEEP };
+        let grown = (self.sleep * 2).max(FIRST_SLEEP);
+        self.sleep = grown.min(longest.max(self.max_sleep));
+        Rest::Sleep(self.sleep)
+    }
+}
+
+impl<F: FramePort, D: DatagramPort> Worker<F, D> {
+    /// Takes down what there is to wait for.
+    pub(super) fn watch(&mut self) {
+        let ports = self.ports.iter().map(|slot| slot.port.poll_fd());
+        let all = || ports.clone().chain(self.uplinks.iter().map(DatagramPort::poll_fd));
+        self.idle.waitable = all().all(|fd| fd.is_some());
+        self.poll_set.set(std::iter::once(self.waker.fd()).chain(all().flatten()));
+    }
+
+    /// Nothing to do.
+    pub(super) fn rest(&mut self, now: Instant) {
+        let rest = self.idle.rest(now);
+        if rest == Rest::Yield {
             std::thread::yield_now();
             return;
         }
         if std::mem::take(&mut self.woken) {
             return;
         }
+        if let Rest::Sleep(time) = rest {
+            return self.sleep(time);
+        }
         self.counters.waits.add(1);
         let longest = if self.datapath.has_waiting() { HANDSHAKE_WAIT } else { LONGEST_WAIT };
+        self.wait(longest);
+    }
+
+    fn sleep(&mut self, time: Duration) {
+        if !std::mem::replace(&mut self.idle.sharp, true)
+            && let Err(error) = process::sharpen_timers()
+        {
+            log::warn!("a worker's sleeps are 50 us longer than they should be: {error}");
+        }
+        let start = Instant::now();
+        self.wait(time);
+        let slept = start.elapsed().as_micros();
+        self.counters.sleeps.add(1);
+        self.counters.slept_us.add(u64::try_from(slept).unwrap_or(u64::MAX));
+    }
+
+    fn wait(&mut self, longest: Duration) {
         if self.poll_set.wait(longest) {
             self.woken = self.waker.clear();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn us(us: u64) -> Duration {
+        Duration::from_micros(us)
+    }
+
+    /// What comes of one look after the other, each at this time after the last frame.
+    fn rests(idle: &mut Idle, start: Instant, times: &[Duration]) -> Vec<Rest> {
+        times.iter().map(|time| idle.rest(start + *time)).collect()
+    }
+
+    #[test]
+    fn ports_that_can_be_waited_for_are_waited_for() {
+        let start = Instant::now();
+        let mut idle = Idle::new(start, us(100));
+        let rests = rests(&mut idle, start, &[us(0), us(19), us(20), us(5_000_000)]);
+        assert_eq!(rests, [Rest::Yield, Rest::Yield, Rest::Block, Rest::Block]);
+    }
+
+    #[test]
+    fn sleeps_grow_to_their_longest_and_begin_anew_with_a_frame() {
+        let start = Instant::now();
+        let mut idle = Idle { waitable: false, ..Idle::new(start, us(100)) };
+        assert_eq!(rests(&mut idle, start, &[us(0), us(19)]), [Rest::Yield; 2]);
+        let slept = |rests: Vec<Rest>| -> Vec<u128> {
+            let us = |rest: Rest| match rest {
+                Rest::Sleep(time) => time.as_micros(),
+                other => panic!("{other:?}"),
+            };
+            rests.into_iter().map(us).collect()
+        };
+        let growing = slept(rests(&mut idle, start, &[us(30); 10]));
+        assert_eq!(growing, [1, 2, 4, 8, 16, 32, 64, 100, 100, 100]);
+        let second = us(1_000_000);
+        let long = slept(rests(&mut idle, start, &[second; 6]));
+        assert_eq!(long, [200, 400, 800, 1_000, 1_000, 1_000]);
+        idle.busy(start + second);
+        let again = [second + us(19), second + us(20)];
+        assert_eq!(rests(&mut idle, start, &again), [Rest::Yield, Rest::Sleep(us(1))]);
+    }
+
+    #[test]
+    fn the_longest_sleep_may_be_anything() {
+        let start = Instant::now();
+        let hour = us(3_600_000_000);
+        for (max_sleep, rest) in [
+            (us(0), Rest::Yield),
+            (Duration::from_nanos(1), Rest::Sleep(Duration::from_nanos(1))),
+            (us(10_000), Rest::Sleep(us(10_000))),
+        ] {
+            let mut idle = Idle { waitable: false, ..Idle::new(start, max_sleep) };
+            let last = rests(&mut idle, start, &[us(500); 30]).pop();
+            assert_eq!(last, Some(rest));
+        }
+        let mut idle = Idle { waitable: false, ..Idle::new(start, us(10_000)) };
+        assert_eq!(rests(&mut idle, start, &[hour; 30]).pop(), Some(Rest::Sleep(us(10_000))));
     }
 }

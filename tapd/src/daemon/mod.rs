@@ -137,7 +137,8 @@ pub(crate) fn run(config: Config, source: Source) -> Result<(), Failure> {
         true => affinity::allowed_cores().context("cannot ask for the cores")?,
         false => Vec::new(),
     };
-    let options = || WorkerOptions { dedicated: config.daemon.dedicated };
+    let options =
+        || WorkerOptions { dedicated: config.daemon.dedicated, ..WorkerOptions::default() };
     let mut workers = Vec::new();
     for (number, sockets) in uplinks.take_worker_sockets().into_iter().enumerate() {
         let datapath = vtep.datapath();
