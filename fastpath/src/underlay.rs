@@ -160,11 +160,15 @@ pub(crate) fn wire_sum(bytes: &[u8]) -> u16 {
 }
 
 /// The sum over the pseudo header without its length: addresses and protocol (RFC 768, RFC 8200
-/// section 8.1). At most 33 words, not folded.
+/// section 8.1). At most 17 words, not folded.
+#[inline]
 pub(crate) fn pseudo_header_sum(source: IpAddr, destination: IpAddr, protocol: u8) -> u64 {
     let sum = |ip| match ip {
-        IpAddr::V4(ip) => u64::from(wire_sum(&Ipv4Addr::octets(&ip))),
-        IpAddr::V6(ip) => u64::from(wire_sum(&Ipv6Addr::octets(&ip))),
+        IpAddr::V4(ip) => {
+            let bits = u64::from(Ipv4Addr::to_bits(ip));
+            (bits >> 16) + (bits & 0xffff)
+        }
+        IpAddr::V6(ip) => Ipv6Addr::segments(&ip).into_iter().map(u64::from).sum(),
     };
     sum(source) + sum(destination) + u64::from(protocol)
 }

@@ -167,7 +167,9 @@ fn ipv4(
     let (Some(whole_header), true) = (packet.get(..header_len), total_len <= packet.len()) else {
         return drop(UnderlayDrop::Truncated);
     };
-    if wire_sum(whole_header) != 0xffff {
+    let sum =
+        if header_len == IPV4_HEADER_LEN { short_sum(header) } else { wire_sum(whole_header) };
+    if sum != 0xffff {
         return drop(UnderlayDrop::BadIpChecksum);
     }
     let destination = Ipv4Addr::new(d0, d1, d2, d3);
@@ -257,6 +259,12 @@ fn ipv6(
         }
         _ => Err(Classified::Foreign),
     }
+}
+
+/// The sum over a header without options. Of a right one it is all ones in any byte order.
+fn short_sum(header: &[u8; IPV4_HEADER_LEN]) -> u16 {
+    let (words, _) = header.as_chunks();
+    fold_sum(words.iter().map(|word| u64::from(u32::from_ne_bytes(*word))).sum())
 }
 
 /// Both addresses of an IPv6 header; unspecified ones where there are no bytes.
