@@ -29,6 +29,9 @@ const ND_HOP_LIMIT: u8 = 255;
 pub enum RxChecksum {
     /// Nothing: it is checked here.
     Unknown,
+    /// The same, and the sender may be on this machine and have left the sum to a card that does
+    /// not exist: then the field holds the sum over the pseudo header only.
+    MaybePartial,
     /// It is right.
     Good,
     /// It is wrong. A datagram without one is taken all the same.
@@ -302,15 +305,18 @@ fn udp(
     if !ports.contains(&port) {
         return Err(Classified::Foreign);
     }
-    let sum_is_good = || {
+    let partial_sum = || {
         let pseudo = pseudo_header_sum(packet.source, packet.destination, protocol::UDP);
-        fold_sum(pseudo + u64::from(len) + u64::from(wire_sum(datagram))) == 0xffff
+        fold_sum(pseudo + u64::from(len))
     };
+    let sum_is_good =
+        || fold_sum(u64::from(partial_sum()) + u64::from(wire_sum(datagram))) == 0xffff;
     match ([c0, c1], checksum) {
         ([0, 0], _) if packet.source.is_ipv4() => {}
         ([0, 0], _) => return drop(UnderlayDrop::NoUdpChecksum),
         (_, RxChecksum::Good) => {}
-        (_, RxChecksum::Unknown) if sum_is_good() => {}
+        (_, RxChecksum::Unknown | RxChecksum::MaybePartial) if sum_is_good() => {}
+        (field, RxChecksum::MaybePartial) if u16::from_be_bytes(field) == partial_sum() => {}
         _ => return drop(UnderlayDrop::BadUdpChecksum),
     }
     Ok(Classified::Datagram {

@@ -512,3 +512,26 @@ fn every_reason_has_a_counter_of_its_own() {
     let hosts: Vec<_> = reasons.into_iter().filter(|reason| reason.may_be_hosts()).collect();
     assert_eq!(hosts, [D::BadVlan, D::WrongDestination]);
 }
+
+#[test]
+fn sums_left_to_a_card_pass_only_where_the_sender_may_be_on_this_machine() {
+    for ipv6 in [false, true] {
+        let (us, them) = (local(ipv6, None), remote(ipv6, None));
+        let to = SocketAddr::new(us.ip, OUR_PORT);
+        let template = Template::new(&them, us.mac, to, 4000).unwrap();
+        let mut frame = vec![0; template.len() + 7];
+        template.write(&mut frame, b"payload", 0, 1, UdpChecksum::Hardware).unwrap();
+        let read = |frame: &[u8], sum| classify(frame, &us, &(OUR_PORT..=OUR_PORT), sum);
+        let bad = Classified::Drop(UnderlayDrop::BadUdpChecksum);
+        assert_eq!(read(&frame, RxChecksum::Unknown), bad);
+        let taken = read(&frame, RxChecksum::MaybePartial);
+        assert!(matches!(taken, Classified::Datagram { .. }), "{taken:?}");
+        // A sum that is merely wrong does not pass, a whole one does.
+        let at = template.len() - 1;
+        frame[at] ^= 1;
+        assert_eq!(read(&frame, RxChecksum::MaybePartial), bad);
+        template.write(&mut frame, b"payload", 0, 1, UdpChecksum::Software).unwrap();
+        let taken = read(&frame, RxChecksum::MaybePartial);
+        assert!(matches!(taken, Classified::Datagram { .. }), "{taken:?}");
+    }
+}

@@ -36,7 +36,7 @@ use crate::neighbor::{
     NeighborConfig, NeighborCounters, NeighborEvent, NeighborInfo, NeighborLimits, Neighbors,
 };
 use crate::port::TxReport;
-use crate::underlay::{LocalAddress, UdpChecksum, UnderlayCounters};
+use crate::underlay::{LocalAddress, RxChecksum, UdpChecksum, UnderlayCounters};
 use exception::Exception;
 use sender::{Run, Sender};
 
@@ -186,6 +186,8 @@ struct Shared {
     /// Largest IP packet in bytes.
     ip_mtu: u16,
     checksum: UdpChecksum,
+    /// What a checksum is that the port says nothing of.
+    unchecked: RxChecksum,
     neighbors: Mutex<Neighbors>,
     /// MAC addresses of next hops, as the neighbours know them.
     resolved: ArcSwap<HashMap<IpAddr, MacAddr>>,
@@ -219,6 +221,18 @@ impl Shared {
     fn us(&self, at: Instant) -> u64 {
         let since = at.saturating_duration_since(self.started);
         u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
+    }
+
+    /// What the port says of a datagram's checksum. One that is left to the receiver's card has
+    /// crossed nothing but memory.
+    fn rx_checksum(&self, flags: u32) -> RxChecksum {
+        if flags & dpdk_sys::RX_L4_BAD != 0 {
+            RxChecksum::Bad
+        } else if flags & (dpdk_sys::RX_L4_GOOD | dpdk_sys::RX_L4_PARTIAL) != 0 {
+            RxChecksum::Good
+        } else {
+            self.unchecked
+        }
     }
 
     /// Publishes what the neighbours know, and keeps what they tell.
@@ -349,6 +363,11 @@ impl DpdkPort {
             ports: base..=base.saturating_add(PORT_COUNT - 1),
             ip_mtu: options.mtu,
             checksum,
+            // These share the cable of the kernel's interface, whose other end may be on this machine.
+            unchecked: match info.driver.as_str() {
+                "net_af_packet" | "net_af_xdp" => RxChecksum::MaybePartial,
+                _ => RxChecksum::Unknown,
+            },
             resolved: ArcSwap::from_pointee(neighbors.table()),
             neighbors: Mutex::new(neighbors),
             generation: AtomicU64::new(0),

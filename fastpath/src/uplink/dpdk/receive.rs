@@ -18,8 +18,8 @@ use crate::dpdk::{RxPacket, RxQueue};
 use crate::neighbor::Neighbors;
 use crate::port::{DatagramCapabilities, DatagramPort, MAX_BURST, TxReport};
 use crate::underlay::{
-    Classified, IPV4_HEADER_LEN, IPV6_HEADER_LEN, RxChecksum, UDP_HEADER_LEN, UnderlayCounters,
-    classify, echo_reply,
+    Classified, IPV4_HEADER_LEN, IPV6_HEADER_LEN, UDP_HEADER_LEN, UnderlayCounters, classify,
+    echo_reply,
 };
 
 /// Echo requests that are answered in a second.
@@ -105,7 +105,7 @@ impl Share {
     ) {
         let shared = &self.sender.shared;
         let counters = &self.sender.counters;
-        match classify(frame, &shared.local, &shared.ports, checksum(flags)) {
+        match classify(frame, &shared.local, &shared.ports, shared.rx_checksum(flags)) {
             Classified::Datagram { remote, mark, payload, .. } => {
                 let payload = frame.get(payload).unwrap_or_default();
                 counters.rx_datagrams.add(1);
@@ -139,6 +139,13 @@ impl Share {
                 }
             }
             Classified::NotOurs => counters.rx_dropped_not_ours.add(1),
+            // The host may have other addresses behind our MAC address, and other VLANs.
+            Classified::Drop(reason)
+                if reason.may_be_hosts()
+                    && self.exception.as_mut().is_some_and(|exception| exception.give(frame)) =>
+            {
+                counters.rx_exception.add(1);
+            }
             Classified::Drop(reason) => self.underlay.count(reason),
         }
     }
@@ -186,18 +193,6 @@ impl Share {
             self.sender.send_frames(frames.iter().map(|(_, bytes)| bytes));
             frames.clear();
         }
-    }
-}
-
-/// What the port says of a datagram's checksum. One that is left to the receiver's card has crossed
-/// nothing but memory.
-fn checksum(flags: u32) -> RxChecksum {
-    if flags & dpdk_sys::RX_L4_BAD != 0 {
-        RxChecksum::Bad
-    } else if flags & (dpdk_sys::RX_L4_GOOD | dpdk_sys::RX_L4_PARTIAL) != 0 {
-        RxChecksum::Good
-    } else {
-        RxChecksum::Unknown
     }
 }
 
