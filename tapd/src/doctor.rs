@@ -7,6 +7,8 @@ mod machine;
 mod tap;
 mod uplink;
 mod ports;
+mod dpdk;
+mod pci;
 
 use std::fmt;
 use std::fs;
@@ -149,7 +151,9 @@ fn examine(request: Request) -> Report {
     tap::check_kernel(net_admin, &mut report);
     let uplinks = uplink::list(config, &mut report);
     uplink::check(&uplinks, config, running, &mut report);
+    dpdk::check(config, running.is_some(), &mut report);
     if let Some(config) = config {
+        let uplinks = [uplinks, dpdk::uplinks(Some(config))].concat();
         tap::check_networks(config, &uplinks, running.is_some(), &mut report);
     }
     report

@@ -8,11 +8,13 @@
 //! Next: [`crate::uplink::dpdk`] for the underlay, [`crate::vhost`] for virtual machines.
 
 mod eal;
+mod look;
 mod pool;
 mod port;
 mod queue;
 
 pub use eal::{Eal, EalOptions, Hugepages};
+pub use look::Shim;
 pub use pool::Pool;
 pub use port::{Port, PortInfo, PortOptions, QueueEvent};
 pub use queue::{PacketWriter, RxBurst, RxPacket, RxQueue, TxOffload, TxQueue};

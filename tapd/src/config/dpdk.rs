@@ -98,7 +98,7 @@ impl Port {
     ///
     /// # Errors
     /// What is wrong, to be read behind the text.
-    pub(super) fn parse(text: &str) -> Result<Self, String> {
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
         let (name, arguments) = text.split_once(',').unwrap_or((text, ""));
         let clean = |byte: u8| byte.is_ascii_graphic();
         let pairs = arguments.split(',').all(|pair| pair.contains('=') && !pair.starts_with('='));
@@ -122,7 +122,6 @@ impl Port {
     }
 
     /// The value of one of its arguments.
-    #[allow(dead_code, reason = "ports are not opened yet")]
     pub(crate) fn argument(&self, key: &str) -> Option<&str> {
         let (Self::Pci { arguments, .. } | Self::Virtual { arguments, .. }) = self;
         let mut pairs = arguments.split(',').filter_map(|pair| pair.split_once('='));

@@ -38,14 +38,14 @@ use ipnet::IpNet;
 pub(crate) use derive::{derived_address, derived_mac};
 pub(crate) use detector::{DetectorConfig, Profile};
 pub(crate) use diff::{Change, Changes};
-pub(crate) use dpdk::{DpdkConfig, DpdkPort};
+pub(crate) use dpdk::{DpdkConfig, DpdkPort, Hugepages, Port};
 pub(crate) use fault::Faults;
 pub(crate) use key::{ClusterKey, KEY_LEN};
 pub(crate) use links::{Family, LinkOptions, NodeAddress, NodeLink, Pair};
 pub(crate) use node::NodeSelector;
 pub(crate) use traffic::{Dscp, Level, Policy, Protect};
 pub(crate) use validate::check_socket_path;
-pub(crate) use vhost::VhostUser;
+pub(crate) use vhost::{Mode as VhostMode, VhostUser};
 
 use fault::{At, Collector};
 

@@ -416,7 +416,7 @@ fn documentation_names_every_default() {
         DEFAULT_ROTATE_PACKETS.to_string(),
         detector::DEFAULT_HEARTBEATS_PER_S.to_string(),
         dpdk::DEFAULT_MEMORY_MB.to_string(),
-        format!("\"{}\"", dpdk::Hugepages::default().name()),
+        format!("\"{}\"", Hugepages::default().name()),
         dpdk::DEFAULT_MAX_SLEEP_US.to_string(),
         dpdk::DEFAULT_PORT_MTU.to_string(),
         format!("\"{}\"", vhost::Mode::default().name()),

@@ -61,7 +61,6 @@ impl Mode {
 
 impl VhostUser {
     /// Queue pairs on a node with so many workers: one each where nothing is said.
-    #[allow(dead_code, reason = "VM ports are not opened yet")]
     pub(crate) fn queues(&self, workers: usize) -> u16 {
         let workers = u16::try_from(workers).unwrap_or(MAX_QUEUES);
         self.queues.unwrap_or_else(|| workers.clamp(1, MAX_QUEUES))

@@ -132,7 +132,7 @@ pub(super) fn check_networks(
     }
 }
 
-fn check_new(check: &str, tap: &str, running: bool, report: &mut Report) {
+pub(super) fn check_new(check: &str, tap: &str, running: bool, report: &mut Report) {
     match Interface::open(tap) {
         Ok(_) if running => report.ok(check, "is there, made by the daemon that runs"),
         Ok(_) => report.fail(

@@ -42,7 +42,9 @@ pub(super) fn list(config: Option<&Config>, report: &mut Report) -> Vec<Uplink> 
     match config {
         Some(config) => {
             let links = config.own_node().map_or(&[][..], |own| own.links.as_slice());
-            links.iter().filter_map(|link| configured(link, links.len() > 1, report)).collect()
+            // What is on a DPDK port is nothing that the kernel knows.
+            let kernel = links.iter().filter(|link| link.dpdk.is_none());
+            kernel.filter_map(|link| configured(link, links.len() > 1, report)).collect()
         }
         None => general(),
     }
