@@ -7,6 +7,7 @@
 
 pub mod tap;
 pub mod vhost;
+pub mod overlay;
 pub mod vnet;
 pub mod port;
 pub mod worker;

@@ -2,6 +2,7 @@
 
 mod links;
 mod offloads;
+mod ports;
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -37,6 +38,8 @@ fn text(topic: Topic, data: serde_json::Value, verbose: bool) -> serde_json::Res
         Topic::Networks => networks_text(&serde_json::from_value::<Vec<_>>(data)?),
         Topic::Fdb => fdb_text(&serde_json::from_value::<Vec<_>>(data)?),
         Topic::Offloads => offloads::text(&serde_json::from_value(data)?),
+        Topic::Ports => ports::text(&serde_json::from_value::<Vec<_>>(data)?),
+        Topic::Neighbors => ports::neighbors_text(&serde_json::from_value::<Vec<_>>(data)?),
         Topic::Counters => counters_text(&serde_json::from_value(data)?),
     })
 }
@@ -163,7 +166,10 @@ fn fdb_text(entries: &[FdbReply]) -> String {
         table.row([
             entry.vni.to_string(),
             entry.mac.clone(),
-            entry.behind.clone(),
+            match &entry.port {
+                Some(port) => format!("{} {port}", entry.behind),
+                None => entry.behind.clone(),
+            },
             entry.kind.clone(),
             entry.age_s.map_or_else(dash, |age| format!("{age} s")),
             if entry.frozen { "frozen".to_owned() } else { String::new() },

@@ -120,6 +120,10 @@ pub(crate) enum Topic {
     Fdb,
     /// What is left to kernel and cards, and how many packets share a call
     Offloads,
+    /// Ports of this node: taps, VM ports, uplinks
+    Ports,
+    /// Who is asked for MAC addresses at DPDK ports
+    Neighbors,
     /// Totals, and what was dropped for which reason
     Counters,
 }
@@ -378,6 +382,9 @@ pub(crate) struct FdbReply {
     /// Name of the peer that it is behind, or `local`.
     #[serde(rename = "where")]
     pub(crate) behind: String,
+    /// Where it is on this node, as in [`PortReply::port`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) port: Option<String>,
     /// `static` or `learnt`.
     pub(crate) kind: String,
     /// Seconds since it was last seen, for learnt ones.
@@ -434,6 +441,77 @@ pub(crate) struct RunsReply {
     pub(crate) packets_per_call: Option<f64>,
     /// Bytes by calls.
     pub(crate) bytes_per_call: Option<u64>,
+}
+
+/// One element of the answer to [`Topic::Ports`].
+///
+/// What a port does not have, or does not count, is absent.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct PortReply {
+    /// What it is called, as in [`CountersReply::ports`].
+    pub(crate) port: String,
+    /// `tap`, `vhost-user`, `udp` or `dpdk`.
+    pub(crate) kind: String,
+    /// What is behind it: an interface of the kernel, or what DPDK drives.
+    pub(crate) device: String,
+    /// Name of DPDK's driver.
+    pub(crate) driver: Option<String>,
+    /// Name of its link, of uplinks.
+    pub(crate) link: Option<String>,
+    /// Its network, of taps and VM ports.
+    pub(crate) vni: Option<u32>,
+    /// Address and port, of uplinks.
+    pub(crate) address: Option<String>,
+    /// MAC address.
+    pub(crate) mac: Option<String>,
+    /// Largest layer-3 packet in bytes.
+    pub(crate) mtu: Option<u32>,
+    /// Its link is up; of VM ports: a guest is there.
+    pub(crate) up: Option<bool>,
+    /// Queues that are served.
+    pub(crate) queues: usize,
+    /// What is left to the other side, in words.
+    pub(crate) offloads: Vec<String>,
+    /// Packets received from it; a super-frame or a run of datagrams counts as what it stands for
+    /// where that is known.
+    pub(crate) rx_packets: u64,
+    /// Their bytes.
+    pub(crate) rx_bytes: u64,
+    /// Packets sent by it.
+    pub(crate) tx_packets: u64,
+    /// Their bytes.
+    pub(crate) tx_bytes: u64,
+    /// Packets that it received with errors.
+    pub(crate) rx_errors: Option<u64>,
+    /// Packets that it did not send.
+    pub(crate) tx_errors: Option<u64>,
+    /// Packets that it dropped, its ring being full.
+    pub(crate) rx_missed: Option<u64>,
+    /// Packets that it dropped for lack of buffers.
+    pub(crate) rx_no_buffer: Option<u64>,
+    /// Packet buffers of its store, which VM ports share.
+    pub(crate) buffers: Option<u32>,
+    /// Those in use, also those that wait in rings.
+    pub(crate) buffers_used: Option<u32>,
+    /// NUMA node of the card.
+    pub(crate) numa_node: Option<u32>,
+}
+
+/// One element of the answer to [`Topic::Neighbors`].
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct NeighborReply {
+    /// The DPDK uplink, as in [`PortReply::port`].
+    pub(crate) port: String,
+    /// IP address.
+    pub(crate) address: String,
+    /// MAC address, where it is known.
+    pub(crate) mac: Option<String>,
+    /// `incomplete`, `reachable`, `stale`, `delay`, `probe`, `failed` or `static`.
+    pub(crate) state: String,
+    /// Milliseconds in this state.
+    pub(crate) age_ms: u64,
 }
 
 /// What one worker counted.

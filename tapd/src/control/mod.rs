@@ -13,9 +13,9 @@ mod client;
 pub(crate) use client::Client;
 pub(crate) use events::{Event, Events};
 pub(crate) use message::{
-    CountersReply, FdbReply, LinkReply, MemberReply, NetworkReply, OffloadReply, OffloadsReply,
-    PeerReply, ReloadReply, Request, RunsReply, StatusReply, Topic, TransitionReply,
-    WorkerCounters,
+    CountersReply, FdbReply, LinkReply, MemberReply, NeighborReply, NetworkReply, OffloadReply,
+    OffloadsReply, PeerReply, PortReply, ReloadReply, Request, RunsReply, StatusReply, Topic,
+    TransitionReply, WorkerCounters,
 };
 pub(crate) use server::{Incoming, ReplySender, Server, hung_up};
 

@@ -18,7 +18,7 @@ use log::{info, warn};
 
 use super::Daemon;
 use super::uplinks::Uplinks;
-use crate::config::Config;
+use crate::config::{Config, Pair};
 
 /// Begins to listen to the kernel's news of interfaces, addresses and neighbours. Without it links
 /// fail a little later: by their heartbeats.
@@ -35,8 +35,12 @@ pub(super) fn open_monitor(config: &Config, uplinks: &Uplinks) -> Option<Monitor
         .ok()
 }
 
+/// The peers' addresses that the kernel sends to.
 fn remotes(config: &Config) -> Vec<IpAddr> {
-    config.peers().flat_map(|peer| peer.addresses()).collect()
+    let links = config.own_node().map_or(&[][..], |own| own.links.as_slice());
+    let by_kernel = |pair: &Pair| links.get(pair.local).is_some_and(|link| link.dpdk.is_none());
+    let pairs = config.peers().flat_map(|peer| config.pairs(peer)).filter(by_kernel);
+    pairs.filter_map(|pair| pair.remote.fixed()).collect()
 }
 
 impl Daemon {
@@ -44,6 +48,7 @@ impl Daemon {
     pub(super) fn look_at_interfaces(&mut self) {
         let news = self.monitor.as_ref().map(Monitor::snapshot).unwrap_or_default();
         self.tell_news(news);
+        self.look_at_dpdk_links(Instant::now());
     }
 
     /// Takes what the kernel says of interfaces.

@@ -4,7 +4,10 @@
 //! the signals, and never touches a frame.
 
 mod networks;
+mod vm_ports;
 mod uplinks;
+mod dpdk;
+mod ports;
 mod links;
 mod protocol;
 mod report;
@@ -24,9 +27,10 @@ use anyhow::{Context, anyhow};
 use encap::stats::Counters;
 use encap::vtep::Vtep;
 use fastpath::capture::Capture;
+use fastpath::dpdk::Eal;
 use fastpath::monitor::Monitor;
-use fastpath::tap::TapQueue;
-use fastpath::uplink::socket::UdpUplink;
+use fastpath::overlay::OverlayPort;
+use fastpath::uplink::any;
 use fastpath::wake::{PollSet, Waker};
 use fastpath::worker::{
     Notice, PULSE_QUEUE, Pulses, ToControl, Worker, WorkerHandle, WorkerOptions,
@@ -38,6 +42,7 @@ use crate::config::{Config, Source};
 use crate::control::{Events, Incoming, Server};
 use crate::exit::Failure;
 use crate::privileges;
+use dpdk::{Dpdk, Looked};
 use networks::Networks;
 use notices::Notices;
 use uplinks::Uplinks;
@@ -54,7 +59,7 @@ const SLEEP_LIMIT: Duration = Duration::from_secs(1);
 /// A worker's thread and the way to it.
 struct RunningWorker {
     thread: JoinHandle<std::io::Result<()>>,
-    handle: WorkerHandle<TapQueue>,
+    handle: WorkerHandle<OverlayPort>,
     counters: Arc<Counters>,
 }
 
@@ -63,8 +68,11 @@ struct Daemon {
     config: Config,
     source: Source,
     vtep: Vtep,
+    /// None while nothing needs it.
+    dpdk: Option<Dpdk>,
     uplinks: Uplinks,
     networks: Networks,
+    looked: Looked,
     workers: Vec<RunningWorker>,
     notices: Notices,
     events: Events,
@@ -108,10 +116,8 @@ impl Signals {
 pub(crate) fn run(config: Config, source: Source) -> Result<(), Failure> {
     let signals = Signals::register().context("cannot catch signals")?;
     warn_of(&config);
-    if config.needs_dpdk() {
-        return Err(Failure::cannot_start(anyhow!("this version opens no DPDK and VM ports yet")));
-    }
-    let mut uplinks = Uplinks::open(&config)?;
+    let mut dpdk = Dpdk::start(&config)?;
+    let mut uplinks = Uplinks::open(&config, dpdk.as_ref())?;
     let mut networks = Networks::open(&config, &uplinks)?;
     let socket = &config.daemon.control_socket;
     let waker = Waker::new().context("cannot open an event descriptor")?;
@@ -119,6 +125,8 @@ pub(crate) fn run(config: Config, source: Source) -> Result<(), Failure> {
     privileges::drop_all_but_net_admin().map_err(Failure::cannot_start)?;
     process::set_no_new_privileges().context("cannot set no_new_privs")?;
     process::set_undumpable().context("cannot forbid core dumps")?;
+    // Only now: what guests say is read by a thread that this starts.
+    networks.open_vm_ports(&config, &mut dpdk)?;
     let wake = waker.clone();
     let (server, requests) =
         Server::bind(socket, Box::new(move || wake.wake())).map_err(Failure::cannot_start)?;
@@ -137,28 +145,29 @@ pub(crate) fn run(config: Config, source: Source) -> Result<(), Failure> {
         true => affinity::allowed_cores().context("cannot ask for the cores")?,
         false => Vec::new(),
     };
-    let options =
-        || WorkerOptions { dedicated: config.daemon.dedicated, ..WorkerOptions::default() };
+    let options = || worker_options(&config, dpdk.as_ref());
     let mut workers = Vec::new();
-    for (number, sockets) in uplinks.take_worker_sockets().into_iter().enumerate() {
+    for (number, queues) in uplinks.take_worker_queues().into_iter().enumerate() {
         let datapath = vtep.datapath();
         let counters = Arc::clone(datapath.counters());
         let (worker, handle) =
-            Worker::new(datapath, sockets, to_control.clone(), capture.tap(), options())
+            Worker::new(datapath, queues, to_control.clone(), capture.tap(), options())
                 .context("cannot make a worker")?;
         let pinned = cores.get(number).copied();
         let thread = spawn(number, worker, pinned)?;
         workers.push(RunningWorker { thread, handle, counters });
     }
     drop(to_control);
-    networks.hand_queues(&vtep, &workers);
+    networks.hand_queues(&mut vtep, &workers);
 
     let mut daemon = Daemon {
         config,
         source,
         vtep,
+        dpdk,
         uplinks,
         networks,
+        looked: Looked::new(started),
         workers,
         notices: Notices::default(),
         events: Events::default(),
@@ -176,9 +185,25 @@ pub(crate) fn run(config: Config, source: Source) -> Result<(), Failure> {
     outcome
 }
 
+fn worker_options(config: &Config, dpdk: Option<&Dpdk>) -> WorkerOptions {
+    let eal = dpdk.map(|dpdk| dpdk.eal.clone());
+    let register = |eal: Eal| -> Box<dyn FnOnce() + Send> {
+        Box::new(move || {
+            if let Err(error) = eal.register_thread() {
+                warn!("a worker goes without DPDK's caches, which costs it time: {error}");
+            }
+        })
+    };
+    WorkerOptions {
+        dedicated: config.daemon.dedicated,
+        max_sleep: config.dpdk.max_sleep,
+        on_start: eal.map(register),
+    }
+}
+
 fn spawn(
     number: usize,
-    mut worker: Worker<TapQueue, UdpUplink>,
+    mut worker: Worker<OverlayPort, any::Uplink>,
     core: Option<usize>,
 ) -> anyhow::Result<JoinHandle<std::io::Result<()>>> {
     let run = move || {
@@ -245,7 +270,8 @@ impl Daemon {
         loop {
             let wait = self.vtep.poll_timeout().saturating_duration_since(Instant::now());
             // What was left over by the bounds below is taken at once.
-            let longest = if std::mem::take(&mut more) { Duration::ZERO } else { LONGEST_WAIT };
+            let longest =
+                if std::mem::take(&mut more) { Duration::ZERO } else { self.longest_wait() };
             // Most turns are for heartbeats only: what has to be asked for is asked for otherwise.
             let called = poll_set.wait(wait.min(longest));
             if called {
@@ -270,6 +296,7 @@ impl Daemon {
             if self.vtep.poll_timeout() <= now {
                 self.vtep.handle_timeout(now);
             }
+            self.look_at_ports(now);
             self.drain();
             let look_around = now.saturating_duration_since(looked_at) >= LONGEST_WAIT;
             if !called && !more && !look_around {

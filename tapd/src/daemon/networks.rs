@@ -2,26 +2,29 @@
 
 use std::sync::Arc;
 use std::sync::mpsc::channel;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use encap::event::Event;
 use encap::id::{LocalPort, NodeId, Vni};
 use encap::vtep::Vtep;
 use encap::wire::header::Handle;
+use fastpath::overlay::OverlayPort;
 use fastpath::tap::{OffloadSwitches, Tap, TapCounters, TapOptions, TapQueue};
 use fastpath::worker::Command;
 use log::{info, warn};
 
 use super::RunningWorker;
+use super::dpdk::Dpdk;
 use super::uplinks::{ETHERNET_LEN, Uplinks};
+use super::vm_ports::{VmPort, drop_given};
 use crate::config::{Config, MacPolicy, NetworkConfig, TapMtu, derived_address, derived_mac};
 use crate::exit::Failure;
 
 /// Smallest MTU on which the kernel runs IPv6, in bytes (RFC 8200).
 const MIN_IPV6_TAP_MTU: u32 = 1280;
 /// How long a worker may take to give a queue back.
-const GIVE_BACK_PATIENCE: Duration = Duration::from_secs(1);
+pub(super) const GIVE_BACK_PATIENCE: Duration = Duration::from_secs(1);
 
 /// One network with its ports.
 pub(super) struct Network {
@@ -33,8 +36,9 @@ pub(super) struct Network {
     /// MTU in force: lowered where another member takes less.
     pub(super) tap_mtu: u32,
     pub(super) arithmetic: String,
-    /// Queues that no worker has yet.
-    queues: Vec<TapQueue>,
+    pub(super) vm_ports: Vec<VmPort>,
+    /// Queues that no worker has yet, one for each worker.
+    pub(super) queues: Vec<(LocalPort, Vec<OverlayPort>)>,
 }
 
 /// All networks that this node takes part in.
@@ -88,13 +92,11 @@ impl Networks {
                 network.vni
             )));
         }
-        if !network.vhost_user.is_empty() {
-            return Err(Failure::cannot_start(anyhow!("network {}: no VM ports yet", network.vni)));
-        }
         let (tap, queues) = match &network.tap {
             Some(name) => {
                 let (tap, queues) = open_tap(config, network, name, tap_mtu)?;
-                (Some(tap), queues)
+                let queues = queues.into_iter().map(|queue| OverlayPort::Tap(Box::new(queue)));
+                (Some(tap), vec![(LocalPort::TAP, queues.collect())])
             }
             None => (None, Vec::new()),
         };
@@ -106,8 +108,31 @@ impl Networks {
         );
         let config = network.clone();
         let own_tap_mtu = tap_mtu;
-        self.list.push(Network { config, tap, own_tap_mtu, tap_mtu, arithmetic, queues });
+        let vm_ports = Vec::new();
+        self.list.push(Network { config, tap, own_tap_mtu, tap_mtu, arithmetic, vm_ports, queues });
         Ok(())
+    }
+
+    /// Opens the VM ports of all networks.
+    pub(super) fn open_vm_ports(
+        &mut self,
+        config: &Config,
+        dpdk: &mut Option<Dpdk>,
+    ) -> Result<(), Failure> {
+        for network in &mut self.list {
+            let wanted = network.config.vhost_user.clone();
+            network.open_vm_ports(&wanted, config, dpdk)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn has_vm_ports(&self) -> bool {
+        self.list.iter().any(|network| !network.vm_ports.is_empty())
+    }
+
+    /// Asks which guests came and went.
+    pub(super) fn poll_vm_ports(&mut self) {
+        self.list.iter_mut().for_each(Network::poll_vm_ports);
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &Network> {
@@ -118,19 +143,27 @@ impl Networks {
         self.list.iter().find(|network| network.config.vni == vni)
     }
 
+    pub(super) fn get_mut(&mut self, vni: Vni) -> Option<&mut Network> {
+        self.list.iter_mut().find(|network| network.config.vni == vni)
+    }
+
     pub(super) fn len(&self) -> usize {
         self.list.len()
     }
 
     /// Gives queues that no worker has yet to the workers, one each.
-    pub(super) fn hand_queues(&mut self, vtep: &Vtep, workers: &[RunningWorker]) {
-        let handles = &vtep.tables().handles;
+    pub(super) fn hand_queues(&mut self, vtep: &mut Vtep, workers: &[RunningWorker]) {
         for network in &mut self.list {
             let vni = network.config.vni;
-            let Some(handle) = handles.get(&vni).copied() else { continue };
-            for (worker, port) in workers.iter().zip(network.queues.drain(..)) {
-                let local = LocalPort::TAP;
-                worker.handle.send(Command::AddPort { handle, vni, local, port });
+            let Some(handle) = vtep.tables().handles.get(&vni).copied() else { continue };
+            // Before a worker serves them.
+            if let Err(error) = vtep.set_local_ports(vni, network.local_ports()) {
+                warn!("{error}");
+            }
+            for (local, queues) in network.queues.drain(..) {
+                for (worker, port) in workers.iter().zip(queues) {
+                    worker.handle.send(Command::AddPort { handle, vni, local, port });
+                }
             }
         }
     }
@@ -145,8 +178,8 @@ impl Networks {
         }
     }
 
-    /// Closes the tap of a network. Its queues come back from the workers first, as the interface
-    /// is there as long as one of them is open.
+    /// Closes the ports of a network. Their queues come back from the workers first, as an interface
+    /// or a socket is there as long as one of them is open.
     pub(super) fn remove(&mut self, handle: Handle, vni: Vni, workers: &[RunningWorker]) {
         let (give_back, given) = channel();
         for worker in workers {
@@ -154,12 +187,7 @@ impl Networks {
             worker.handle.send(Command::RemovePorts { handle, give_back });
         }
         drop(give_back);
-        // Ends when every worker has answered; one that does not must not hold up the rest.
-        let deadline = Instant::now() + GIVE_BACK_PATIENCE;
-        while let Ok(queue) = given.recv_timeout(deadline.saturating_duration_since(Instant::now()))
-        {
-            drop(queue);
-        }
+        drop_given(&given);
         self.forget(vni);
     }
 

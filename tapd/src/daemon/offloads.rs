@@ -8,7 +8,7 @@ use fastpath::uplink::UplinkCounters;
 
 use super::Daemon;
 use super::networks::Network;
-use super::uplinks::Uplink;
+use super::uplinks::Sockets;
 use crate::config::OffloadConfig;
 use crate::control::{OffloadReply, OffloadsReply, RunsReply};
 
@@ -57,9 +57,12 @@ impl Daemon {
         }
         for (number, uplink) in self.uplinks.iter().enumerate() {
             let port = format!("uplink {number} {}", uplink.local);
-            let switches = uplink_switches(config, uplink);
-            reply.offloads.extend(switches.iter().map(|switch| switch.reply(&port)));
-            reply.runs.extend(uplink_runs(&port, uplink));
+            // A DPDK port's are the card's: `tapd show ports` has them.
+            if let Some(sockets) = uplink.sockets() {
+                let switches = uplink_switches(config, sockets);
+                reply.offloads.extend(switches.iter().map(|switch| switch.reply(&port)));
+                reply.runs.extend(uplink_runs(&port, sockets));
+            }
         }
         reply.runs.push(self.segments());
         reply.runs.extend(self.bundled());
@@ -131,14 +134,14 @@ fn tap_switches(config: &OffloadConfig, tap: &Tap) -> [Switch; 3] {
     ]
 }
 
-fn uplink_switches(config: &OffloadConfig, uplink: &Uplink) -> [Switch; 2] {
+fn uplink_switches(config: &OffloadConfig, sockets: &Sockets) -> [Switch; 2] {
     let sum = |pick: fn(&UplinkCounters) -> u64| -> u64 {
-        uplink.counters.iter().map(|counters| pick(counters)).sum()
+        sockets.counters.iter().map(|counters| pick(counters)).sum()
     };
     let ended = sum(|counters| counters.tx_segmentation_ended.get()) > 0;
     // Each worker has a socket of its own: it is on while all of them have it.
-    let sending = uplink.offloads.iter().all(|offload| offload.segmentation());
-    let receiving = uplink.offloads.iter().all(|offload| offload.receive_coalescing());
+    let sending = sockets.offloads.iter().all(|offload| offload.segmentation());
+    let receiving = sockets.offloads.iter().all(|offload| offload.receive_coalescing());
     [
         Switch {
             key: "uplink_segmentation",
@@ -174,9 +177,9 @@ fn tap_runs(port: &str, network: &Network) -> [RunsReply; 2] {
     ]
 }
 
-fn uplink_runs(port: &str, uplink: &Uplink) -> [RunsReply; 2] {
+fn uplink_runs(port: &str, sockets: &Sockets) -> [RunsReply; 2] {
     let sum = |pick: fn(&UplinkCounters) -> u64| -> u64 {
-        uplink.counters.iter().map(|counters| pick(counters)).sum()
+        sockets.counters.iter().map(|counters| pick(counters)).sum()
     };
     [
         runs(

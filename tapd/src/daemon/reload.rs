@@ -7,7 +7,7 @@ use encap::wire::header::Handle;
 use log::{info, warn};
 
 use super::{Daemon, protocol};
-use crate::config::{Change, Config, NetworkConfig};
+use crate::config::{Change, Config, NetworkConfig, VhostUser};
 use crate::control::ReloadReply;
 use crate::logging;
 
@@ -50,12 +50,17 @@ impl Daemon {
         Ok(reply)
     }
 
-    /// Leaves out the networks whose tap is not open: the next reload finds them to be new.
+    /// Leaves out the networks and VM ports that are not open: the next reload finds them to be new.
     fn keep_open_networks(&self, config: &mut Config) {
         let own = config.own;
         config.networks.retain(|network| {
             !network.members.contains(&own) || self.networks.get(network.vni).is_some()
         });
+        for network in &mut config.networks {
+            let Some(opened) = self.networks.get(network.vni) else { continue };
+            let is_open = |port: &VhostUser| opened.vm_ports.iter().any(|vm| vm.config == *port);
+            network.vhost_user.retain(is_open);
+        }
     }
 
     /// Tells the protocol what is in force, and the workers of new taps.
@@ -63,7 +68,7 @@ impl Daemon {
         let config = protocol::vtep_config(&self.config, &self.uplinks, &self.networks)
             .map_err(|error| error.to_string())?;
         self.vtep.reconfigure(Instant::now(), config);
-        self.networks.hand_queues(&self.vtep, &self.workers);
+        self.networks.hand_queues(&mut self.vtep, &self.workers);
         Ok(())
     }
 
@@ -74,6 +79,10 @@ impl Daemon {
             return;
         }
         log::error!("the tap of network {vni} is gone ({error}); `tapd reload` makes it anew");
+        if self.networks.get(vni).is_some_and(|network| !network.vm_ports.is_empty()) {
+            // The workers still have those.
+            self.networks.remove(handle, vni, &self.workers);
+        }
         self.networks.forget(vni);
         let mut config = self.config.clone();
         self.keep_open_networks(&mut config);
@@ -101,13 +110,30 @@ impl Daemon {
             Change::LogChanged => {
                 logging::set_filter(&config.daemon.log).map_err(|error| error.to_string())
             }
-            Change::VmPortsChanged(vni) => Err(format!("network {vni}: no VM ports yet")),
+            Change::VmPortsChanged(vni) => self.change_vm_ports(config, *vni),
             _ => Ok(()),
         }
     }
 
     fn add_network(&mut self, config: &Config, network: &NetworkConfig) -> Result<(), String> {
-        self.networks.add(config, network, &self.uplinks).map_err(|failure| failure.to_string())
+        self.networks.add(config, network, &self.uplinks).map_err(|failure| failure.to_string())?;
+        self.open_vm_ports(config, network)
+    }
+
+    fn change_vm_ports(&mut self, config: &Config, vni: Vni) -> Result<(), String> {
+        let wanted = config.own_networks().find(|network| network.vni == vni);
+        let wanted = wanted.ok_or("it is not in the configuration")?;
+        let handle = self.vtep.tables().handles.get(&vni).copied();
+        if let (Some(network), Some(handle)) = (self.networks.get_mut(vni), handle) {
+            network.close_vm_ports(&wanted.vhost_user, handle, &mut self.vtep, &self.workers);
+        }
+        self.open_vm_ports(config, wanted)
+    }
+
+    fn open_vm_ports(&mut self, config: &Config, wanted: &NetworkConfig) -> Result<(), String> {
+        let Some(network) = self.networks.get_mut(wanted.vni) else { return Ok(()) };
+        let opened = network.open_vm_ports(&wanted.vhost_user, config, &mut self.dpdk);
+        opened.map_err(|failure| failure.to_string())
     }
 
     /// [`Self::reload`] with lines in the log, whoever asked for it.

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
+use encap::forward::fdb::Place;
 use encap::id::{NodeId, Vni};
 use encap::link::liveness::State;
 use encap::stats::{Counters, DropReason, Traffic};
@@ -100,6 +101,8 @@ impl Daemon {
             Topic::Networks => reply.ok(&self.network_rows()),
             Topic::Fdb => reply.ok(&self.fdb(now)),
             Topic::Offloads => reply.ok(&self.offloads(now)),
+            Topic::Ports => reply.ok(&self.port_rows()),
+            Topic::Neighbors => reply.ok(&self.neighbor_rows()),
             Topic::Counters => reply.ok(&self.counters()),
         }
     }
@@ -284,6 +287,10 @@ impl Daemon {
             replies.extend(rows.into_iter().map(|(row, node)| FdbReply {
                 vni: vni.get(),
                 mac: row.mac.to_string(),
+                port: match row.place {
+                    Place::Local(local) => network.port_name(local),
+                    Place::Peer(_) => None,
+                },
                 behind: node.map_or_else(|| "local".to_owned(), |node| self.name(node)),
                 kind: if row.is_static { "static" } else { "learnt" }.to_owned(),
                 age_s: (!row.is_static).then_some(row.age_ms / 1_000),
@@ -314,23 +321,18 @@ impl Daemon {
             counters.extend(named(worker.handle.counters().values()));
             reply.workers.push(WorkerCounters { worker: number, counters });
         }
-        for (number, uplink) in self.uplinks.iter().enumerate() {
-            let values = uplink.counters.iter().flat_map(|counters| counters.values());
-            reply.ports.insert(format!("uplink {number} {}", uplink.local), summed(values));
-        }
-        for network in self.networks.iter().filter(|network| network.tap.is_some()) {
-            let values = network.counters().iter().flat_map(|counters| counters.values());
-            reply.ports.insert(format!("tap {}", network.tap_name()), summed(values));
-        }
+        reply.ports = self.port_counters();
         reply
     }
 }
 
-fn named(values: impl Iterator<Item = (&'static str, u64)>) -> impl Iterator<Item = (String, u64)> {
+pub(super) fn named(
+    values: impl Iterator<Item = (&'static str, u64)>,
+) -> impl Iterator<Item = (String, u64)> {
     values.map(|(name, value)| (name.to_owned(), value))
 }
 
-fn summed(values: impl Iterator<Item = (&'static str, u64)>) -> BTreeMap<String, u64> {
+pub(super) fn summed(values: impl Iterator<Item = (&'static str, u64)>) -> BTreeMap<String, u64> {
     let mut sums = BTreeMap::new();
     for (name, value) in named(values) {
         *sums.entry(name).or_default() += value;

@@ -9,12 +9,15 @@ use encap::wire::buf::UplinkId;
 use encap::wire::header::{CLEAR_OVERHEAD, SEALED_OVERHEAD};
 use fastpath::interface;
 use fastpath::port::DatagramPort;
+use fastpath::uplink::any;
+use fastpath::uplink::dpdk::{DpdkEvent, DpdkPort};
 use fastpath::uplink::socket::UdpUplink;
 use fastpath::uplink::steering;
 use fastpath::uplink::{UplinkCounters, UplinkError, UplinkOffload, UplinkOptions};
 use log::{info, warn};
 
-use crate::config::{Cipher, Config, Family, MIN_UNDERLAY_MTU, NodeAddress};
+use super::dpdk::{Dpdk, uplink_options};
+use crate::config::{self, Cipher, Config, Family, MIN_UNDERLAY_MTU, NodeAddress, NodeLink};
 use crate::exit::Failure;
 
 /// IP MTU that is taken where the interface of an address cannot be found.
@@ -28,12 +31,27 @@ pub(super) const ETHERNET_LEN: u32 = 14;
 
 /// One attachment.
 pub(super) struct Uplink {
+    /// Name of its link.
+    pub(super) name: String,
     pub(super) local: SocketAddr,
-    /// Name of the interface that owns the address.
+    /// Name of the interface that owns the address, or of the device that DPDK drives.
     pub(super) interface: String,
     pub(super) ip_mtu: u32,
-    /// One socket per worker, until they are handed over.
-    sockets: Vec<UdpUplink>,
+    /// One for each worker, until they are handed over.
+    queues: Vec<any::Uplink>,
+    pub(super) kind: Kind,
+}
+
+/// What an attachment is.
+pub(super) enum Kind {
+    /// Sockets of the kernel.
+    Udp(Box<Sockets>),
+    /// A port past the kernel.
+    Dpdk(Box<DpdkPort>),
+}
+
+/// The kernel's sockets of an attachment.
+pub(super) struct Sockets {
     /// The control thread's own handle on the first socket.
     control: UdpUplink,
     /// Counters of every socket, for readers.
@@ -65,14 +83,17 @@ const fn ip_name(address: IpAddr) -> &'static str {
 }
 
 impl Uplinks {
-    pub(super) fn open(config: &Config) -> Result<Self, Failure> {
+    pub(super) fn open(config: &Config, dpdk: Option<&Dpdk>) -> Result<Self, Failure> {
         let own = config.own_node().ok_or_else(|| anyhow!("the own node is not in the list"))?;
         let sealed = config.cluster.ciphers.iter().any(|cipher| *cipher != Cipher::None);
         let overhead = if sealed { SEALED_OVERHEAD } else { CLEAR_OVERHEAD };
         let mut list = Vec::new();
         for (number, link) in own.links.iter().enumerate() {
             let id = UplinkId(u8::try_from(number).unwrap_or(u8::MAX));
-            list.push(Uplink::open(id, &link.address, config)?);
+            list.push(match &link.dpdk {
+                Some(port) => Uplink::open_dpdk(id, link, port, config, dpdk)?,
+                None => Uplink::open(id, link, config)?,
+            });
         }
         Ok(Self { list, overhead: u32::try_from(overhead).unwrap_or(0) })
     }
@@ -85,13 +106,13 @@ impl Uplinks {
         self.list.get(usize::from(id.0))
     }
 
-    /// Gives up the sockets: one list for each worker, in the order of the uplinks.
-    pub(super) fn take_worker_sockets(&mut self) -> Vec<Vec<UdpUplink>> {
-        let workers = self.list.first().map_or(0, |uplink| uplink.sockets.len());
+    /// Gives up the workers' queues: one list for each worker, in the order of the uplinks.
+    pub(super) fn take_worker_queues(&mut self) -> Vec<Vec<any::Uplink>> {
+        let workers = self.list.first().map_or(0, |uplink| uplink.queues.len());
         let mut lists: Vec<_> = (0..workers).map(|_| Vec::new()).collect();
         for uplink in &mut self.list {
-            for (list, socket) in lists.iter_mut().zip(uplink.sockets.drain(..)) {
-                list.push(socket);
+            for (list, queue) in lists.iter_mut().zip(uplink.queues.drain(..)) {
+                list.push(queue);
             }
         }
         lists
@@ -107,22 +128,66 @@ impl Uplinks {
             if items.is_empty() {
                 continue;
             }
-            uplink.control.send_many(&items);
-            errors.extend(std::iter::from_fn(|| uplink.control.poll_error()));
+            match &mut uplink.kind {
+                Kind::Udp(sockets) => {
+                    sockets.control.send_many(&items);
+                    errors.extend(std::iter::from_fn(|| sockets.control.poll_error()));
+                }
+                Kind::Dpdk(port) => {
+                    port.send_many(&items);
+                }
+            }
         }
         errors
     }
 
-    /// The attachments that have one of these addresses.
+    /// The DPDK ports.
+    fn dpdk(&self) -> impl Iterator<Item = (UplinkId, &DpdkPort)> {
+        (0..).map(UplinkId).zip(&self.list).filter_map(|(id, uplink)| Some((id, uplink.dpdk()?)))
+    }
+
+    pub(super) fn has_dpdk(&self) -> bool {
+        self.dpdk().next().is_some()
+    }
+
+    pub(super) fn is_dpdk(&self, id: UplinkId) -> bool {
+        self.get(id).is_some_and(|uplink| uplink.dpdk().is_some())
+    }
+
+    /// What happened to the DPDK ports.
+    pub(super) fn poll_dpdk(&mut self) -> Vec<(UplinkId, DpdkEvent)> {
+        let mut events = Vec::new();
+        for (id, uplink) in (0..).map(UplinkId).zip(&mut self.list) {
+            if let Kind::Dpdk(port) = &mut uplink.kind {
+                events.extend(std::iter::from_fn(|| Some((id, port.poll_event()?))));
+            }
+        }
+        events
+    }
+
+    /// Whether the links of the DPDK ports are up.
+    pub(super) fn dpdk_links(&self) -> Vec<(UplinkId, bool)> {
+        self.dpdk().map(|(id, port)| (id, port.link_is_up())).collect()
+    }
+
+    /// Authentic datagrams came from `remote` by a DPDK port.
+    pub(super) fn confirm(&self, id: UplinkId, remote: IpAddr) {
+        if let Some(port) = self.get(id).and_then(Uplink::dpdk) {
+            port.confirm(remote);
+        }
+    }
+
+    /// The attachments whose address is one of these, of the kernel's interfaces.
     pub(super) fn with_addresses(&self, addresses: &[IpAddr]) -> Vec<UplinkId> {
-        let has = |uplink: &Uplink| addresses.contains(&uplink.local.ip());
+        let has =
+            |uplink: &Uplink| uplink.dpdk().is_none() && addresses.contains(&uplink.local.ip());
         (0..).map(UplinkId).zip(&self.list).filter(|(_, u)| has(u)).map(|(id, _)| id).collect()
     }
 
-    /// The fixed addresses of all attachments.
+    /// The fixed addresses that interfaces of the kernel have.
     pub(super) fn addresses(&self) -> Vec<IpAddr> {
         let fixed = |uplink: &Uplink| Some(uplink.local.ip()).filter(|ip| !ip.is_unspecified());
-        self.list.iter().filter_map(fixed).collect()
+        self.list.iter().filter(|uplink| uplink.dpdk().is_none()).filter_map(fixed).collect()
     }
 
     /// The interface of an attachment takes other sizes; gives the largest UDP payload in bytes.
@@ -162,7 +227,53 @@ impl Uplinks {
 }
 
 impl Uplink {
-    fn open(id: UplinkId, address: &NodeAddress, config: &Config) -> Result<Self, Failure> {
+    fn open_dpdk(
+        id: UplinkId,
+        link: &NodeLink,
+        port: &config::DpdkPort,
+        config: &Config,
+        dpdk: Option<&Dpdk>,
+    ) -> Result<Self, Failure> {
+        let dpdk = dpdk.ok_or_else(|| anyhow!("DPDK is not started"))?;
+        let address = link.address.fixed();
+        let address = address.ok_or_else(|| anyhow!("a DPDK port has no fixed address"))?;
+        let options = uplink_options(id, address, port, config);
+        let (port, queues) = DpdkPort::open(&dpdk.eal, &options).map_err(Failure::cannot_start)?;
+        let (local, ip_mtu) = (options.local, u32::from(port.ip_mtu()));
+        info!(
+            "uplink {}: {local} on DPDK port {}, MAC {}, MTU {ip_mtu}",
+            id.0,
+            options.device,
+            port.local().mac
+        );
+        Ok(Self {
+            name: link.name.clone(),
+            local,
+            interface: options.device,
+            ip_mtu,
+            queues: queues.into_iter().map(|queue| any::Uplink::Dpdk(Box::new(queue))).collect(),
+            kind: Kind::Dpdk(Box::new(port)),
+        })
+    }
+
+    /// The DPDK port, if it is on one.
+    pub(super) fn dpdk(&self) -> Option<&DpdkPort> {
+        match &self.kind {
+            Kind::Udp(_) => None,
+            Kind::Dpdk(port) => Some(port),
+        }
+    }
+
+    /// The sockets, if it is the kernel's.
+    pub(super) fn sockets(&self) -> Option<&Sockets> {
+        match &self.kind {
+            Kind::Udp(sockets) => Some(sockets),
+            Kind::Dpdk(_) => None,
+        }
+    }
+
+    fn open(id: UplinkId, link: &NodeLink, config: &Config) -> Result<Self, Failure> {
+        let address = &link.address;
         let common = UplinkOptions {
             segmentation: config.offload.uplink_segmentation,
             receive_coalescing: config.offload.uplink_coalescing,
@@ -207,7 +318,14 @@ impl Uplink {
         let counters =
             sockets.iter().chain([&control]).map(|socket| Arc::clone(socket.counters())).collect();
         let offloads = sockets.iter().map(|socket| Arc::clone(socket.offload())).collect();
-        Ok(Self { local, interface, ip_mtu, sockets, control, counters, offloads })
+        Ok(Self {
+            name: link.name.clone(),
+            local,
+            interface,
+            ip_mtu,
+            queues: sockets.into_iter().map(|socket| any::Uplink::Udp(Box::new(socket))).collect(),
+            kind: Kind::Udp(Box::new(Sockets { control, counters, offloads })),
+        })
     }
 
     /// Name and IP MTU of the interface that an address is on.

@@ -1,0 +1,306 @@
+//! DPDK in this daemon: when it starts, with what rights, and what its uplinks tell.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use anyhow::anyhow;
+use encap::id::NodeId;
+use encap::link::id::LinkIndex;
+use encap::vtep::UplinkNews;
+use encap::wire::buf::UplinkId;
+use fastpath::dpdk::{DpdkError, Eal, EalOptions, Hugepages, Pool};
+use fastpath::neighbor::NeighborEvent;
+use fastpath::uplink::dpdk::{DpdkEvent, DpdkUplinkOptions};
+use ipnet::IpNet;
+use log::{error, info, warn};
+
+use super::Daemon;
+use crate::config::{self, Config, DpdkConfig, DpdkPort, NodeLink, Port};
+use crate::exit::Failure;
+use crate::privileges;
+
+/// Packet buffers of all VM ports together.
+const VM_BUFFERS: u32 = 8191;
+/// Bytes of packet in each; larger frames lie in several.
+const VM_BUFFER_LEN: u16 = 2048;
+/// How often DPDK uplinks are asked what happened to them.
+pub(super) const UPLINK_INTERVAL: Duration = Duration::from_millis(10);
+/// How often VM ports are asked.
+pub(super) const VM_INTERVAL: Duration = Duration::from_millis(100);
+/// How often neighbours are told to be alive by what peers send.
+const CONFIRM_INTERVAL: Duration = Duration::from_secs(1);
+
+/// DPDK, started.
+pub(super) struct Dpdk {
+    pub(super) eal: Eal,
+    /// Made for the first VM port.
+    vm_pool: Option<Pool>,
+}
+
+impl Dpdk {
+    /// Starts it if this node needs it.
+    ///
+    /// Where no card is to be driven it gets no more rights than the daemon keeps: the threads that
+    /// it starts live as long as the process does.
+    pub(super) fn start(config: &Config) -> Result<Option<Self>, Failure> {
+        if !config.needs_dpdk() {
+            return Ok(None);
+        }
+        let options = eal_options(config);
+        let cards = !options.pci.is_empty();
+        let start = move || {
+            if !cards {
+                privileges::drop_all_but_net_admin()?;
+            }
+            Ok::<_, anyhow::Error>(Eal::start(&options)?)
+        };
+        let thread = std::thread::spawn(start);
+        let started = thread.join().unwrap_or_else(|_| Err(anyhow!("DPDK's start panicked")));
+        let eal = started.map_err(Failure::cannot_start)?;
+        let pages = if eal.hugepages() { "huge" } else { "ordinary" };
+        let DpdkConfig { memory_mb, .. } = config.dpdk;
+        info!("{} by {}, {memory_mb} MiB in {pages} pages", eal.version(), eal.shim().display());
+        Ok(Some(Self { eal, vm_pool: None }))
+    }
+
+    /// Where the frames of VM ports lie.
+    pub(super) fn vm_pool(&mut self) -> Result<Pool, DpdkError> {
+        if let Some(pool) = &self.vm_pool {
+            return Ok(pool.clone());
+        }
+        let pool = Pool::new(&self.eal, VM_BUFFERS, VM_BUFFER_LEN)?;
+        Ok(self.vm_pool.insert(pool).clone())
+    }
+}
+
+fn eal_options(config: &Config) -> EalOptions {
+    let DpdkConfig { memory_mb, hugepages, eal, shim, max_sleep: _ } = &config.dpdk;
+    let links = config.own_node().map_or(&[][..], |own| own.links.as_slice());
+    let ports = links.iter().filter_map(|link| link.dpdk.as_ref());
+    let card = |port: &DpdkPort| match &port.port {
+        Port::Pci { address, .. } => Some(address.clone()),
+        Port::Virtual { .. } => None,
+    };
+    EalOptions {
+        shim: shim.clone(),
+        memory_mb: *memory_mb,
+        hugepages: match hugepages {
+            config::Hugepages::Auto => Hugepages::Auto,
+            config::Hugepages::Always => Hugepages::Always,
+            config::Hugepages::Never => Hugepages::Never,
+        },
+        pci: ports.filter_map(card).collect(),
+        extra: eal.clone(),
+    }
+}
+
+/// A link's port as it is opened.
+pub(super) fn uplink_options(
+    id: UplinkId,
+    address: IpAddr,
+    port: &DpdkPort,
+    config: &Config,
+) -> DpdkUplinkOptions {
+    DpdkUplinkOptions {
+        id,
+        device: port.port.to_string(),
+        local: SocketAddr::new(address, config.cluster.port),
+        prefix: port.prefix,
+        gateway: port.gateway,
+        routes: port.routes.iter().map(|r| ((r.to.addr(), r.to.prefix_len()), r.via)).collect(),
+        neighbors: port.neighbors.iter().map(|n| (n.address, n.mac)).collect(),
+        vlan: port.vlan,
+        mac: port.mac,
+        mtu: port.mtu,
+        exception_tap: port.exception_tap.clone(),
+        udp_checksum: port.udp_checksum,
+        workers: config.daemon.workers,
+    }
+}
+
+/// Who a datagram to `remote` is handed to; none where no route leads there.
+fn next_hop(address: IpAddr, port: &DpdkPort, remote: IpAddr) -> Option<IpAddr> {
+    let own = IpNet::new(address, port.prefix).ok();
+    let on_link = own
+        .map(|net| (net.prefix_len(), remote))
+        .filter(|_| own.is_some_and(|net| net.contains(&remote)));
+    let routes = port.routes.iter().filter(|route| route.to.contains(&remote));
+    let routed = routes.map(|route| (route.to.prefix_len(), route.via));
+    let best = on_link.into_iter().chain(routed).max_by_key(|(len, _)| *len);
+    best.map(|(_, hop)| hop).or(port.gateway)
+}
+
+/// When ports that wake nobody were asked last.
+pub(super) struct Looked {
+    uplinks: Instant,
+    vm_ports: Instant,
+    confirmed: Instant,
+    /// Authentic datagrams that each link had brought then.
+    heard: HashMap<(NodeId, LinkIndex), u64>,
+}
+
+impl Looked {
+    pub(super) fn new(now: Instant) -> Self {
+        Self { uplinks: now, vm_ports: now, confirmed: now, heard: HashMap::new() }
+    }
+}
+
+/// Whether an interval has gone by; begins another one then.
+fn is_due(last: &mut Instant, interval: Duration, now: Instant) -> bool {
+    let due = now.saturating_duration_since(*last) >= interval;
+    if due {
+        *last = now;
+    }
+    due
+}
+
+impl Daemon {
+    /// Longest that the control thread may sleep so that no port waits too long.
+    pub(super) fn longest_wait(&self) -> Duration {
+        if self.uplinks.has_dpdk() {
+            UPLINK_INTERVAL
+        } else if self.networks.has_vm_ports() {
+            VM_INTERVAL
+        } else {
+            super::LONGEST_WAIT
+        }
+    }
+
+    /// Asks the ports that wake nobody what happened.
+    pub(super) fn look_at_ports(&mut self, now: Instant) {
+        if self.uplinks.has_dpdk() {
+            if is_due(&mut self.looked.uplinks, UPLINK_INTERVAL, now) {
+                let events = self.uplinks.poll_dpdk();
+                for (uplink, event) in events {
+                    self.take_dpdk_event(now, uplink, event);
+                }
+            }
+            if is_due(&mut self.looked.confirmed, CONFIRM_INTERVAL, now) {
+                self.confirm_neighbors(now);
+            }
+        }
+        if is_due(&mut self.looked.vm_ports, VM_INTERVAL, now) {
+            self.networks.poll_vm_ports();
+        }
+    }
+
+    /// Takes the links of DPDK ports as they are now.
+    pub(super) fn look_at_dpdk_links(&mut self, now: Instant) {
+        for (uplink, up) in self.uplinks.dpdk_links() {
+            self.vtep.handle_uplink(now, uplink, UplinkNews::Carrier(up));
+        }
+    }
+
+    fn take_dpdk_event(&mut self, now: Instant, uplink: UplinkId, event: DpdkEvent) {
+        let number = uplink.0;
+        match event {
+            DpdkEvent::Link(up) => {
+                info!("uplink {number}: its port's link is {}", if up { "up" } else { "down" });
+                self.vtep.handle_uplink(now, uplink, UplinkNews::Carrier(up));
+            }
+            DpdkEvent::Neighbor(NeighborEvent::Reachable(ip)) => {
+                self.tell_neighbor(now, uplink, ip, true);
+            }
+            DpdkEvent::Neighbor(NeighborEvent::Failed(ip)) => {
+                self.tell_neighbor(now, uplink, ip, false);
+            }
+            DpdkEvent::Neighbor(NeighborEvent::Moved { ip, from, to }) => {
+                info!("uplink {number}: {ip} moved from {from} to {to}");
+            }
+            DpdkEvent::Neighbor(NeighborEvent::Conflict { mac }) => {
+                let local = self.uplinks.get(uplink).map(|uplink| uplink.local.ip().to_string());
+                let local = local.unwrap_or_default();
+                error!("uplink {number}: {mac} uses our address {local} too; correct one of them");
+            }
+        }
+        self.drain();
+    }
+
+    /// A next hop answers, or does not: so it is with all that are reached by it.
+    fn tell_neighbor(&mut self, now: Instant, uplink: UplinkId, hop: IpAddr, found: bool) {
+        for remote in behind(&self.config, uplink, hop) {
+            self.vtep.handle_neighbour(now, remote, found);
+        }
+        if !found {
+            warn!("uplink {}: {hop} does not answer for its MAC address", uplink.0);
+        }
+    }
+
+    /// What was authentic came by a next hop that works.
+    fn confirm_neighbors(&mut self, now: Instant) {
+        let peers = self.vtep.peer_status(now);
+        for peer in &peers {
+            for link in &peer.links {
+                let Some(remote) = link.remote else { continue };
+                if !self.uplinks.is_dpdk(link.uplink) {
+                    continue;
+                }
+                let before = self.looked.heard.insert((peer.node, link.link), link.rx.0);
+                if link.rx.0 > before.unwrap_or(0) {
+                    self.uplinks.confirm(link.uplink, remote.ip());
+                }
+            }
+        }
+        self.looked.heard.retain(|(node, _), _| peers.iter().any(|peer| peer.node == *node));
+    }
+}
+
+/// The peers' addresses that are reached over `hop` by an uplink of this node.
+fn behind(config: &Config, uplink: UplinkId, hop: IpAddr) -> Vec<IpAddr> {
+    let links = config.own_node().map_or(&[][..], |own| own.links.as_slice());
+    let Some(NodeLink { address, dpdk: Some(port), .. }) = links.get(usize::from(uplink.0)) else {
+        return Vec::new();
+    };
+    let Some(address) = address.fixed() else { return Vec::new() };
+    let pairs = config.peers().flat_map(|peer| config.pairs(peer));
+    let here = pairs.filter(|pair| pair.local == usize::from(uplink.0));
+    here.filter_map(|pair| pair.remote.fixed())
+        .filter(|remote| next_hop(address, port, *remote) == Some(hop))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Route;
+
+    #[test]
+    fn the_longest_prefix_leads() {
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        let route = |to: &str, via| Route { to: to.parse().unwrap(), via: ip(via) };
+        let port = DpdkPort {
+            port: Port::parse("net_null0").unwrap(),
+            prefix: 24,
+            gateway: Some(ip("192.0.2.254")),
+            routes: vec![
+                route("10.0.0.0/8", "192.0.2.253"),
+                route("10.1.0.0/16", "192.0.2.252"),
+                route("192.0.2.128/25", "192.0.2.7"),
+            ],
+            neighbors: Vec::new(),
+            vlan: None,
+            mac: None,
+            mtu: 1500,
+            exception_tap: None,
+            udp_checksum: true,
+        };
+        let hop = |remote| next_hop(ip("192.0.2.1"), &port, ip(remote)).unwrap();
+        assert_eq!(hop("192.0.2.2"), ip("192.0.2.2"));
+        assert_eq!(hop("192.0.2.200"), ip("192.0.2.7"));
+        assert_eq!(hop("10.2.0.1"), ip("192.0.2.253"));
+        assert_eq!(hop("10.1.0.1"), ip("192.0.2.252"));
+        assert_eq!(hop("198.51.100.1"), ip("192.0.2.254"));
+        let alone = DpdkPort { gateway: None, routes: Vec::new(), ..port };
+        assert_eq!(next_hop(ip("192.0.2.1"), &alone, ip("198.51.100.1")), None);
+    }
+
+    #[test]
+    fn intervals_begin_anew_when_they_are_over() {
+        let start = Instant::now();
+        let mut last = start;
+        assert!(!is_due(&mut last, VM_INTERVAL, start));
+        assert!(is_due(&mut last, VM_INTERVAL, start + VM_INTERVAL));
+        assert!(!is_due(&mut last, VM_INTERVAL, start + VM_INTERVAL));
+    }
+}
