@@ -15,6 +15,7 @@ pub mod rivals;
 pub mod metric;
 pub mod work;
 pub mod parts;
+pub mod dpdk;
 pub mod report;
 pub mod verdict;
 
@@ -36,6 +37,8 @@ pub enum Scenario {
     Bare,
     /// MTU 9000 with the offloads of `wire`: a storage network
     Jumbo,
+    /// DPDK ports: virtual machines and a wire in memory, beside OVS-DPDK
+    Dpdk,
     /// Three nodes at a switch and no traffic: no underlay to choose, but a place for what idle
     /// nodes cost.
     #[value(skip)]
@@ -43,7 +46,7 @@ pub enum Scenario {
 }
 
 impl Scenario {
-    /// All underlays, the headline first.
+    /// All underlays of the kernel, the headline first.
     pub const ALL: [Self; 4] = [Self::Wire, Self::Superpacket, Self::Bare, Self::Jumbo];
     /// All places of measurements.
     pub const MEASURED: [Self; 5] =
@@ -57,13 +60,14 @@ impl Scenario {
             Self::Superpacket => "superpacket",
             Self::Bare => "bare",
             Self::Jumbo => "jumbo",
+            Self::Dpdk => "dpdk",
             Self::Quiet => "quiet",
         }
     }
 
     fn offloads(self) -> Offloads {
         match self {
-            Self::Wire | Self::Jumbo | Self::Quiet => Offloads::Wire,
+            Self::Wire | Self::Jumbo | Self::Dpdk | Self::Quiet => Offloads::Wire,
             Self::Superpacket => Offloads::Superpacket,
             Self::Bare => Offloads::Bare,
         }
@@ -131,7 +135,12 @@ impl Options {
 pub fn run(options: &Options) -> Result<Report> {
     let start = Instant::now();
     let mut report = Report::default();
-    if options.parts && options.contenders.contains(&Contender::SEALED) {
+    let kernel: Vec<_> =
+        options.scenarios.iter().copied().filter(|scenario| *scenario != Scenario::Dpdk).collect();
+    if kernel.len() < options.scenarios.len() {
+        report.add_rows(dpdk::run(options.rounds, options.pace == Pace::QUICK)?);
+    }
+    if options.parts && !kernel.is_empty() && options.contenders.contains(&Contender::SEALED) {
         progress("three nodes at a switch, no traffic");
         let value = tapd::idle_percent()?;
         let subject = Subject::Contender(Contender::SEALED);
@@ -139,9 +148,7 @@ pub fn run(options: &Options) -> Result<Report> {
         report.add(vec![Cell { scenario, subject, metric, value }]);
     }
     // Every scenario has its fair share of the time that is left.
-    for (scenario, scenarios_left) in
-        options.scenarios.iter().zip((1..=options.scenarios.len() as u32).rev())
-    {
+    for (scenario, scenarios_left) in kernel.iter().zip((1..=kernel.len() as u32).rev()) {
         let left = options.budget.saturating_sub(start.elapsed());
         run_scenario(*scenario, options, left / scenarios_left, &mut report)?;
         progress("");

@@ -100,6 +100,8 @@ impl OwnCost {
 #[derive(Debug, Default)]
 pub struct Report {
     cells: Vec<Cell>,
+    /// Of scenarios that are not measured in cells.
+    others: Vec<Row>,
     versions: BTreeMap<Contender, String>,
 }
 
@@ -107,6 +109,11 @@ impl Report {
     /// Adds measurements.
     pub fn add(&mut self, cells: Vec<Cell>) {
         self.cells.extend(cells);
+    }
+
+    /// Adds rows of a scenario that is not measured in cells.
+    pub fn add_rows(&mut self, rows: Vec<Row>) {
+        self.others.extend(rows);
     }
 
     /// Notes what ran under a contender's name.
@@ -187,6 +194,7 @@ impl Report {
             let row = self.row(scenario, subject, line.metric)?;
             Some(Row { rival: Some(rival), ratio: Some(line.value?), ..row })
         }));
+        rows.extend(self.others.iter().cloned());
         rows
     }
 

@@ -27,7 +27,7 @@ const COST_SPAN: Duration = Duration::from_millis(400);
 const LOAD_START: Duration = Duration::from_millis(400);
 
 /// How long the measurements take.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Pace {
     /// Seconds of one TCP run.
     pub tcp_seconds: u32,

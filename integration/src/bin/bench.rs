@@ -51,6 +51,7 @@ Examples:
   integration/run bench --json rows.json                 all of tapd's, five rounds
   integration/run bench --rivals --scenarios wire        with everything that can be had
   integration/run bench --quick --contenders tapd-sealed,openvpn,kronosnet
+  integration/run bench --quick --scenarios dpdk         virtual machines on DPDK ports
 
 Words that stand for many contenders: all, tapd (its variants), rivals (the other programs).
 Only the kernel's vxlan and tapd need nothing more. The others come from Debian and crates.io and
@@ -83,7 +84,7 @@ fn main() -> Result<()> {
     options.json = cli.json;
     options.parts = !cli.no_parts;
     if cli.list_needs {
-        list_needs(&options.contenders);
+        list_needs(&options);
         return Ok(());
     }
     println!(
@@ -92,14 +93,18 @@ fn main() -> Result<()> {
         Contender::RIVAL.name()
     );
     let report = bench::run(&options)?;
-    print!("{}", verdict::text(&report));
+    if options.scenarios != [Scenario::Dpdk] {
+        print!("{}", verdict::text(&report));
+    }
     Ok(())
 }
 
 /// For `integration/run`, which installs them.
-fn list_needs(contenders: &[Contender]) {
-    let mut lines: Vec<String> =
-        contenders.iter().flat_map(|c| c.needs()).map(|need| need.line()).collect();
+fn list_needs(options: &Options) {
+    let of_contenders = options.contenders.iter().flat_map(|contender| contender.needs());
+    let dpdk = options.scenarios.contains(&Scenario::Dpdk);
+    let of_scenario = dpdk.then_some(&bench::dpdk::NEEDS).into_iter().flatten();
+    let mut lines: Vec<String> = of_contenders.chain(of_scenario).map(|need| need.line()).collect();
     lines.sort();
     lines.dedup();
     for line in lines {

@@ -1,0 +1,328 @@
+//! The scenario `dpdk`: frames of virtual machines, without the kernel in between.
+//!
+//! ```text
+//!   core 0                core 1                    core 0
+//!  source -> vhost-user -> tapd A -> vhost/virtio -> tapd B -> vhost-user -> sink
+//!  source -> vhost-user -> OVS-DPDK vxlan -> vhost/virtio ----------------> sink
+//!  source -> vhost-user -> plain forwarding -> vhost/virtio --------------> sink
+//! ```
+//!
+//! What counts is what one core does: frames for each second of CPU time of the thread in the
+//! middle, while the source gives all that it takes. Beside it stand the frames that came through.
+//! The same source also feeds a vhost-user port with a kernel UDP uplink behind it, and a tap with
+//! a bridge and the kernel's vxlan behind it.
+
+mod kernel;
+mod ovs;
+mod tapd;
+mod traffic;
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+use serde_json::Value;
+
+use super::report::Row;
+use super::rivals::Need;
+use crate::command::{built_binary, run_command};
+use crate::stats::Spread;
+
+/// Who is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Who {
+    Clear,
+    Sealed,
+    Aegis128L,
+    OvsDpdk,
+    Forward,
+    AeadAes,
+    AeadAegis128L,
+    VhostUdp,
+    KernelVxlan,
+    OneCore,
+    TwoCores,
+}
+
+impl Who {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Clear => "tapd-clear",
+            Self::Sealed => "tapd-sealed",
+            Self::Aegis128L => "tapd-aegis128l",
+            Self::OvsDpdk => "ovs-dpdk-vxlan",
+            Self::Forward => "io-forward",
+            Self::AeadAes => "aead-aes-256-gcm",
+            Self::AeadAegis128L => "aead-aegis-128l",
+            Self::VhostUdp => "tapd-vhost-udp",
+            Self::KernelVxlan => "kernel-vxlan-bridge-tap",
+            Self::OneCore => "tapd-one-core",
+            Self::TwoCores => "tapd-two-cores",
+        }
+    }
+
+    fn cipher(self) -> &'static str {
+        match self {
+            Self::Clear => "none",
+            Self::Aegis128L => "aegis-128l",
+            _ => "aes-256-gcm",
+        }
+    }
+}
+
+/// What is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum What {
+    Core60,
+    Core1400,
+    /// Of the node that receives.
+    Receiver60,
+    Receiver1400,
+    Through60,
+    Through1400,
+    Lost60,
+    Lost1400,
+    ReadyMs,
+    ResidentMb,
+}
+
+impl What {
+    const ALL: [Self; 10] = [
+        Self::Core60,
+        Self::Core1400,
+        Self::Receiver60,
+        Self::Receiver1400,
+        Self::Through60,
+        Self::Through1400,
+        Self::Lost60,
+        Self::Lost1400,
+        Self::ReadyMs,
+        Self::ResidentMb,
+    ];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Core60 => "core_60_kfps",
+            Self::Core1400 => "core_1400_kfps",
+            Self::Receiver60 => "receiver_core_60_kfps",
+            Self::Receiver1400 => "receiver_core_1400_kfps",
+            Self::Through60 => "through_60_kfps",
+            Self::Through1400 => "through_1400_kfps",
+            Self::Lost60 => "lost_60_percent",
+            Self::Lost1400 => "lost_1400_percent",
+            Self::ReadyMs => "ready_ms",
+            Self::ResidentMb => "resident_mb",
+        }
+    }
+
+    fn unit(self) -> &'static str {
+        match self {
+            Self::Core60 | Self::Core1400 | Self::Receiver60 | Self::Receiver1400 => {
+                "kframes/s of CPU"
+            }
+            Self::Through60 | Self::Through1400 => "kframes/s",
+            Self::Lost60 | Self::Lost1400 => "%",
+            Self::ReadyMs => "ms",
+            Self::ResidentMb => "MB",
+        }
+    }
+}
+
+/// A comparison of two contenders, and the bar for it.
+struct Goal {
+    name: &'static str,
+    who: Who,
+    rival: Who,
+    what: What,
+    bar: Option<f64>,
+}
+
+const GOALS: [Goal; 10] = [
+    goal("P7", Who::Sealed, Who::AeadAes, What::Core1400, Some(0.7)),
+    goal("P7", Who::Aegis128L, Who::AeadAegis128L, What::Core1400, Some(0.7)),
+    goal("P8", Who::Clear, Who::OvsDpdk, What::Core60, Some(1.5)),
+    goal("P8", Who::Sealed, Who::OvsDpdk, What::Core60, Some(0.8)),
+    goal("", Who::Clear, Who::OvsDpdk, What::Core1400, None),
+    goal("", Who::Sealed, Who::OvsDpdk, What::Core1400, None),
+    goal("", Who::Clear, Who::Forward, What::Core60, None),
+    goal("", Who::Clear, Who::Forward, What::Core1400, None),
+    goal("vhost", Who::VhostUdp, Who::KernelVxlan, What::Through1400, Some(2.0)),
+    goal("yield", Who::OneCore, Who::TwoCores, What::Through1400, Some(0.67)),
+];
+
+const fn goal(name: &'static str, who: Who, rival: Who, what: What, bar: Option<f64>) -> Goal {
+    Goal { name, who, rival, what, bar }
+}
+
+/// What the scenario needs beyond tapd.
+pub const NEEDS: [Need; 1] = [Need::Debian {
+    proof: "/usr/lib/openvswitch-switch-dpdk/ovs-vswitchd-dpdk",
+    package: "openvswitch-switch-dpdk",
+}];
+
+/// All figures of a run.
+#[derive(Default)]
+struct Figures(BTreeMap<(Who, What), Vec<f64>>);
+
+impl Figures {
+    fn add(&mut self, who: Who, values: &[(What, f64)]) {
+        for (what, value) in values {
+            self.0.entry((who, *what)).or_default().push(*value);
+        }
+    }
+
+    fn spread(&self, who: Who, what: What) -> Option<Spread> {
+        Spread::of(self.0.get(&(who, what))?)
+    }
+
+    fn ratio(&self, who: Who, rival: Who, what: What) -> Option<f64> {
+        let rival = self.spread(rival, what).filter(|spread| spread.median > 0.0)?;
+        Some(self.spread(who, what)?.median / rival.median)
+    }
+}
+
+/// Measures everything, prints the table and the bars, gives the rows.
+///
+/// # Errors
+/// tapd itself does not work here; rivals that do not are skipped aloud.
+pub fn run(rounds: u32, quick: bool) -> Result<Vec<Row>> {
+    let span = Duration::from_millis(if quick { 1500 } else { 4000 });
+    let budget = Duration::from_secs(if quick { 160 } else { 3600 });
+    let start = Instant::now();
+    let mut figures = Figures::default();
+    let mut skipped = Vec::new();
+    for round in 0..rounds {
+        if round > 0 && start.elapsed() * (round + 1) / round > budget {
+            eprintln!("dpdk: {round} rounds, for lack of time");
+            break;
+        }
+        super::progress(&format!("dpdk round {}/{rounds}", round + 1));
+        for who in [Who::Clear, Who::Sealed, Who::Aegis128L] {
+            figures.add(who, &tapd::measure(who.cipher(), span, tapd::Cores::Apart)?);
+        }
+        figures.add(Who::TwoCores, &tapd::measure("aes-256-gcm", span, tapd::Cores::Apart)?);
+        figures.add(Who::OneCore, &tapd::measure("aes-256-gcm", span, tapd::Cores::Together)?);
+        for (who, values) in aead()? {
+            figures.add(who, &[(What::Core1400, values)]);
+        }
+        let others: [(Who, fn(Duration) -> Result<Vec<(What, f64)>>); 4] = [
+            (Who::OvsDpdk, ovs::measure),
+            (Who::Forward, traffic::measure_forward),
+            (Who::VhostUdp, kernel::measure_tapd),
+            (Who::KernelVxlan, kernel::measure_vxlan),
+        ];
+        for (who, measure) in others {
+            if skipped.contains(&who) {
+                continue;
+            }
+            match measure(span) {
+                Ok(values) => figures.add(who, &values),
+                Err(error) => {
+                    skipped.push(who);
+                    super::progress("");
+                    eprintln!("*** SKIPPED *** {} in dpdk: {error:#}", who.name());
+                }
+            }
+        }
+    }
+    super::progress("");
+    print!("{}{}", table(&figures), bars(&figures));
+    Ok(rows(&figures))
+}
+
+/// Frames of 1400 bytes that one core seals in a second and does nothing else, in thousands.
+fn aead() -> Result<Vec<(Who, f64)>> {
+    let mut command = std::process::Command::new(built_binary("tapd")?);
+    command.args(["bench-crypto", "--json", "--seconds", "1", "--size", "1400"]);
+    let report: Value = serde_json::from_str(&run_command(&mut command)?)?;
+    let results = report["results"].as_array().context("tapd bench-crypto has no results")?;
+    let mut found = Vec::new();
+    for (who, cipher) in [(Who::AeadAes, "aes-256-gcm"), (Who::AeadAegis128L, "aegis-128l")] {
+        let result = results.iter().find(|result| result["cipher"] == cipher);
+        let ns = result.and_then(|result| result["seal"]["ns"].as_f64());
+        found.push((who, 1e6 / ns.context("tapd bench-crypto told no time")?));
+    }
+    Ok(found)
+}
+
+fn table(figures: &Figures) -> String {
+    let mut text = String::from("\ndpdk: median [least..greatest]\n");
+    let mut last = None;
+    for ((who, what), values) in &figures.0 {
+        let Some(spread) = Spread::of(values) else { continue };
+        if last.replace(*who) != Some(*who) {
+            let _ = writeln!(text, "{}", who.name());
+        }
+        let _ = writeln!(
+            text,
+            "    {:<26}{:>10.1} [{:.1}..{:.1}] {}",
+            what.name(),
+            spread.median,
+            spread.min,
+            spread.max,
+            what.unit()
+        );
+    }
+    text
+}
+
+fn bars(figures: &Figures) -> String {
+    let mut text = String::from("\nratios; figures of a busy or shared machine decide nothing\n");
+    for Goal { name, who, rival, what, bar } in &GOALS {
+        let Some(ratio) = figures.ratio(*who, *rival, *what) else { continue };
+        let verdict = match bar {
+            Some(bar) if ratio >= *bar => format!(">= {bar:<6} met"),
+            Some(bar) => format!(">= {bar:<6} missed"),
+            None => String::new(),
+        };
+        let pair = format!("{} / {}", who.name(), rival.name());
+        let _ = writeln!(text, "{name:<7}{:<24}{pair:<46}{ratio:>6.2}  {verdict}", what.name());
+    }
+    text
+}
+
+fn rows(figures: &Figures) -> Vec<Row> {
+    let mut rows = Vec::new();
+    let row = |who: Who, rival: Option<Who>, what: What| {
+        Some(Row {
+            scenario: "dpdk",
+            contender: who.name(),
+            rival: rival.map(Who::name),
+            metric: what.name(),
+            unit: what.unit(),
+            spread: figures.spread(who, what)?,
+            ratio: rival.and_then(|rival| figures.ratio(who, rival, what)),
+            version: None,
+        })
+    };
+    for (who, what) in figures.0.keys() {
+        rows.extend(row(*who, None, *what));
+    }
+    for Goal { who, rival, what, .. } in &GOALS {
+        if figures.ratio(*who, *rival, *what).is_some() {
+            rows.extend(row(*who, Some(*rival), *what));
+        }
+    }
+    rows
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bars_are_judged_by_what_was_measured() {
+        let mut figures = Figures::default();
+        figures.add(Who::Clear, &[(What::Core60, 3000.0)]);
+        figures.add(Who::OvsDpdk, &[(What::Core60, 1000.0)]);
+        figures.add(Who::Sealed, &[(What::Core60, 700.0), (What::Core1400, 1.0)]);
+        let text = bars(&figures);
+        let line = |part: &str| text.lines().find(|line| line.contains(part)).unwrap_or_default();
+        assert!(line("tapd-clear / ovs").ends_with("met"), "{text}");
+        assert!(line("tapd-sealed / ovs").ends_with("missed"), "{text}");
+        assert!(!text.contains("aead"), "{text}");
+        assert_eq!(rows(&figures).iter().filter(|row| row.ratio.is_some()).count(), 2);
+        assert!(What::ALL.iter().all(|what| !what.unit().is_empty()));
+    }
+}

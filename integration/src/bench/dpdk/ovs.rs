@@ -1,0 +1,241 @@
+//! OVS-DPDK's vxlan between the same ports.
+//!
+//! Needs hugepages: they are taken for the time of the measurement and given back. Everything that
+//! belongs to it is in a folder and a namespace of its own.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+
+use super::traffic::{PATIENCE, Place, flood, guest};
+use super::{NEEDS, What};
+use crate::command::{Running, run_command};
+use crate::netns::Netns;
+use crate::wait;
+
+const SWITCH: &str = "/usr/lib/openvswitch-switch-dpdk/ovs-vswitchd-dpdk";
+const SCHEMA: &str = "/usr/share/openvswitch/vswitch.ovsschema";
+const PAGES: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages";
+/// Of 2 MiB each.
+const WANTED_PAGES: u32 = 512;
+
+/// Hugepages that are given back.
+struct Hugepages(u32);
+
+impl Hugepages {
+    fn take() -> Result<Self> {
+        let before = fs::read_to_string(PAGES)?.trim().parse()?;
+        let taken = Self(before);
+        fs::write(PAGES, (before + WANTED_PAGES).to_string())?;
+        let now: u32 = fs::read_to_string(PAGES)?.trim().parse()?;
+        ensure!(now >= before + WANTED_PAGES, "no {WANTED_PAGES} hugepages are to be had");
+        Ok(taken)
+    }
+}
+
+impl Drop for Hugepages {
+    fn drop(&mut self) {
+        let _ = fs::write(PAGES, self.0.to_string());
+    }
+}
+
+/// The switch with its database.
+struct Ovs {
+    dir: PathBuf,
+    netns: Netns,
+    // In the order in which they end.
+    switch: Option<Running>,
+    _database: Running,
+    _hugepages: Hugepages,
+}
+
+impl Ovs {
+    fn start(dir: &Path) -> Result<Self> {
+        NEEDS[0].check()?;
+        let netns = Netns::new("ovs")?;
+        let hugepages = Hugepages::take()?;
+        // Some of it looks there whatever it is told.
+        fs::create_dir_all("/var/run/openvswitch")?;
+        let path = |name: &str| dir.join(name).display().to_string();
+        run_command(Command::new("ovsdb-tool").args(["create", &path("conf.db"), SCHEMA]))?;
+        let with = |command: &mut Command| {
+            for name in ["OVS_RUNDIR", "OVS_LOGDIR", "OVS_DBDIR", "OVS_SYSCONFDIR"] {
+                command.env(name, dir);
+            }
+        };
+        let mut command = netns.command("ovsdb-server");
+        with(&mut command);
+        let log = fs::File::create(dir.join("ovsdb.log"))?;
+        command.args([
+            &path("conf.db"),
+            &format!("--remote=punix:{}", path("db.sock")),
+            &format!("--unixctl={}", path("db.ctl")),
+        ]);
+        let database = Running::spawn(command.stderr(log))?;
+        let mut ovs = Self {
+            dir: dir.to_owned(),
+            netns,
+            switch: None,
+            _database: database,
+            _hugepages: hugepages,
+        };
+        let socket = dir.join("db.sock");
+        wait::until("the switch's database", PATIENCE, || socket.exists())?;
+        ovs.vsctl(&["--no-wait", "init"])?;
+        let extra = format!(
+            "other_config:dpdk-extra=--no-pci --no-telemetry --in-memory --single-file-segments \
+             --file-prefix=ovs{}",
+            std::process::id()
+        );
+        // Its polling thread has the core that tapd's worker has.
+        let mask =
+            if std::thread::available_parallelism().map_or(1, usize::from) > 1 { 2 } else { 1 };
+        let mask = format!("other_config:pmd-cpu-mask={mask:#x}");
+        ovs.vsctl(&[
+            "--no-wait",
+            "set",
+            "Open_vSwitch",
+            ".",
+            "other_config:dpdk-init=true",
+            "other_config:dpdk-socket-mem=512",
+            "other_config:dpdk-lcore-mask=0x1",
+            &mask,
+            &extra,
+        ])?;
+        let mut command = ovs.netns.command(SWITCH);
+        with(&mut command);
+        let log = fs::File::create(dir.join("switch.log"))?;
+        command.args([
+            &format!("unix:{}", path("db.sock")),
+            &format!("--unixctl={}", path("switch.ctl")),
+            &format!("--log-file={}", path("switch-own.log")),
+        ]);
+        ovs.switch = Some(Running::spawn(command.stderr(log))?);
+        let control = dir.join("switch.ctl");
+        wait::until("the switch", PATIENCE, || control.exists())?;
+        Ok(ovs)
+    }
+
+    fn vsctl(&self, arguments: &[&str]) -> Result<String> {
+        let mut command = self.netns.command("ovs-vsctl");
+        command.env("OVS_RUNDIR", &self.dir);
+        command.arg(format!("--db=unix:{}", self.dir.join("db.sock").display()));
+        run_command(command.args(["-t", "20"]).args(arguments))
+    }
+
+    fn appctl(&self, arguments: &[&str]) -> Result<String> {
+        let mut command = self.netns.command("ovs-appctl");
+        command.env("OVS_RUNDIR", &self.dir);
+        run_command(command.arg("-t").arg(self.dir.join("switch.ctl")).args(arguments))
+    }
+
+    /// A machine's port on one bridge, a vxlan that leaves by the wire on another one.
+    fn set_up(&self) -> Result<()> {
+        let port =
+            |name: &str| format!("options:vhost-server-path={}", self.socket(name).display());
+        self.vsctl(&["add-br", "br-phy", "--", "set", "bridge", "br-phy", "datapath_type=netdev"])?;
+        self.vsctl(&["add-br", "br-int", "--", "set", "bridge", "br-int", "datapath_type=netdev"])?;
+        for (bridge, name) in [("br-phy", "wire"), ("br-int", "vm")] {
+            let add = ["add-port", bridge, name, "--", "set", "Interface", name];
+            self.vsctl(&[&add[..], &["type=dpdkvhostuserclient", &port(name)]].concat())?;
+        }
+        let vxlan = ["add-port", "br-int", "vx0", "--", "set", "Interface", "vx0", "type=vxlan"];
+        let ends = ["options:remote_ip=192.0.2.2", "options:local_ip=192.0.2.1", "options:key=100"];
+        self.vsctl(&[&vxlan[..], &ends[..]].concat())?;
+        self.netns.ip(&["addr", "add", "192.0.2.1/24", "dev", "br-phy"])?;
+        self.netns.ip(&["link", "set", "br-phy", "up"])?;
+        let neighbour = ["tnl/neigh/set", "br-phy", "192.0.2.2", "02:00:00:00:00:99"];
+        self.appctl(&neighbour).map(drop)
+    }
+
+    fn socket(&self, name: &str) -> PathBuf {
+        self.dir.join(format!("{name}.sock"))
+    }
+}
+
+impl Drop for Ovs {
+    fn drop(&mut self) {
+        // By its own word it gives devices and memory back.
+        let _ = self.appctl(&["exit"]);
+        if let Some(switch) = &mut self.switch {
+            let _ = switch.wait_end(PATIENCE);
+        }
+    }
+}
+
+/// Frames and cycles of the polling thread.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct PmdStats {
+    frames: f64,
+    idle: f64,
+    processing: f64,
+}
+
+fn parse(text: &str) -> Result<PmdStats> {
+    let pmd = text.split("main thread").next().unwrap_or_default();
+    let field = |name: &str| -> Result<f64> {
+        let line = pmd.lines().find_map(|line| line.trim().strip_prefix(name));
+        let value = line.and_then(|rest| rest.split_whitespace().next());
+        value.and_then(|value| value.parse().ok()).with_context(|| format!("no {name} in {text}"))
+    };
+    Ok(PmdStats {
+        frames: field("packets received:")?,
+        idle: field("idle cycles:")?,
+        processing: field("processing cycles:")?,
+    })
+}
+
+/// Floods of both sizes through the switch.
+pub(super) fn measure(span: Duration) -> Result<Vec<(What, f64)>> {
+    let scratch = tempfile::tempdir()?;
+    let ovs = Ovs::start(scratch.path())?;
+    ovs.set_up()?;
+    let mut values = Vec::new();
+    for (len, core, through, lost) in [
+        (60, What::Core60, What::Through60, What::Lost60),
+        (1400, What::Core1400, What::Through1400, What::Lost1400),
+    ] {
+        let (from, to) = (guest(&ovs.socket("vm"), true), guest(&ovs.socket("wire"), true));
+        let ports = [(from.as_str(), Place::core(0)), (to.as_str(), Place::core(0))];
+        let (mut begin, mut stats) = (None, None);
+        let flood = flood(scratch.path(), ports, len, true, span, || {
+            match begin {
+                None => {
+                    ovs.appctl(&["dpif-netdev/pmd-stats-clear"])?;
+                    begin = Some(Instant::now());
+                }
+                Some(at) => {
+                    stats =
+                        Some((at.elapsed(), parse(&ovs.appctl(&["dpif-netdev/pmd-stats-show"])?)?));
+                }
+            }
+            Ok(())
+        })?;
+        let (elapsed, stats) = stats.context("no statistics")?;
+        // All cycles of that time are one or the other.
+        let hertz = (stats.idle + stats.processing) / elapsed.as_secs_f64();
+        let busy_seconds = stats.processing / hertz.max(1.0);
+        values.push((core, stats.frames / busy_seconds.max(1e-9) / 1000.0));
+        values.extend([(through, flood.through_kfps()), (lost, flood.lost_percent())]);
+    }
+    Ok(values)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn statistics_are_those_of_the_polling_thread() {
+        let text = "pmd thread numa_id 0 core_id 1:\n  packets received: 1637344\n\
+                    \x20 idle cycles: 3010213325 (57.40%)\n  processing cycles: 2233842141 (42.60%)\n\
+                    main thread:\n  packets received: 7\n";
+        let stats = parse(text).unwrap();
+        assert_eq!(stats.frames, 1_637_344.0);
+        assert_eq!((stats.idle, stats.processing), (3_010_213_325.0, 2_233_842_141.0));
+        assert!(parse("main thread:\n  packets received: 7\n").is_err());
+    }
+}

@@ -1,0 +1,172 @@
+//! Two tapds between two guests' ports.
+
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+
+use super::What;
+use super::traffic::{PATIENCE, Place, flood, guest};
+use crate::command::{Running, built_binary, run_command};
+use crate::wait;
+
+/// Which cores the nodes have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Cores {
+    /// The sender one for itself, the receiver the one of source and sink.
+    Apart,
+    /// Both the same.
+    Together,
+}
+
+/// A node, killed when it is dropped.
+pub(super) struct Node {
+    running: Running,
+    socket: std::path::PathBuf,
+}
+
+impl Node {
+    pub(super) fn start(
+        place: Place<'_>,
+        scratch: &Path,
+        number: u8,
+        config: &str,
+    ) -> Result<Self> {
+        let file = scratch.join(format!("node{number}.toml"));
+        fs::write(&file, config)?;
+        let log = fs::File::create(scratch.join(format!("node{number}.log")))?;
+        let mut command = place.command(&built_binary("tapd")?);
+        command.args(["run", "--node", &number.to_string(), "--config"]).arg(&file).stderr(log);
+        let socket = scratch.join(format!("node{number}.ctl"));
+        Ok(Self { running: Running::spawn(&mut command)?, socket })
+    }
+
+    pub(super) fn wait_log(&mut self, text: &str) -> Result<()> {
+        let log = self.socket.with_extension("log");
+        let mut ended = false;
+        wait::until(text, PATIENCE, || {
+            ended = self.running.ended().is_some();
+            ended || fs::read_to_string(&log).is_ok_and(|log| log.contains(text))
+        })?;
+        if ended {
+            bail!("tapd ended: {}", fs::read_to_string(&log).unwrap_or_default());
+        }
+        Ok(())
+    }
+
+    pub(super) fn wait_peer(&self) -> Result<()> {
+        wait::until("the nodes to be up with each other", PATIENCE, || {
+            let mut command = std::process::Command::new(built_binary("tapd").unwrap_or_default());
+            command.args(["show", "peers", "--json", "--control-socket"]).arg(&self.socket);
+            run_command(&mut command).is_ok_and(|text| text.contains("\"up\""))
+        })
+    }
+
+    /// CPU seconds of its workers so far.
+    fn worker_seconds(&self) -> Result<f64> {
+        let mut nanos = 0_u64;
+        for thread in fs::read_dir(format!("/proc/{}/task", self.running.pid()))? {
+            let path = thread?.path();
+            if fs::read_to_string(path.join("comm"))?.starts_with("worker") {
+                let text = fs::read_to_string(path.join("schedstat"))?;
+                let field = text.split(' ').next().context("schedstat is empty")?;
+                nanos += field.trim().parse::<u64>().context("schedstat has an unknown shape")?;
+            }
+        }
+        Ok(nanos as f64 / 1e9)
+    }
+
+    fn resident_mb(&self) -> Result<f64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.running.pid()))?;
+        let line = status.lines().find(|line| line.starts_with("VmRSS:")).context("no VmRSS")?;
+        let kb: f64 = line.split_whitespace().nth(1).context("no VmRSS")?.parse()?;
+        Ok(kb / 1024.0)
+    }
+}
+
+/// Makes the cluster's key.
+pub(super) fn make_key(scratch: &Path) -> Result<()> {
+    let mut command = std::process::Command::new(built_binary("tapd")?);
+    run_command(command.arg("keygen").arg(scratch.join("key"))).map(drop)
+}
+
+/// The configuration of node `number`, whose links are written in `links`.
+pub(super) fn config(scratch: &Path, number: u8, cipher: &str, links: [&str; 2]) -> String {
+    let dir = scratch.display();
+    let [one, two] = links;
+    let insecure = cipher == "none";
+    format!(
+        "[cluster]\n\
+         key_file = \"{dir}/key\"\n\
+         ciphers = [\"{cipher}\"]\n\
+         insecure = {insecure}\n\
+         [daemon]\n\
+         control_socket = \"{dir}/node{number}.ctl\"\n\
+         bum_frames_per_s = 0\n\
+         [dpdk]\n\
+         memory_mb = 96\n\
+         hugepages = false\n\
+         [[nodes]]\n\
+         id = 1\n\
+         links = [{one}]\n\
+         [[nodes]]\n\
+         id = 2\n\
+         links = [{two}]\n\
+         [[networks]]\n\
+         vni = 100\n\
+         tap = \"none\"\n\
+         vhost_user = [\"{dir}/vm{number}.sock\"]\n"
+    )
+}
+
+/// Floods of both sizes through two nodes.
+pub(super) fn measure(cipher: &str, span: Duration, cores: Cores) -> Result<Vec<(What, f64)>> {
+    let scratch = tempfile::tempdir()?;
+    let path = scratch.path();
+    make_key(path)?;
+    let wire = path.join("wire.sock");
+    // No UDP checksum over IPv4, as vxlan has it (RFC 7348 section 5).
+    let link = |node: u8, port: &str| {
+        format!(
+            "{{ name = \"wire\", address = \"198.18.0.{node}\", dpdk = {{ port = \"{port}\", \
+             prefix = 24, udp_checksum = false }} }}"
+        )
+    };
+    let one = link(1, &format!("net_vhost,iface={},queues=1", wire.display()));
+    let two = link(2, &guest(&wire, false));
+    let receiver = if cores == Cores::Together { Place::core(1) } else { Place::core(0) };
+    let begin = Instant::now();
+    let mut a = Node::start(
+        Place::core(1),
+        path,
+        1,
+        &config(path, 1, cipher, [one.as_str(), two.as_str()]),
+    )?;
+    a.wait_log("ready: ")?;
+    let ready_ms = begin.elapsed().as_secs_f64() * 1000.0;
+    let mut b =
+        Node::start(receiver, path, 2, &config(path, 2, cipher, [one.as_str(), two.as_str()]))?;
+    b.wait_log("ready: ")?;
+    a.wait_peer()?;
+    b.wait_peer()?;
+    let mut values = vec![(What::ReadyMs, ready_ms)];
+    let (from, to) = (guest(&path.join("vm1.sock"), false), guest(&path.join("vm2.sock"), false));
+    for (len, [core, receiver, through, lost]) in [
+        (60, [What::Core60, What::Receiver60, What::Through60, What::Lost60]),
+        (1400, [What::Core1400, What::Receiver1400, What::Through1400, What::Lost1400]),
+    ] {
+        let ports = [(from.as_str(), Place::core(0)), (to.as_str(), Place::core(0))];
+        let mut marks = Vec::new();
+        let begin = (a.worker_seconds()?, b.worker_seconds()?);
+        marks.push(begin);
+        let flood = flood(path, ports, len, false, span, || Ok(()))?;
+        let (a_cpu, b_cpu) = (a.worker_seconds()? - begin.0, b.worker_seconds()? - begin.1);
+        values.push((core, flood.sent / a_cpu.max(1e-9) / 1000.0));
+        values.push((receiver, flood.received / b_cpu.max(1e-9) / 1000.0));
+        values.push((through, flood.through_kfps()));
+        values.push((lost, flood.lost_percent()));
+    }
+    values.push((What::ResidentMb, a.resident_mb()?));
+    Ok(values)
+}

@@ -1,0 +1,216 @@
+//! Sources and sinks: `dpdk-traffic`.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use serde_json::Value;
+
+use super::What;
+use crate::command::{Running, built_binary};
+use crate::netns::Netns;
+use crate::wait;
+
+/// How long anything may take to start.
+pub(super) const PATIENCE: Duration = Duration::from_secs(15);
+
+/// Where a program runs.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Place<'n> {
+    pub(super) netns: Option<&'n Netns>,
+    /// The only core that it may use.
+    pub(super) core: Option<usize>,
+}
+
+impl Place<'_> {
+    /// This core, if the machine has more than one.
+    pub(super) fn core(core: usize) -> Self {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        Place { netns: None, core: (cores > 1).then_some(core % cores) }
+    }
+
+    pub(super) fn command(&self, program: &Path) -> Command {
+        let pinned = |mut command: Command| {
+            command.arg(program);
+            command
+        };
+        match (self.netns, self.core) {
+            (None, None) => Command::new(program),
+            (Some(netns), None) => netns.command(program),
+            (None, Some(core)) => {
+                let mut command = Command::new("taskset");
+                command.args(["-c", &core.to_string()]);
+                pinned(command)
+            }
+            (Some(netns), Some(core)) => {
+                let mut command = netns.command("taskset");
+                command.args(["-c", &core.to_string()]);
+                pinned(command)
+            }
+        }
+    }
+}
+
+/// A running `dpdk-traffic`, whose lines go to a file.
+#[derive(Debug)]
+pub(super) struct Traffic {
+    running: Running,
+    lines: PathBuf,
+}
+
+impl Traffic {
+    pub(super) fn start(
+        place: Place<'_>,
+        scratch: &Path,
+        name: &str,
+        arguments: &[&str],
+    ) -> Result<Self> {
+        let lines = scratch.join(format!("{name}.json"));
+        let log = File::create(scratch.join(format!("{name}.log")))?;
+        let mut command = place.command(&built_binary("dpdk-traffic")?);
+        command.args(arguments).args(["--interval", "100"]);
+        command.stdout(Stdio::from(File::create(&lines)?)).stderr(log);
+        Ok(Self { running: Running::spawn(&mut command)?, lines })
+    }
+
+    /// The newest line.
+    pub(super) fn last(&self) -> Option<Value> {
+        let text = std::fs::read_to_string(&self.lines).ok()?;
+        text.lines().rev().find_map(|line| serde_json::from_str(line).ok())
+    }
+
+    /// Waits until it has started its work.
+    pub(super) fn wait_started(&mut self) -> Result<()> {
+        let mut ended = None;
+        wait::until("the traffic tool to start", PATIENCE, || {
+            ended = self.running.ended();
+            ended.is_some() || self.last().is_some()
+        })?;
+        if ended.is_some_and(|status| !status.success()) {
+            let log = std::fs::read_to_string(self.lines.with_extension("log")).unwrap_or_default();
+            bail!("the traffic tool ended: {log}");
+        }
+        Ok(())
+    }
+
+    /// Waits for its end and gives its last line.
+    pub(super) fn finish(mut self) -> Result<Value> {
+        self.running.wait_end(PATIENCE * 4)?;
+        self.stopped()
+    }
+
+    /// Ends it and gives its last line.
+    pub(super) fn stop(mut self) -> Result<Value> {
+        self.running.signal(libc::SIGTERM)?;
+        self.running.wait_end(PATIENCE)?;
+        self.stopped()
+    }
+
+    fn stopped(&self) -> Result<Value> {
+        let log = || std::fs::read_to_string(self.lines.with_extension("log")).unwrap_or_default();
+        let line =
+            self.last().with_context(|| format!("the traffic tool said nothing: {}", log()))?;
+        ensure!(line["end"] == true, "the traffic tool did not end well: {}", log());
+        Ok(line)
+    }
+}
+
+pub(super) fn number(line: &Value, field: &str) -> f64 {
+    line[field].as_f64().unwrap_or(0.0)
+}
+
+/// A port that drives a vhost-user socket as a guest does.
+pub(super) fn guest(socket: &Path, server: bool) -> String {
+    let (path, server) = (socket.display(), u8::from(server));
+    format!("net_virtio_user,path={path},queues=1,queue_size=1024,server={server}")
+}
+
+/// What came of one flood.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Flood {
+    pub(super) sent: f64,
+    pub(super) received: f64,
+    pub(super) seconds: f64,
+}
+
+impl Flood {
+    pub(super) fn through_kfps(self) -> f64 {
+        self.received / self.seconds / 1000.0
+    }
+
+    pub(super) fn lost_percent(self) -> f64 {
+        100.0 * (1.0 - self.received / self.sent.max(1.0)).max(0.0)
+    }
+}
+
+/// Floods from one port to another for a while. `at_work` is called at the flood's begin and end.
+pub(super) fn flood(
+    scratch: &Path,
+    ports: [(&str, Place<'_>); 2],
+    frame_len: usize,
+    any: bool,
+    span: Duration,
+    mut at_work: impl FnMut() -> Result<()>,
+) -> Result<Flood> {
+    let [(from, from_place), (to, to_place)] = ports;
+    let mut sink_arguments = vec!["sink", "--port", to, "--seconds", "60"];
+    if any {
+        sink_arguments.push("--any");
+    }
+    let mut sink = Traffic::start(to_place, scratch, "sink", &sink_arguments)?;
+    sink.wait_started()?;
+    // Its station is known to everybody after its first word.
+    wait::holds_for("the sink to be known", Duration::from_millis(700), || true)?;
+    let seconds = span.as_secs_f64().to_string();
+    let len = frame_len.to_string();
+    let arguments = ["source", "--port", from, "--frame-len", &len, "--seconds", &seconds];
+    let before = sink.last().map_or(0.0, |line| number(&line, "received"));
+    let mut source = Traffic::start(from_place, scratch, "source", &arguments)?;
+    source.wait_started()?;
+    at_work()?;
+    let source = source.finish()?;
+    at_work()?;
+    // What is on its way arrives.
+    wait::holds_for("the last frames", Duration::from_millis(200), || true)?;
+    let sink = sink.stop()?;
+    Ok(Flood {
+        sent: number(&source, "sent"),
+        received: number(&sink, "received") - before,
+        seconds: number(&source, "seconds"),
+    })
+}
+
+/// Plain forwarding between the same ports: the limit.
+pub(super) fn measure_forward(span: Duration) -> Result<Vec<(What, f64)>> {
+    let scratch = tempfile::tempdir()?;
+    let (vm, wire) = (scratch.path().join("vm.sock"), scratch.path().join("wire.sock"));
+    let mut values = Vec::new();
+    for (len, core, through) in
+        [(60, What::Core60, What::Through60), (1400, What::Core1400, What::Through1400)]
+    {
+        let port = |socket: &Path| format!("net_vhost,iface={},queues=1", socket.display());
+        let (port, other) = (port(&vm), port(&wire));
+        let mut forward = Traffic::start(
+            Place::core(1),
+            scratch.path(),
+            "forward",
+            &["forward", "--port", &port, "--other", &other, "--seconds", "60"],
+        )?;
+        forward.wait_started()?;
+        let ports = [guest(&vm, false), guest(&wire, false)];
+        let places = [(ports[0].as_str(), Place::core(0)), (ports[1].as_str(), Place::core(0))];
+        let mut marks = Vec::new();
+        let flood = flood(scratch.path(), places, len, true, span, || {
+            let line = forward.last().context("forwarding says nothing")?;
+            marks.push((number(&line, "received"), number(&line, "cpu_seconds")));
+            Ok(())
+        })?;
+        let [(frames_then, cpu_then), (frames, cpu)] = marks[..] else { bail!("no marks") };
+        values.push((core, (frames - frames_then) / (cpu - cpu_then).max(1e-9) / 1000.0));
+        values.push((through, flood.through_kfps()));
+        forward.stop()?;
+    }
+    Ok(values)
+}
