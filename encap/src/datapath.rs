@@ -335,6 +335,8 @@ pub struct Datapath {
     pub(crate) fragment_pool: BufPool,
     /// Who the frames at hand are for.
     pub(crate) plan: Plan,
+    /// The local port that what is being sealed came from.
+    pub(crate) port: LocalPort,
     /// What is cut into fragments, or compressed.
     pub(crate) scratch: Vec<u8>,
     pub(crate) compressor: Compressor,
@@ -394,6 +396,7 @@ impl Datapath {
             returns: Deliveries::default(),
             local_pool: BufPool::new(LOCAL_BUF_LEN, MAX_LOCAL_BUFS),
             plan: Plan::default(),
+            port: LocalPort::TAP,
             scratch: Vec::new(),
             compressor,
             decompressor: None,

@@ -372,9 +372,7 @@ impl Datapath {
             }
             _ => return Err(DropReason::FragmentInvalid),
         };
-        let delivery = self.frame(now, tables, origin, mark, (handle, partial), frame, at)?;
-        out.list.push(delivery);
-        Ok(())
+        self.frame(now, tables, origin, mark, (handle, partial), frame, at, out)
     }
 
     /// Takes on what a compressed payload becomes.
@@ -445,9 +443,9 @@ impl Datapath {
         for (range, partial) in ranges.into_iter().take(count) {
             let at = Span { start: at.start + range.start, len: range.len(), ..at };
             let frame = payload.get_mut(range).unwrap_or_default();
-            match self.frame(now, tables, origin, mark, (handle, partial), frame, at) {
-                Ok(delivery) => out.list.push(delivery),
-                Err(reason) => self.counters.count_drop(reason),
+            let what = (handle, partial);
+            if let Err(reason) = self.frame(now, tables, origin, mark, what, frame, at, out) {
+                self.counters.count_drop(reason);
             }
         }
         Ok(())
@@ -464,7 +462,8 @@ impl Datapath {
         (handle, partial): (Handle, bool),
         frame: &mut [u8],
         at: Span,
-    ) -> Result<Delivery, DropReason> {
+        out: &mut Deliveries,
+    ) -> Result<(), DropReason> {
         let network = tables.network(handle).ok_or(DropReason::HandleUnknown)?;
         let checksum = if partial {
             // Nothing in clear mode vouches for it, and what does not parse cannot be completed.
@@ -488,16 +487,18 @@ impl Datapath {
                 mine.received(frame.len());
             }
         }
-        let to = self.inwards(network, frame, self.clock.ms(now));
+        let to = match network.all_inwards {
+            Some(to) => to,
+            None => self.inwards(now, network, frame),
+        };
         let frame = OutFrame { span: at, checksum };
-        Ok(Delivery { handle, vni: network.vni, to, frame })
+        out.list.push(Delivery { handle, vni: network.vni, to, frame });
+        Ok(())
     }
 
-    /// Which local ports a frame is for (rule F10); one that is alone is not looked for.
-    fn inwards(&mut self, network: &NetworkEntry, frame: &[u8], now_ms: u64) -> To {
-        if let Some(only) = network.local_ports.only() {
-            return To::Port(only);
-        }
+    /// Which of several local ports a frame is for (rule F10).
+    fn inwards(&mut self, now: Instant, network: &NetworkEntry, frame: &[u8]) -> To {
+        let now_ms = self.clock.ms(now);
         let cache = &mut self.inward_destination;
         let place = EthernetView::new(frame)
             .ok()

@@ -137,6 +137,11 @@ pub enum To {
 }
 
 impl To {
+    /// Who gets what peers send, if all of it goes the same way.
+    pub(crate) fn all_inwards(ports: LocalPorts) -> Option<Self> {
+        if ports.bits() == 0 { Some(Self::All) } else { ports.only().map(Self::Port) }
+    }
+
     /// Whether this port gets it.
     #[must_use]
     pub fn takes_in(self, port: LocalPort) -> bool {
@@ -175,6 +180,9 @@ pub struct NetworkEntry {
     pub looped: bool,
     /// The ports that it has on this node (rule F10).
     pub local_ports: LocalPorts,
+    /// Who gets what peers send, where that is no matter of the destination: there are not several
+    /// ports. Worked out here, as it is asked for with every frame.
+    pub all_inwards: Option<To>,
     /// By peer index: none for a node that may not take part.
     pub members: Vec<Option<Member>>,
     /// One set of traffic counters per worker.
@@ -243,7 +251,8 @@ impl NetworkEntry {
         self.local_ports.has_others(from).then_some(To::AllBut(from))
     }
 
-    /// Who gets a frame from a peer for a station that is known there, or not known at all.
+    /// Who gets a frame from a peer for a station that is known there, or not known at all, where
+    /// there are several ports.
     pub(crate) fn inwards(&self, place: Option<Place>) -> To {
         match place {
             Some(Place::Local(port)) if self.local_ports.contains(port) => To::Port(port),

@@ -52,8 +52,6 @@ enum Target {
 struct Pass<'t, 'o> {
     now: Instant,
     tables: &'t Tables,
-    /// The local port that the frames came from.
-    port: LocalPort,
     out: &'o mut Transmits,
     /// At the end of `out`: not sealed yet, as more may come in.
     bundle: Option<Bundle<'t>>,
@@ -93,17 +91,16 @@ impl Datapath {
             let target = self
                 .admit_frame(handle, network, port, bytes, now_ms)
                 .and_then(|to| self.forward(now, now_ms, network, port, to, segments));
-            let offload = frame.offload;
             let outcome = match target {
                 Ok(Target::Peer(peer)) => {
                     self.plan.push(Some(peer), index);
                     continue;
                 }
                 Ok(Target::Local(to)) => self
-                    .switch(network, to, bytes, offload)
+                    .switch(network, to, bytes, frame.offload)
                     .map(|()| self.counters.frames_local.add(1)),
                 Ok(Target::Flood) => self
-                    .admit_flood(now, &tables, network, bytes, offload)
+                    .admit_flood(now, &tables, network, bytes, frame.offload)
                     .map(|()| self.plan.push(None, index)),
                 Err(reason) => Err(reason),
             };
@@ -148,7 +145,8 @@ impl Datapath {
     ) -> bool {
         let tables = arc_swap::Guard::into_inner(self.tables.load());
         let mut plan = std::mem::take(&mut self.plan);
-        let mut pass = Pass { now, tables: &tables, port: plan.port, out, bundle: None };
+        self.port = plan.port;
+        let mut pass = Pass { now, tables: &tables, out, bundle: None };
         let done = self.work_off(&mut pass, &mut plan, frames);
         self.close_bundle(&mut pass);
         self.plan = plan;
@@ -200,7 +198,7 @@ impl Datapath {
             return;
         }
         self.waiting_generation = tables.generation;
-        let mut pass = Pass { now, tables: &tables, port: LocalPort::TAP, out, bundle: None };
+        let mut pass = Pass { now, tables: &tables, out, bundle: None };
         for _ in 0..self.waiting.len() {
             let Some(mut waiting) = self.waiting.pop_front() else { break };
             let connecting = tables.peer(waiting.peer).is_some_and(|peer| peer.connecting);
@@ -209,7 +207,7 @@ impl Datapath {
                 continue;
             }
             let Waiting { handle, port, peer, mut offload, .. } = waiting;
-            pass.port = port;
+            self.port = port;
             match tables.network(handle) {
                 Some(network) => {
                     self.send(&mut pass, network, peer, &mut waiting.frame, &mut offload, false);
@@ -238,7 +236,7 @@ impl Datapath {
         }
         self.waiting.push_back(Waiting {
             handle: network.handle,
-            port: pass.port,
+            port: self.port,
             peer,
             frame: frame.to_vec(),
             offload: *offload,
@@ -268,7 +266,7 @@ impl Datapath {
         let cache = &self.local_source;
         let known = cache.mac == source
             && cache.handle == handle
-            && cache.place == Some(place)
+            && matches!(cache.place, Some(Place::Local(at)) if at == port)
             && cache.generation == generation
             && now_ms < cache.until_ms;
         if !known {
@@ -336,7 +334,7 @@ impl Datapath {
             let peer = PeerIndex(index);
             self.send_or_wait(pass, network, peer, frame, offload, false);
         }
-        if !any && !network.local_ports.has_others(pass.port) {
+        if !any && !network.local_ports.has_others(self.port) {
             self.counters.count_drop(DropReason::FrameNoMember);
         }
         0

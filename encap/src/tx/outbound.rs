@@ -10,7 +10,7 @@ use crate::forward::policy::{Policy, flow_of};
 use crate::forward::protect::{Protect, is_control};
 use crate::forward::{marks, mss, too_big};
 use crate::handshake::features::Features;
-use crate::id::{LocalPort, PeerIndex};
+use crate::id::PeerIndex;
 use crate::link::id::LinkSet;
 use crate::stats::DropReason;
 use crate::tables::{NetworkEntry, PeerEntry, To};
@@ -84,7 +84,7 @@ impl Datapath {
     /// Decides on links, size and mark.
     fn prepare<'t>(
         &mut self,
-        &Pass { now, tables, port, .. }: &Pass<'t, '_>,
+        &Pass { now, tables, .. }: &Pass<'t, '_>,
         peer: &'t PeerEntry,
         network: &'t NetworkEntry,
         frame: &mut [u8],
@@ -114,7 +114,7 @@ impl Datapath {
             // senders are told do not depend on it.
             let max_l3 =
                 limit.max(peer.expected_udp_payload).saturating_sub(overhead + ip.l3_offset);
-            self.fit_sender(now, network, port, frame, *offload, ip, max_l3);
+            self.fit_sender(now, network, frame, *offload, ip, max_l3);
         }
         let dscp = network.dscp.as_ref().unwrap_or(&peer.dscp);
         let mark = marks::mark(dscp, peer.ecn, inner_ip.as_ref());
@@ -146,12 +146,10 @@ impl Datapath {
 
     /// Has the sender make packets that fit: by TCP's segment size as a connection begins, else by
     /// ICMP, while what it sent is carried in fragments.
-    #[allow(clippy::too_many_arguments)] // a stage of the packet path: everything is at hand
     fn fit_sender(
         &mut self,
         now: Instant,
         network: &NetworkEntry,
-        port: LocalPort,
         frame: &mut [u8],
         offload: Offload,
         ip: &InnerIp,
@@ -179,7 +177,7 @@ impl Datapath {
         let mtu = u32::try_from(max_l3).unwrap_or(u32::MAX);
         if let Some(message) = too_big::build(frame, mtu) {
             self.counters.too_big_sent.add(1);
-            self.returns.push_slice(network.handle, network.vni, To::Port(port), &message);
+            self.returns.push_slice(network.handle, network.vni, To::Port(self.port), &message);
         }
     }
 

@@ -11,7 +11,7 @@ use crate::forward::loop_probe::{LoopGuard, LoopProbe};
 use crate::id::{LocalPort, LocalPorts, PeerIndex, Vni};
 use crate::peer::Peer;
 use crate::stats::Traffic;
-use crate::tables::{Member, NetworkEntry};
+use crate::tables::{Member, NetworkEntry, To};
 use crate::wire::control::{Binding, Bindings};
 use crate::wire::header::Handle;
 
@@ -191,6 +191,7 @@ impl Vtep {
             compression: network.config.compression,
             looped: network.looped,
             local_ports: network.local_ports,
+            all_inwards: To::all_inwards(network.local_ports),
             traffic: Arc::clone(&network.traffic),
         })
     }
