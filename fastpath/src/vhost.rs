@@ -111,8 +111,11 @@ pub enum VhostError {
     /// The socket's path has characters that cannot be passed on.
     #[error("vhost-user socket {0}: a path with a comma, or one that is no text, is not possible")]
     BadPath(PathBuf),
+    /// There is no place for the socket.
+    #[error("there is no directory {0} for the vhost-user socket; make it (mkdir -p {0})")]
+    NoDirectory(PathBuf),
     /// A socket that nobody uses cannot be removed.
-    #[error("cannot remove the unused vhost-user socket {path}: {source}")]
+    #[error("cannot remove the unused vhost-user socket {path}")]
     Stale {
         /// Its path.
         path: PathBuf,
@@ -252,9 +255,12 @@ impl VhostPort {
     }
 }
 
-/// A socket that a program left behind would keep this one from being made.
+/// A socket that a program left behind would keep this one from being made. DPDK would not say why.
 fn remove_stale(socket: &Path) -> Result<(), VhostError> {
     use std::os::unix::fs::FileTypeExt;
+    if let Some(directory) = socket.parent().filter(|directory| !directory.is_dir()) {
+        return Err(VhostError::NoDirectory(directory.to_owned()));
+    }
     let Ok(found) = std::fs::symlink_metadata(socket) else { return Ok(()) };
     if !found.file_type().is_socket() {
         return Err(VhostError::NoSocket(socket.to_owned()));

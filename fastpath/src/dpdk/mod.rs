@@ -40,7 +40,7 @@ pub enum DpdkError {
     #[error(transparent)]
     Load(#[from] LoadError),
     /// DPDK's environment does not start.
-    #[error("DPDK does not start: {source} ({hint})")]
+    #[error("DPDK does not start ({hint})")]
     Start {
         /// DPDK's errno.
         source: io::Error,
@@ -51,9 +51,7 @@ pub enum DpdkError {
     #[error("EAL argument {0:?} is not possible here")]
     BadArgument(String),
     /// No memory for packet buffers.
-    #[error(
-        "no memory for {count} packet buffers of {room} bytes: {source}; raise memory_mb in [dpdk]"
-    )]
+    #[error("no memory for {count} packet buffers of {room} bytes; raise memory_mb in [dpdk]")]
     NoMemory {
         /// Buffers wanted.
         count: u32,
@@ -63,7 +61,7 @@ pub enum DpdkError {
         source: io::Error,
     },
     /// A port refuses.
-    #[error("DPDK port {device}: cannot {action}: {source}")]
+    #[error("DPDK port {device}: cannot {action}")]
     Port {
         /// The port as it was named.
         device: String,

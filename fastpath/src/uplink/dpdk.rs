@@ -146,10 +146,10 @@ pub enum DpdkUplinkError {
         wanted: u16,
     },
     /// The exception tap.
-    #[error("exception tap: {0}")]
+    #[error(transparent)]
     Exception(#[from] OpenError),
     /// The exception tap cannot be set up.
-    #[error("exception tap {name}: {source}")]
+    #[error("exception tap {name} cannot be set up")]
     ExceptionSetup {
         /// Its name.
         name: String,
@@ -157,7 +157,7 @@ pub enum DpdkUplinkError {
         source: io::Error,
     },
     /// The port's MAC address or filters.
-    #[error("DPDK port {device}: cannot {action}: {source}")]
+    #[error("DPDK port {device}: cannot {action}")]
     Setup {
         /// The port as it was named.
         device: String,

@@ -379,6 +379,8 @@ fn sockets_that_are_taken_are_refused_and_stale_ones_removed() {
         std::fs::write(&path, b"a file").unwrap();
         assert!(matches!(open(), Err(VhostError::NoSocket(_))));
         std::fs::remove_file(&path).unwrap();
+        let nowhere = vhost_options(&eal, std::path::Path::new("/nonexistent/a"), 1, 1);
+        assert!(matches!(VhostPort::open(&eal, &nowhere), Err(VhostError::NoDirectory(_))));
         let bad = vhost_options(&eal, std::path::Path::new("/tmp/a,b"), 1, 1);
         assert!(matches!(VhostPort::open(&eal, &bad), Err(VhostError::BadPath(_))));
     });
