@@ -13,6 +13,7 @@ pub mod netns;
 pub mod topology;
 pub mod relay;
 pub mod lanes;
+pub mod dpdk;
 pub mod config;
 pub mod node;
 pub mod cluster;

@@ -177,7 +177,7 @@ impl Star {
     }
 }
 
-/// A bridge that forwards from the first moment and floods multicast.
+/// A bridge that forwards from the first moment, floods multicast and judges nothing.
 ///
 /// # Errors
 /// `ip` refused.
@@ -195,5 +195,10 @@ pub fn make_bridge(netns: &Netns, name: &str) -> Result<()> {
         "mcast_snooping",
         "0",
     ])?;
+    // Where the bridge's netfilter hooks are loaded (Docker does), they would judge IP headers
+    // and drop what is meant to cross; where they are not, there is no such file.
+    for family in ["ip", "ip6", "arp"] {
+        let _ = netns.sysctl(&format!("net/bridge/bridge-nf-call-{family}tables"), "0");
+    }
     netns.ip(&["link", "set", name, "up"]).map(|_| ())
 }

@@ -7,6 +7,7 @@
 
 mod harness;
 mod lanes;
+mod dpdk;
 mod document;
 mod flow;
 mod frames;
