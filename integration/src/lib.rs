@@ -27,3 +27,4 @@ pub mod stats;
 pub mod load;
 pub mod bench;
 pub mod failover;
+pub mod guest;
