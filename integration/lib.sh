@@ -15,6 +15,12 @@ PACKAGES="
     /usr/include/dpdk/rte_ethdev.h:libdpdk-dev
 "
 
+# The same for tests with guests.
+GUEST_PACKAGES="
+    qemu-system-x86_64:qemu-system-x86
+    dpdk-testpmd:dpdk-dev
+"
+
 passed=0
 failed=0
 failures=()

@@ -207,6 +207,36 @@ impl Lanes {
         config
     }
 
+    /// Leaves all lanes to DPDK: takes the kernel's addresses off, switches off what only kernels
+    /// know of each other, and gives the configuration of two nodes with a DPDK port on each cable.
+    /// Such cables are cut by [`Cut::Carrier`] and [`Cut::CarrierFar`] only: DPDK sees frames before
+    /// the kernel's filters do.
+    ///
+    /// # Errors
+    /// A tool failed.
+    pub fn give_to_dpdk(&self) -> Result<ClusterConfig> {
+        self.set_offloads(Offloads::Bare)?;
+        let mut config = ClusterConfig::new(Family::V4, 2);
+        let mut links = [Vec::new(), Vec::new()];
+        for lane in &self.lanes {
+            let interface = &lane.interface;
+            let ends = [(&self.alpha, lane.alpha), (&self.beta, lane.beta)];
+            for ((netns, address), links) in ends.into_iter().zip(&mut links) {
+                netns.ip(&["addr", "flush", "dev", interface])?;
+                let prefix = if address.is_ipv4() { 24 } else { 64 };
+                links.push(format!(
+                    "{{ name = {interface:?}, address = \"{address}\", dpdk = {{ \
+                     port = \"net_af_packet,iface={interface}\", prefix = {prefix} }} }}"
+                ));
+            }
+        }
+        for (node, links) in config.nodes.iter_mut().zip(links) {
+            node.addresses.clear();
+            node.extra = format!("links = [{}]\n", links.join(", "));
+        }
+        Ok(config)
+    }
+
     /// Sets what the interfaces of all lanes may do.
     ///
     /// # Errors
