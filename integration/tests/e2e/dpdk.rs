@@ -316,7 +316,7 @@ fn api_dpdk_start_errors_say_what_to_do() {
         let mut no_directory = base.clone();
         no_directory.networks[0].extra =
             "vhost_user = [\"/nonexistent/directory/vm.sock\"]\n".to_owned();
-        let mut too_large = base.clone();
+        let mut too_large = base;
         let end = End::dpdk("0", Family::V4.address(1), UNDERLAY);
         let end = End { extra: ", mtu = 9000".to_owned(), ..end };
         dpdk::set_links(&mut too_large.nodes[0], &[end]);

@@ -177,13 +177,9 @@ fn check_interface(check: &str, link: &NodeLink, port: &DpdkPort, report: &mut R
         let advice = format!("write port = \"{},iface=eth1\"", port.port);
         return report.fail(check, "it has no iface", advice);
     };
-    let state = Interface::open(name).and_then(|_| probe::link_state(name));
-    let state = match state {
-        Ok(state) => state,
-        Err(_) => {
-            let found = format!("there is no interface {name}");
-            return report.fail(check, found, "correct iface in the port's arguments");
-        }
+    let Ok(state) = Interface::open(name).and_then(|_| probe::link_state(name)) else {
+        let found = format!("there is no interface {name}");
+        return report.fail(check, found, "correct iface in the port's arguments");
     };
     if !state.up {
         let advice = format!("run: ip link set {name} up");
