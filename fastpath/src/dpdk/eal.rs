@@ -18,7 +18,8 @@ pub enum Hugepages {
     Auto,
     /// Or not at all.
     Always,
-    /// In ordinary pages: slower to reach, and no card can be driven.
+    /// In ordinary pages: slower to reach, and cards can be driven only behind an IOMMU, which
+    /// makes scattered pages one piece.
     Never,
 }
 
@@ -31,7 +32,9 @@ pub struct EalOptions {
     pub memory_mb: u32,
     /// Where it lies.
     pub hugepages: Hugepages,
-    /// PCI addresses of the cards that are to be driven; others are left alone.
+    /// The cards that are to be driven; others are left alone. PCI addresses, each with the
+    /// arguments of its driver behind a comma, if it has any: DPDK opens cards as it starts, and
+    /// does not look at what [`super::PortOptions::device`] says behind the address.
     pub pci: Vec<String>,
     /// Further arguments, as DPDK's documentation names them.
     pub extra: Vec<String>,
@@ -52,6 +55,8 @@ pub struct Eal(Arc<Inner>);
 struct Inner {
     api: Api,
     hugepages: bool,
+    /// Whether there are cards to be driven.
+    cards: bool,
     /// DPDK's calls that change ports and pools are not made for several threads.
     control: Mutex<()>,
 }
@@ -86,7 +91,8 @@ impl Eal {
             .join()
             .unwrap_or_else(|_| Err(std::io::Error::other("its thread panicked")))
             .map_err(|source| DpdkError::Start { source, hint: hint(hugepages) })?;
-        let eal = Self(Arc::new(Inner { api, hugepages, control: Mutex::default() }));
+        let cards = !options.pci.is_empty();
+        let eal = Self(Arc::new(Inner { api, hugepages, cards, control: Mutex::default() }));
         *started = Some(eal.clone());
         Ok(eal)
     }
@@ -123,6 +129,12 @@ impl Eal {
     #[must_use]
     pub fn hugepages(&self) -> bool {
         self.0.hugepages
+    }
+
+    /// Whether an argument that DPDK calls invalid may be its word for packet memory that cards
+    /// cannot reach: in scattered pages, and no IOMMU to make one piece of them.
+    pub(super) fn may_need_hugepages(&self, source: &std::io::Error) -> bool {
+        self.0.cards && !self.0.hugepages && source.raw_os_error() == Some(libc::EINVAL)
     }
 
     pub(super) fn api(&self) -> &Api {
@@ -239,9 +251,12 @@ mod tests {
     fn cards_are_driven_only_when_they_are_named() {
         let none = arguments(&EalOptions::default(), false).unwrap();
         assert!(none.contains(&"--no-pci".to_owned()) && none.contains(&"--no-huge".to_owned()));
-        let pci = vec!["0000:3b:00.0".to_owned()];
+        let pci = vec!["0000:3b:00.0".to_owned(), "0000:3b:00.1,key=1".to_owned()];
         let one = arguments(&EalOptions { pci, ..EalOptions::default() }, true).unwrap();
         assert!(one.contains(&"--allow=0000:3b:00.0".to_owned()), "{one:?}");
+        assert!(one.contains(&"--allow=0000:3b:00.1,key=1".to_owned()), "{one:?}");
+        // Without an IOMMU cards want physical addresses: the bus knows which.
+        assert!(!one.iter().any(|argument| argument.starts_with("--iova-mode")), "{one:?}");
         assert!(!one.contains(&"--no-pci".to_owned()), "{one:?}");
         assert!(one.contains(&"--single-file-segments".to_owned()), "{one:?}");
     }

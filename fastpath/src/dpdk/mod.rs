@@ -60,6 +60,12 @@ pub enum DpdkError {
         /// DPDK's errno.
         source: io::Error,
     },
+    /// A card without an IOMMU before it, and packet memory in ordinary pages.
+    #[error(
+        "without an IOMMU, cards reach packet memory only in hugepages: free some, as many as \
+         memory_mb in [dpdk] says, or switch the IOMMU on and bind the cards to vfio-pci"
+    )]
+    NeedsHugepages,
     /// A port refuses.
     #[error("DPDK port {device}: cannot {action}")]
     Port {

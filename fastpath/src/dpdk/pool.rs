@@ -43,7 +43,10 @@ impl Pool {
             // SAFETY: the name is a C string that DPDK copies, `raw` is a pointer of this frame.
             check(unsafe { (api.pool_new)(name.as_ptr(), count, CACHE, room, &raw mut raw) })
         });
-        made.map_err(|source| DpdkError::NoMemory { count, room, source })?;
+        made.map_err(|source| match eal.may_need_hugepages(&source) {
+            true => DpdkError::NeedsHugepages,
+            false => DpdkError::NoMemory { count, room, source },
+        })?;
         Ok(Self(Arc::new(Inner { eal: eal.clone(), raw, count, room })))
     }
 

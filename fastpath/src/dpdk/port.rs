@@ -14,6 +14,10 @@ use super::{DpdkError, Eal, Pool, check};
 /// Virtual devices without a number of their own get one.
 static NUMBER: AtomicU32 = AtomicU32::new(0);
 
+/// What DPDK does not say when a card cannot be opened: errno is one of two, whatever is wrong.
+const OPEN_CARD: &str = "open that card: is it there, bound to vfio-pci (not to a driver of the \
+    kernel), and its DPDK driver installed?";
+
 /// How a port is opened.
 #[derive(Debug, Clone)]
 pub struct PortOptions {
@@ -114,7 +118,11 @@ impl Port {
             // SAFETY: both are C strings of this frame, which DPDK copies; `number` is of this frame.
             check(unsafe { (api.port_add)(name.as_ptr(), arguments.as_ptr(), &raw mut number) })
         })
-        .map_err(failed("find or open it"))?;
+        .map_err(|source| match eal.may_need_hugepages(&source) {
+            true if is_card(&options.device) => DpdkError::NeedsHugepages,
+            _ if is_card(&options.device) => failed(OPEN_CARD)(source),
+            _ => failed("find or open it")(source),
+        })?;
         let mut inner = Inner {
             eal: eal.clone(),
             number,
@@ -304,6 +312,11 @@ impl Drop for Inner {
     }
 }
 
+/// Whether a device is one of the PCI bus.
+fn is_card(device: &str) -> bool {
+    device.split(',').next().unwrap_or_default().contains(':')
+}
+
 /// Name and arguments of a device.
 fn device(text: &str) -> (String, String) {
     let (name, arguments) = text.split_once(',').unwrap_or((text, ""));
@@ -329,5 +342,6 @@ mod tests {
         assert_eq!(arguments, "iface=eth0,qpairs=2");
         assert_eq!(device("net_memif7,role=server").0, "net_memif7");
         assert_eq!(device("0000:3b:00.0"), ("0000:3b:00.0".to_owned(), String::new()));
+        assert!(is_card("0000:3b:00.0,key=1") && !is_card("net_memif,mac=02:00:00:00:00:01"));
     }
 }

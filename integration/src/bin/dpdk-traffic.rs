@@ -200,7 +200,10 @@ fn open(eal: &Eal, device: &str, large: bool) -> Result<(Port, RxQueue, TxQueue)
 
 fn start(common: &Common) -> Result<Eal> {
     let hugepages = if common.hugepages { Hugepages::Always } else { Hugepages::Never };
-    let eal = Eal::start(&EalOptions { memory_mb: 96, hugepages, ..EalOptions::default() })?;
+    // A card is driven only when it is named.
+    let name = common.port.split(',').next().unwrap_or_default();
+    let pci = if name.contains(':') { vec![name.to_owned()] } else { Vec::new() };
+    let eal = Eal::start(&EalOptions { memory_mb: 96, hugepages, pci, ..EalOptions::default() })?;
     eal.register_thread()?;
     Ok(eal)
 }

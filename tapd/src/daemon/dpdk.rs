@@ -79,7 +79,7 @@ fn eal_options(config: &Config) -> EalOptions {
     let links = config.own_node().map_or(&[][..], |own| own.links.as_slice());
     let ports = links.iter().filter_map(|link| link.dpdk.as_ref());
     let card = |port: &DpdkPort| match &port.port {
-        Port::Pci { address, .. } => Some(address.clone()),
+        Port::Pci { .. } => Some(port.port.to_string()),
         Port::Virtual { .. } => None,
     };
     EalOptions {
