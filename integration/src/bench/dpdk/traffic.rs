@@ -103,8 +103,11 @@ impl Traffic {
 
     /// Ends it and gives its last line.
     pub(super) fn stop(mut self) -> Result<Value> {
-        self.running.signal(libc::SIGTERM)?;
-        self.running.wait_end(PATIENCE)?;
+        // It may have come to its end by itself.
+        if self.running.ended().is_none() {
+            self.running.signal(libc::SIGTERM)?;
+            self.running.wait_end(PATIENCE)?;
+        }
         self.stopped()
     }
 
