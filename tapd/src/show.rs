@@ -15,6 +15,9 @@ use crate::control::{
 };
 use crate::exit::Failure;
 
+/// What a network without a tap has in its place.
+const NO_TAP: &str = "none";
+
 /// Asks the daemon and prints.
 pub(crate) fn run(socket: &Path, topic: Topic, json: bool, verbose: bool) -> Result<(), Failure> {
     let data: serde_json::Value = Client::connect(socket)?.request(Request::Show { topic })?;
@@ -152,7 +155,9 @@ fn networks_text(networks: &[NetworkReply]) -> String {
     }
     let mut text = table.text("no networks: this node is a member of none");
     for network in networks {
-        let _ = writeln!(text, "tap MTU of {}: {}", network.tap, network.tap_mtu_arithmetic);
+        // What has no tap has an MTU all the same, for its machines.
+        let whose = if network.tap == NO_TAP { &network.name } else { &network.tap };
+        let _ = writeln!(text, "tap MTU of {whose}: {}", network.tap_mtu_arithmetic);
         if network.looped {
             let _ = writeln!(text, "{} is closed for a while: its network loops", network.tap);
         }

@@ -236,6 +236,11 @@ impl Network {
         self.config.tap.as_deref().unwrap_or("none")
     }
 
+    /// The tap, or the network where there is none.
+    pub(super) fn label(&self) -> &str {
+        self.config.tap.as_deref().unwrap_or(&self.config.name)
+    }
+
     /// How the MTU in force comes about.
     pub(super) fn explain_tap_mtu(&self) -> String {
         if self.tap_mtu == self.own_tap_mtu {

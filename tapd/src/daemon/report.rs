@@ -117,7 +117,7 @@ impl Daemon {
         let lines = self
             .networks
             .iter()
-            .map(|network| format!("{}: {}", network.tap_name(), network.explain_tap_mtu()));
+            .map(|network| format!("{}: {}", network.label(), network.explain_tap_mtu()));
         StatusReply {
             node: self.config.own.get(),
             name: self.name(self.config.own),
