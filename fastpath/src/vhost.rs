@@ -13,7 +13,7 @@
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use encap::offload::coalesce::{Coalescer, Group, Limits};
@@ -24,6 +24,8 @@ use encap::wire::checksum::{
     TCP_CHECKSUM_OFFSET, UDP_CHECKSUM_OFFSET, complete_checksum, derive_partial,
 };
 use encap::wire::ethernet::{ETHERNET_HEADER_LEN, EtherType, EthernetView};
+
+use dpdk_sys::{VHOST_GUEST, VhostState};
 
 use crate::counter::counters;
 use crate::dpdk::{
@@ -38,7 +40,15 @@ const DESCRIPTORS: u16 = 1024;
 const RETRIES: u32 = 16;
 /// Most frames of one super-frame.
 const MAX_MEMBERS: usize = 64;
-/// Virtio feature bits (virtio 1.2, section 5.1.3): the guest takes TCP super-frames.
+/// Segments that the super-frames of one burst stand for at most, so that a guest that asks for tiny
+/// ones cannot hold a worker.
+const MAX_SEGMENTS: usize = 1024;
+/// Smallest segment in bytes of payload: what Linux takes for the smallest sensible one.
+const MIN_SEGMENT: u16 = 48;
+/// Virtio feature bits (virtio 1.2, section 5.1.3): UDP in IP fragments and ECN of super-frames, in
+/// both directions.
+const UNWANTED: u64 = 1 << 9 | 1 << 10 | 1 << 13 | 1 << 14;
+/// The guest takes TCP super-frames.
 const GUEST_TSO4: u64 = 1 << 7;
 const GUEST_TSO6: u64 = 1 << 8;
 
@@ -141,9 +151,23 @@ pub enum VhostEvent {
 
 #[derive(Debug)]
 struct Shared {
-    /// Sending queues that the guest takes from.
-    enabled: Vec<AtomicBool>,
+    eal: Eal,
+    /// Kept up by DPDK's own thread.
+    guest: Arc<VhostState>,
     queues: Vec<Mutex<TxQueue>>,
+}
+
+impl Shared {
+    /// The virtio features that the guest negotiated; none while there is none.
+    fn features(&self) -> Option<u64> {
+        let state = self.guest.features.load(Ordering::Acquire);
+        (state & VHOST_GUEST != 0).then_some(state & !VHOST_GUEST)
+    }
+
+    /// Whether the guest takes from a queue.
+    fn is_enabled(&self, queue: usize) -> bool {
+        queue < 64 && self.guest.tx_queues.load(Ordering::Relaxed) >> queue & 1 == 1
+    }
 }
 
 /// A vhost-user port; see the module.
@@ -185,8 +209,14 @@ impl VhostPort {
                 pool: options.pool.clone(),
             },
         )?;
-        let enabled = (0..count).map(|queue| AtomicBool::new(queue == 0)).collect();
-        let shared = Arc::new(Shared { enabled, queues: tx.into_iter().map(Mutex::new).collect() });
+        let failed = |action| {
+            let device = path.to_owned();
+            move |source| VhostError::Dpdk(DpdkError::Port { device, action, source })
+        };
+        port.disable_vhost(path, UNWANTED).map_err(failed("choose its features"))?;
+        let guest = port.watch_vhost().map_err(failed("watch its guest"))?;
+        let queues = tx.into_iter().map(Mutex::new).collect();
+        let shared = Arc::new(Shared { eal: eal.clone(), guest, queues });
         let workers = options.workers.max(1);
         let mut queues: Vec<_> = (0..workers)
             .map(|number| VhostQueue {
@@ -197,6 +227,7 @@ impl VhostPort {
                 coalescer: Coalescer::new(),
                 counters: Arc::default(),
                 batch: Vec::new(),
+                registered: false,
             })
             .collect();
         for (number, queue) in rx.into_iter().enumerate() {
@@ -208,18 +239,9 @@ impl VhostPort {
         Ok((Self { port, shared, counters, connected: false }, queues))
     }
 
-    /// The next thing that happened; call to the end now and then. Workers send by a guest's
-    /// further queues only after this has seen them.
+    /// The next thing that happened; call to the end now and then.
     pub fn poll(&mut self) -> Option<VhostEvent> {
-        while let Some(event) = self.port.vhost_queue_event() {
-            if event.rx {
-                continue;
-            }
-            if let Some(enabled) = self.shared.enabled.get(usize::from(event.queue)) {
-                enabled.store(event.enabled || event.queue == 0, Ordering::Relaxed);
-            }
-        }
-        let features = self.port.vhost_features();
+        let features = self.shared.features();
         if features.is_some() == self.connected {
             return None;
         }
@@ -233,13 +255,13 @@ impl VhostPort {
     /// The virtio features that the guest negotiated; none while there is none.
     #[must_use]
     pub fn features(&self) -> Option<u64> {
-        self.port.vhost_features()
+        self.shared.features()
     }
 
     /// Sending queues that the guest takes from at the moment.
     #[must_use]
     pub fn enabled_queues(&self) -> usize {
-        self.shared.enabled.iter().filter(|enabled| enabled.load(Ordering::Relaxed)).count()
+        (0..self.shared.queues.len()).filter(|queue| self.shared.is_enabled(*queue)).count()
     }
 
     /// The DPDK port below.
@@ -287,6 +309,8 @@ pub struct VhostQueue {
     counters: Arc<VhostCounters>,
     /// Frames, and bytes, of each packet that is handed over at once.
     batch: Vec<(usize, usize)>,
+    /// The thread that polls is one of DPDK's.
+    registered: bool,
 }
 
 impl VhostQueue {
@@ -299,13 +323,22 @@ impl VhostQueue {
 
 impl FramePort for VhostQueue {
     fn rx_burst(&mut self, frames: &mut FrameBurst) -> io::Result<()> {
+        if !std::mem::replace(&mut self.registered, true)
+            && let Err(error) = self.shared.eal.register_thread()
+        {
+            // It works all the same, at twice the time for each buffer.
+            log::warn!("a worker cannot be one of DPDK's threads: {error}");
+        }
+        let mut segments = 0;
         for queue in &mut self.rx {
             let burst = queue.receive(MAX_BURST);
             let mut taken = 0;
             for packet in burst.iter() {
                 let len = packet.len();
                 let fits = len <= frames.room().len();
-                if !fits && len <= MAX_SUPER_FRAME_LEN && !frames.is_empty() {
+                segments += packet.segment_size().map_or(1, |size| len.div_ceil(size.into()));
+                let later = !fits && len <= MAX_SUPER_FRAME_LEN || segments > MAX_SEGMENTS;
+                if later && !frames.is_empty() {
                     // With the next burst.
                     break;
                 }
@@ -323,13 +356,10 @@ impl FramePort for VhostQueue {
 
     fn tx_burst(&mut self, pieces: &mut Pieces, frames: &[OutFrame]) -> TxReport {
         let shared = Arc::clone(&self.shared);
-        let usable = |queue: usize| {
-            shared.enabled.get(queue).is_some_and(|enabled| enabled.load(Ordering::Relaxed))
-        };
-        let queue = if usable(self.tx) { self.tx } else { 0 };
+        let queue = if shared.is_enabled(self.tx) { self.tx } else { 0 };
         let Some(queue) = shared.queues.get(queue) else { return TxReport::default() };
         let mut queue = lock(queue);
-        let Some(features) = queue.vhost_features() else {
+        let Some(features) = shared.features() else {
             self.counters.tx_dropped_no_guest.add(frames.len() as u64);
             return TxReport { failed: frames.len(), ..TxReport::default() };
         };
@@ -400,7 +430,7 @@ fn offload(packet: &RxPacket<'_>, frame: &[u8], negotiated: OffloadSwitches) -> 
     if flags & dpdk_sys::RX_SUPER == 0 {
         return Some(Offload { checksum, segmentation: None });
     }
-    let size = packet.segment_size()?;
+    let size = packet.segment_size().filter(|size| *size >= MIN_SEGMENT)?;
     let Checksum::Partial { offset, .. } = checksum else { return None };
     let kind = match EthernetView::new(frame).ok()?.ether_type() {
         EtherType::IPV4 if offset == TCP_CHECKSUM_OFFSET => SegmentKind::Tcp4,

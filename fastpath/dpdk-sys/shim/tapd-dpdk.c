@@ -488,25 +488,58 @@ int td_rx_interrupt(uint16_t port, uint16_t queue, int on)
 	return on ? rte_eth_dev_rx_intr_enable(port, queue) : rte_eth_dev_rx_intr_disable(port, queue);
 }
 
-int td_vhost_features(uint16_t port, uint64_t *features)
+static int vhost_changed(uint16_t port, enum rte_eth_event_type type, void *argument, void *unused)
 {
-	int vid = rte_eth_vhost_get_vid_from_port_id(port);
+	struct td_vhost_state *state = argument;
+	struct rte_eth_vhost_queue_event event;
+	struct rte_eth_link link;
+	uint64_t features = 0;
+	int vid;
 
-	if (vid < 0)
-		return -ENOTCONN;
-	return rte_vhost_get_negotiated_features(vid, features) == 0 ? 0 : -ENOTCONN;
+	(void)unused;
+	if (type == RTE_ETH_EVENT_INTR_LSC) {
+		/* Called from where the guest comes and goes, so that it cannot go meanwhile. */
+		if (rte_eth_link_get_nowait(port, &link) == 0 && link.link_status == RTE_ETH_LINK_UP) {
+			vid = rte_eth_vhost_get_vid_from_port_id(port);
+			if (vid >= 0 && rte_vhost_get_negotiated_features(vid, &features) == 0)
+				features |= TD_VHOST_GUEST;
+		} else {
+			/* The library forgets its queues without a word. */
+			__atomic_store_n(&state->tx_queues, 0, __ATOMIC_RELAXED);
+		}
+		__atomic_store_n(&state->features, features, __ATOMIC_RELEASE);
+		return 0;
+	}
+	while (rte_eth_vhost_get_queue_event(port, &event) == 0) {
+		uint64_t bit = event.queue_id < 64 ? 1ull << event.queue_id : 0;
+
+		if (event.rx)
+			continue;
+		if (event.enable)
+			__atomic_fetch_or(&state->tx_queues, bit, __ATOMIC_RELAXED);
+		else
+			__atomic_fetch_and(&state->tx_queues, ~bit, __ATOMIC_RELAXED);
+	}
+	return 0;
 }
 
-int td_vhost_queue_event(uint16_t port, uint16_t *queue, uint8_t *rx, uint8_t *enabled)
+int td_vhost_watch(uint16_t port, struct td_vhost_state *state)
 {
-	struct rte_eth_vhost_queue_event event;
+	int result = rte_eth_dev_callback_register(port, RTE_ETH_EVENT_QUEUE_STATE, vhost_changed, state);
 
-	if (rte_eth_vhost_get_queue_event(port, &event) < 0)
-		return 0;
-	*queue = event.queue_id;
-	*rx = event.rx;
-	*enabled = event.enable;
-	return 1;
+	if (result == 0)
+		result = rte_eth_dev_callback_register(port, RTE_ETH_EVENT_INTR_LSC, vhost_changed, state);
+	if (result != 0)
+		return result;
+	/* What happened before. */
+	vhost_changed(port, RTE_ETH_EVENT_QUEUE_STATE, state, NULL);
+	vhost_changed(port, RTE_ETH_EVENT_INTR_LSC, state, NULL);
+	return 0;
+}
+
+int td_vhost_disable(const char *socket, uint64_t features)
+{
+	return rte_vhost_driver_disable_features(socket, features) == 0 ? 0 : -EINVAL;
 }
 
 /* The declarations on the other side assume these. */
@@ -515,3 +548,4 @@ _Static_assert(sizeof(struct td_port_info) == 64, "td_port_info");
 _Static_assert(sizeof(struct td_port_config) == 24, "td_port_config");
 _Static_assert(sizeof(struct td_stats) == 64, "td_stats");
 _Static_assert(sizeof(struct td_link) == 8, "td_link");
+_Static_assert(sizeof(struct td_vhost_state) == 16, "td_vhost_state");

@@ -136,10 +136,16 @@ uint32_t td_copy(const struct td_packet *packet, uint8_t *to, uint32_t room);
 int td_rx_interrupt_fd(uint16_t port, uint16_t queue);
 int td_rx_interrupt(uint16_t port, uint16_t queue, int on);
 
-/* The guest of a vhost-user port: 0 and its negotiated virtio features, -ENOTCONN without one. */
-int td_vhost_features(uint16_t port, uint64_t *features);
-/* The next change of a queue since the last call: 1 and which one, 0 without one. `rx` queues are
- * those that tapd receives from. */
-int td_vhost_queue_event(uint16_t port, uint16_t *queue, uint8_t *rx, uint8_t *enabled);
+/* What is known of the guest of a vhost-user port, kept up by DPDK's own thread. */
+struct td_vhost_state {
+	uint64_t features; /* negotiated virtio features, with TD_VHOST_GUEST while there is a guest */
+	uint64_t tx_queues; /* bit for each queue that the guest takes from */
+};
+#define TD_VHOST_GUEST (1ull << 63)
+
+/* Has `state` kept up from now on, until the port is removed; it must live as long. */
+int td_vhost_watch(uint16_t port, struct td_vhost_state *state);
+/* Takes features from what a vhost-user port offers; for guests that come after this. */
+int td_vhost_disable(const char *socket, uint64_t features);
 
 #endif

@@ -11,6 +11,7 @@
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU64;
 
 /// The interface's version; a shim with another one is refused.
 pub const ABI: u32 = 1;
@@ -199,6 +200,19 @@ pub struct Link {
     pub reserved: [u8; 2],
 }
 
+/// What is known of the guest of a vhost-user port; written by DPDK's own thread.
+#[repr(C)]
+#[derive(Debug, Default)]
+pub struct VhostState {
+    /// Negotiated virtio features, with [`VHOST_GUEST`] while there is a guest.
+    pub features: AtomicU64,
+    /// A bit for each queue that the guest takes from.
+    pub tx_queues: AtomicU64,
+}
+
+/// There is a guest.
+pub const VHOST_GUEST: u64 = 1 << 63;
+
 /// Takes a line of DPDK's log: its level (1 emergency to 8 debug), its bytes.
 pub type LogFn = unsafe extern "C" fn(level: u32, text: *const c_char, len: usize);
 
@@ -316,11 +330,10 @@ api! {
     rx_interrupt_fd = b"td_rx_interrupt_fd\0": unsafe extern "C" fn(u16, u16) -> c_int;
     /// Switches a queue's interrupts.
     rx_interrupt = b"td_rx_interrupt\0": unsafe extern "C" fn(u16, u16, c_int) -> c_int;
-    /// Virtio features that the guest of a vhost-user port negotiated.
-    vhost_features = b"td_vhost_features\0": unsafe extern "C" fn(u16, *mut u64) -> c_int;
-    /// The next change of a queue of a vhost-user port.
-    vhost_queue_event = b"td_vhost_queue_event\0":
-        unsafe extern "C" fn(u16, *mut u16, *mut u8, *mut u8) -> c_int;
+    /// Has what is known of a vhost-user port's guest kept up.
+    vhost_watch = b"td_vhost_watch\0": unsafe extern "C" fn(u16, *const VhostState) -> c_int;
+    /// Takes features from what a vhost-user port offers.
+    vhost_disable = b"td_vhost_disable\0": unsafe extern "C" fn(*const c_char, u64) -> c_int;
 }
 
 impl Api {
@@ -407,6 +420,7 @@ const _: () = {
     assert!(size_of::<PortConfig>() == 24);
     assert!(size_of::<Stats>() == 64);
     assert!(size_of::<Link>() == 8);
+    assert!(size_of::<VhostState>() == 16);
 };
 
 #[cfg(test)]

@@ -185,7 +185,8 @@ fn arguments(options: &EalOptions, hugepages: bool) -> Result<Vec<String>, DpdkE
         let cores: Vec<_> = cores.iter().map(usize::to_string).collect();
         all.push(format!("--lcores=0@({})", cores.join(",")));
     }
-    all.push(format!("--file-prefix=tapd-{}", std::process::id()));
+    // Nothing is shared under it: one directory for all, instead of one that each leaves behind.
+    all.push(text("--file-prefix=tapd"));
     all.extend([text("-m"), options.memory_mb.to_string()]);
     if hugepages {
         // One file for all of it: a vhost-user connection takes at most eight regions.

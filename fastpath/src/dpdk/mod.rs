@@ -16,7 +16,7 @@ mod queue;
 pub use eal::{Eal, EalOptions, Hugepages};
 pub use look::Shim;
 pub use pool::Pool;
-pub use port::{Port, PortInfo, PortOptions, QueueEvent};
+pub use port::{Port, PortInfo, PortOptions};
 pub use queue::{PacketWriter, RxBurst, RxPacket, RxQueue, TxOffload, TxQueue};
 
 pub use dpdk_sys::{LoadError, Stats};

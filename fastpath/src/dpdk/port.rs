@@ -3,9 +3,10 @@
 use std::ffi::CString;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 use std::{fmt, io};
 
-use dpdk_sys::{Link, PortConfig, Stats};
+use dpdk_sys::{Link, PortConfig, Stats, VhostState};
 use encap::wire::ethernet::MacAddr;
 
 use super::queue::{RxQueue, TxQueue};
@@ -17,6 +18,9 @@ static NUMBER: AtomicU32 = AtomicU32::new(0);
 /// What DPDK does not say when a card cannot be opened: errno is one of two, whatever is wrong.
 const OPEN_CARD: &str = "open that card: is it there, bound to vfio-pci (not to a driver of the \
     kernel), and its DPDK driver installed?";
+
+/// How long a vhost-user port may take to be removed before others go on.
+const REMOVE_PATIENCE: Duration = Duration::from_millis(500);
 
 /// How a port is opened.
 #[derive(Debug, Clone)]
@@ -59,17 +63,6 @@ pub struct PortInfo {
     pub interface: Option<u32>,
 }
 
-/// A queue of a vhost-user port came or went.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct QueueEvent {
-    /// Which one.
-    pub queue: u16,
-    /// Whether it is one that packets are received from.
-    pub rx: bool,
-    /// Whether the guest uses it now.
-    pub enabled: bool,
-}
-
 /// A port; queues hold on to it too.
 #[derive(Clone)]
 pub struct Port(Arc<Inner>);
@@ -81,6 +74,8 @@ pub(super) struct Inner {
     device: String,
     /// What is in use.
     config: PortConfig,
+    /// Of a vhost-user port; behind an `Arc` so that it stays where it is.
+    vhost: Arc<VhostState>,
 }
 
 // SAFETY: the pool's pointer in `config` is only passed on, and the pool lives as long as this.
@@ -128,6 +123,7 @@ impl Port {
             number,
             pool: options.pool.clone(),
             device: options.device.clone(),
+            vhost: Arc::default(),
             config: PortConfig {
                 rx_queues: options.queues,
                 tx_queues: options.queues,
@@ -244,33 +240,28 @@ impl Port {
         self.control(|api, number| unsafe { (api.port_all_multicast)(number, on.into()) })
     }
 
-    /// Of a vhost-user port: the virtio features that its guest negotiated (virtio 1.2, section
-    /// 5.1.3); none while there is no guest.
-    #[must_use]
-    pub fn vhost_features(&self) -> Option<u64> {
-        let mut features = 0;
-        // SAFETY: as above.
-        self.control(|api, number| unsafe { (api.vhost_features)(number, &raw mut features) })
-            .ok()
-            .map(|()| features)
+    /// Of a vhost-user port: has what is known of its guest kept up by DPDK from now on.
+    ///
+    /// # Errors
+    /// It is no such port.
+    pub fn watch_vhost(&self) -> io::Result<Arc<VhostState>> {
+        let state = Arc::clone(&self.0.vhost);
+        // SAFETY: as above; `state` lives as long as the port, which is removed before it in
+        // `Inner::drop`, and consists of atomics that anybody may write.
+        self.control(|api, number| unsafe { (api.vhost_watch)(number, Arc::as_ptr(&state)) })?;
+        Ok(state)
     }
 
-    /// Of a vhost-user port: the next change of a queue since the last call.
-    #[must_use]
-    pub fn vhost_queue_event(&self) -> Option<QueueEvent> {
-        let (mut queue, mut rx, mut enabled) = (0, 0, 0);
-        let found = self.0.eal.control(|api| {
-            // SAFETY: as above; the three are of this frame.
-            unsafe {
-                (api.vhost_queue_event)(
-                    self.0.number,
-                    &raw mut queue,
-                    &raw mut rx,
-                    &raw mut enabled,
-                )
-            }
-        });
-        (found == 1).then_some(QueueEvent { queue, rx: rx == 1, enabled: enabled == 1 })
+    /// Of a vhost-user port on `socket`: does not offer these virtio features to guests that come
+    /// after this.
+    ///
+    /// # Errors
+    /// There is no such port.
+    pub fn disable_vhost(&self, socket: &str, features: u64) -> io::Result<()> {
+        let socket =
+            CString::new(socket).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
+        // SAFETY: a C string of this frame, which is only read.
+        self.control(|api, _| unsafe { (api.vhost_disable)(socket.as_ptr(), features) })
     }
 
     fn control(&self, act: impl FnOnce(&dpdk_sys::Api, u16) -> i32) -> io::Result<()> {
@@ -304,10 +295,30 @@ impl Inner {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        // SAFETY: no queue and no handle is left, so no thread uses the port.
-        let result = self.eal.control(|api| unsafe { (api.port_remove)(self.number) });
-        if let Err(error) = check(result) {
-            log::warn!("DPDK port {} cannot be removed: {error}", self.device);
+        let (eal, number, device) = (self.eal.clone(), self.number, self.device.clone());
+        let kept = (self.pool.clone(), Arc::clone(&self.vhost));
+        let remove = move |alone: bool| {
+            // SAFETY: no queue and no handle is left, so no thread uses the port; its pool and what
+            // is written to on its behalf live until this is over.
+            let act = |api: &dpdk_sys::Api| unsafe { (api.port_remove)(number) };
+            let result = if alone { eal.control(act) } else { act(eal.api()) };
+            drop(kept);
+            if let Err(error) = check(result) {
+                log::warn!("DPDK port {device} cannot be removed: {error}");
+            }
+        };
+        if !self.device.starts_with("net_vhost") {
+            return remove(true);
+        }
+        // It ends when the other side of its socket lets it, so nobody may wait for that with a lock,
+        // and not for long.
+        let (told, over) = std::sync::mpsc::channel();
+        let thread = std::thread::Builder::new().name("port-remove".to_owned()).spawn(move || {
+            remove(false);
+            let _ = told.send(());
+        });
+        if thread.is_err() || over.recv_timeout(REMOVE_PATIENCE).is_err() {
+            log::warn!("DPDK port {} is still being removed; going on", self.device);
         }
     }
 }

@@ -299,18 +299,6 @@ impl TxQueue {
         Some(PacketWriter { queue: self, at: first, done: 0 })
     }
 
-    /// Of a vhost-user port: the virtio features that its guest negotiated (virtio 1.2, section
-    /// 5.1.3); none while there is no guest.
-    #[must_use]
-    pub fn vhost_features(&self) -> Option<u64> {
-        let mut features = 0;
-        // SAFETY: the port is open as long as this queue is; `features` is of this frame. The call
-        // only reads, and holds locks of its own against the guest's coming and going.
-        let result =
-            unsafe { (self.port.eal.api().vhost_features)(self.port.number, &raw mut features) };
-        (result == 0).then_some(features)
-    }
-
     /// Packets, or buffers of them, that wait for [`Self::flush`].
     #[must_use]
     pub fn ready(&self) -> usize {

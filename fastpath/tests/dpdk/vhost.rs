@@ -367,6 +367,71 @@ fn guests_come_and_go() {
 }
 
 #[test]
+fn a_guest_that_returns_with_fewer_queues_gets_its_frames_by_those() {
+    with_dpdk(|eal| {
+        let socket = socket("fewer");
+        let (mut port, mut queues) =
+            VhostPort::open(&eal, &vhost_options(&eal, &socket, 2, 2)).unwrap();
+        let pool = Pool::new(&eal, 2000, 2048).unwrap();
+        for count in [2, 1, 2] {
+            let mut guest = Guest::start(&eal, &pool, &socket, count, false);
+            connected(&mut port);
+            wait_for("its queues", || (port.enabled_queues() == usize::from(count)).then_some(()));
+            for number in 0..2 {
+                let frame = vec![number as u8; 60];
+                assert_eq!(
+                    write(&mut queues[number], &[(frame.clone(), Checksum::Complete)]).sent,
+                    1
+                );
+                assert_eq!(guest.receive(number % usize::from(count)).0, frame);
+            }
+            drop(guest);
+            wait_for("the guest's end", || port.poll());
+            assert_eq!(port.enabled_queues(), 0);
+        }
+    });
+}
+
+#[test]
+fn super_frames_of_tiny_segments_cannot_hold_a_worker() {
+    with_dpdk(|eal| {
+        let Pair { mut queues, mut guest, .. } = pair(&eal, "tiny", 1, 1);
+        let mut burst = burst();
+        let send = |guest: &mut Guest, payload: usize, segment_size| {
+            let (frame, _) = partial(tcp(&vec![9; payload], 1));
+            let offload = TxOffload {
+                flags: dpdk_sys::TX_IPV4 | dpdk_sys::TX_TCP_SUM | dpdk_sys::TX_TCP_SEG,
+                l2_len: 14,
+                l3_len: 20,
+                l4_len: 20,
+                segment_size,
+            };
+            let mut writer = guest.tx[0].start(frame.len(), offload).unwrap();
+            writer.write(&frame);
+            assert_eq!(guest.tx[0].flush(0), 1);
+        };
+        send(&mut guest, 2000, 1);
+        wait_for("the refusal", || {
+            queues[0].rx_burst(&mut burst).unwrap();
+            (queues[0].counters().rx_dropped_bad_offload.get() == 1).then_some(())
+        });
+        assert!(burst.is_empty());
+        for _ in 0..8 {
+            send(&mut guest, 19_200, 48);
+        }
+        // 400 segments each: two in a burst.
+        let mut seen = Vec::new();
+        wait_for("all of them", || {
+            burst.clear();
+            queues[0].rx_burst(&mut burst).unwrap();
+            assert!(burst.len() <= 2);
+            seen.push(burst.len());
+            (seen.iter().sum::<usize>() == 8).then_some(())
+        });
+    });
+}
+
+#[test]
 fn sockets_that_are_taken_are_refused_and_stale_ones_removed() {
     with_dpdk(|eal| {
         let path = socket("taken");
