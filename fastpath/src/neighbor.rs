@@ -372,6 +372,12 @@ impl Neighbors {
         self.next_timeout
     }
 
+    /// Whether there is something to send: [`Self::poll_frame`] or [`Self::poll_released`] gives some.
+    #[must_use]
+    pub fn has_output(&self) -> bool {
+        !(self.frames.is_empty() && self.released.is_empty())
+    }
+
     /// The next complete Ethernet frame to send, tag included and padded to 60 bytes.
     pub fn poll_frame(&mut self) -> Option<Vec<u8>> {
         self.frames.pop_front()

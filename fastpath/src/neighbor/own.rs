@@ -73,8 +73,12 @@ impl Own {
         timers.into_iter().flatten().min()
     }
 
-    /// Announces from now on.
+    /// Announces from now on, if the address is known to be ours: after the probes it is announced
+    /// in any case (RFC 5227 section 2.1.1).
     pub(super) fn announce(&mut self, now: Instant) {
+        if self.is_probing() || self.taken {
+            return;
+        }
         self.announcements = Series { left: ANNOUNCEMENTS, timer: Some(now) };
     }
 
@@ -102,6 +106,7 @@ impl Own {
     pub(super) fn on_conflict(&mut self, now: Instant) -> (bool, bool) {
         if self.is_probing() {
             self.probes = Series::default();
+            self.announcements = Series::default();
             self.taken = true;
         }
         let recent = self.told_at.is_some_and(|at| now.saturating_duration_since(at) < DEFEND_TIME);

@@ -234,7 +234,9 @@ fn a_gateway_that_announces_its_new_mac_is_followed() {
                 }
             });
             let new = replace_gateway(&mut segment);
-            segment.announce(new);
+            // A router that takes over says so at once.
+            let gateway = segment.neighbors(new).local().clone();
+            segment.inject(0, &message::announcement(&gateway));
             traffic(&mut segment, remote, 50..100, |_, _| {});
             assert!(segment.lost.len() <= most_lost, "{kind:?} {:?}", segment.lost);
             assert_eq!(segment.stations[new].received.last(), Some(&99));
@@ -288,6 +290,23 @@ fn an_address_is_probed_for_and_announced() {
         segment.run(secs(60));
         assert_eq!(segment.stations[0].neighbors.counters().tx_announcements.get(), 6);
         assert_eq!(segment.stations[0].events, [NeighborEvent::Reachable(segment.ip(1))]);
+    }
+}
+
+#[test]
+fn an_address_is_not_announced_before_it_is_known_to_be_free() {
+    for kind in KINDS {
+        let mut segment = Segment::of_four(kind);
+        let mut config = kind.config(2);
+        config.local.mac = mac(77);
+        let twin = segment.add(config);
+        // Its link comes up, and it would like to tell everybody.
+        segment.announce(twin);
+        segment.run(secs(60));
+        let counters = segment.stations[twin].neighbors.counters();
+        assert!(counters.tx_probes.get() >= 1, "{kind:?}");
+        assert_eq!(counters.tx_announcements.get(), 0, "{kind:?}");
+        assert!(segment.stations[0].events.is_empty(), "{kind:?} the others noticed nothing");
     }
 }
 
