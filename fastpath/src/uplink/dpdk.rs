@@ -16,7 +16,7 @@ mod exception;
 
 pub use receive::DpdkUplink;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
@@ -24,7 +24,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use arc_swap::ArcSwap;
 use encap::wire::buf::UplinkId;
 use encap::wire::ethernet::MacAddr;
 
@@ -34,6 +33,7 @@ use crate::error::OpenError;
 use crate::interface::Interface;
 use crate::neighbor::{
     NeighborConfig, NeighborCounters, NeighborEvent, NeighborInfo, NeighborLimits, Neighbors,
+    Routes,
 };
 use crate::port::TxReport;
 use crate::underlay::{LocalAddress, RxChecksum, UdpChecksum, UnderlayCounters};
@@ -79,8 +79,8 @@ counters! {
         tx_bytes,
         /// Datagrams that wait for their neighbour's address.
         tx_held,
-        /// Datagrams dropped: they waited for a neighbour, and newer ones took their place or it did
-        /// not answer.
+        /// Datagrams dropped: they waited for a neighbour, and newer ones took their place. Those that
+        /// waited in vain are among the neighbours' counters.
         tx_dropped_held,
         /// Datagrams dropped: the neighbour does not answer.
         tx_dropped_unreachable,
@@ -189,10 +189,9 @@ struct Shared {
     /// What a checksum is that the port says nothing of.
     unchecked: RxChecksum,
     neighbors: Mutex<Neighbors>,
-    /// MAC addresses of next hops, as the neighbours know them.
-    resolved: ArcSwap<HashMap<IpAddr, MacAddr>>,
-    /// Grows with `resolved`.
+    /// Changes with what the neighbours know: ways are looked up anew then.
     generation: AtomicU64,
+    routes: Routes,
     /// When the neighbours want to be looked at, in microseconds since `started`.
     due_us: AtomicU64,
     started: Instant,
@@ -237,11 +236,12 @@ impl Shared {
 
     /// Publishes what the neighbours know, and keeps what they tell.
     fn publish(&self, neighbors: &mut Neighbors) {
-        if self.generation.load(Ordering::Relaxed) != neighbors.generation() {
-            self.resolved.store(Arc::new(neighbors.table()));
-            self.generation.store(neighbors.generation(), Ordering::Release);
-        }
-        let due = neighbors.poll_timeout().map_or(u64::MAX, |at| self.us(at));
+        self.generation.store(neighbors.generation(), Ordering::Release);
+        let due = if neighbors.has_output() {
+            0
+        } else {
+            neighbors.poll_timeout().map_or(u64::MAX, |at| self.us(at))
+        };
         self.due_us.store(due, Ordering::Relaxed);
         while let Some(event) = neighbors.poll_event() {
             self.tell(DpdkEvent::Neighbor(event));
@@ -340,9 +340,9 @@ impl DpdkPort {
             (true, true) => UdpChecksum::Hardware,
             (true, false) => UdpChecksum::Software,
         };
-        let exception = match &options.exception_tap {
-            Some(name) => Some(Exception::open(name, &local, options.mtu)?),
-            None => None,
+        let exceptions = match &options.exception_tap {
+            Some(name) => Exception::open(name, &local, options.mtu, workers.into())?,
+            None => Vec::new(),
         };
         let started = Instant::now();
         let neighbors = Neighbors::new(
@@ -368,7 +368,7 @@ impl DpdkPort {
                 "net_af_packet" | "net_af_xdp" => RxChecksum::MaybePartial,
                 _ => RxChecksum::Unknown,
             },
-            resolved: ArcSwap::from_pointee(neighbors.table()),
+            routes: neighbors.routes().clone(),
             neighbors: Mutex::new(neighbors),
             generation: AtomicU64::new(0),
             due_us: AtomicU64::new(0),
@@ -376,11 +376,11 @@ impl DpdkPort {
             events: Mutex::default(),
             queues: tx.into_iter().map(Mutex::new).collect(),
         });
-        let mut exception = exception;
+        let mut exceptions = exceptions.into_iter();
         let uplinks: Vec<_> = rx
             .into_iter()
             .enumerate()
-            .map(|(number, rx)| DpdkUplink::new(&shared, rx, number, exception.take()))
+            .map(|(number, rx)| DpdkUplink::new(&shared, rx, number, exceptions.next()))
             .collect();
         let sender = Sender::new(Arc::clone(&shared), 0, Arc::default());
         let of_uplinks = uplinks.iter().map(|uplink| Arc::clone(&uplink.share.sender.counters));
@@ -412,7 +412,6 @@ impl DpdkPort {
                 let mut neighbors = lock(&self.shared.neighbors);
                 neighbors.announce(Instant::now());
                 self.shared.publish(&mut neighbors);
-                self.shared.due_us.store(0, Ordering::Relaxed);
             }
             return Some(DpdkEvent::Link(up));
         }
@@ -438,7 +437,12 @@ impl DpdkPort {
         let mut neighbors = lock(&self.shared.neighbors);
         neighbors.announce(Instant::now());
         self.shared.publish(&mut neighbors);
-        self.shared.due_us.store(0, Ordering::Relaxed);
+    }
+
+    /// Whom datagrams to `remote` are handed to on the link; none without a route.
+    #[must_use]
+    pub fn next_hop(&self, remote: IpAddr) -> Option<IpAddr> {
+        self.shared.routes.next_hop(remote)
     }
 
     /// The neighbours, in the order of their addresses.

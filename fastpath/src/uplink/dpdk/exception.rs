@@ -1,8 +1,10 @@
 //! The exception tap: what reaches a DPDK port and is not ours belongs to the host.
 
 use std::io;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use encap::forward::policer::Policer;
 use encap::wire::buf::{Checksum, FrameBurst, OutFrame, PacketBuf, Pieces, Span};
 
 use super::DpdkUplinkError;
@@ -12,43 +14,62 @@ use crate::underlay::LocalAddress;
 /// How often the host is asked for frames of its own: a system call each time.
 const INTERVAL: Duration = Duration::from_micros(100);
 
-/// A tap of the host.
+/// Frames that one worker gives to the host in a second at most: a storm on the cable is no reason to
+/// keep datagrams waiting.
+const FRAMES_PER_SECOND: u32 = 20_000;
+
+/// One worker's queue of a tap of the host.
 #[derive(Debug)]
 pub(super) struct Exception {
     queue: TapQueue,
     frames: FrameBurst,
     asked: Instant,
+    limit: Policer,
     /// Keeps the interface.
-    _tap: Tap,
+    _tap: Arc<Tap>,
 }
 
 impl Exception {
-    /// Makes the tap, with the port's MAC address, so that the host can have addresses beside ours.
+    /// Makes the tap, with the port's MAC address, so that the host can have addresses beside ours;
+    /// gives a queue for each worker.
     pub(super) fn open(
         name: &str,
         local: &LocalAddress,
         mtu: u16,
-    ) -> Result<Self, DpdkUplinkError> {
+        workers: usize,
+    ) -> Result<Vec<Self>, DpdkUplinkError> {
         let options = TapOptions {
             name: name.to_owned(),
-            queues: 1,
+            queues: workers,
             existing: false,
             tap_mtu: Some(mtu.into()),
             // What leaves here must be complete: no card behind completes it.
             offload: OffloadSwitches::NONE,
             super_frame_overhead: None,
         };
-        let (tap, mut queues) = Tap::open(&options)?;
+        let (tap, queues) = Tap::open(&options)?;
         let setup = |source| DpdkUplinkError::ExceptionSetup { name: name.to_owned(), source };
         tap.interface().set_mac(local.mac).map_err(setup)?;
         tap.interface().set_up(true).map_err(setup)?;
-        let queue = queues.pop().ok_or_else(|| setup(io::Error::other("it has no queue")))?;
-        let frames = FrameBurst::new(2 * (MAX_SUPER_FRAME_LEN + 64), 64);
-        Ok(Self { queue, frames, asked: Instant::now(), _tap: tap })
+        if queues.len() < workers {
+            return Err(setup(io::Error::other("it has fewer queues than there are workers")));
+        }
+        let (tap, now) = (Arc::new(tap), Instant::now());
+        let exceptions = queues.into_iter().map(|queue| Self {
+            queue,
+            frames: FrameBurst::new(2 * (MAX_SUPER_FRAME_LEN + 64), 64),
+            asked: now,
+            limit: Policer::new(now, FRAMES_PER_SECOND, FRAMES_PER_SECOND / 10),
+            _tap: Arc::clone(&tap),
+        });
+        Ok(exceptions.collect())
     }
 
     /// Gives a frame to the host; says whether it took it.
-    pub(super) fn give(&mut self, frame: &[u8]) -> bool {
+    pub(super) fn give(&mut self, now: Instant, frame: &[u8]) -> bool {
+        if !self.limit.take(now) {
+            return false;
+        }
         let mut pieces = Pieces(vec![PacketBuf::from_slice(frame)]);
         let span = Span { piece: 0, start: 0, len: frame.len() };
         let out = OutFrame { span, checksum: Checksum::Complete };

@@ -40,8 +40,8 @@ pub(super) struct Share {
     pub(super) sender: Sender,
     pub(super) underlay: Arc<UnderlayCounters>,
     echoes: Policer,
-    /// The first worker serves it, and the neighbours' timers.
     exception: Option<Exception>,
+    /// The first worker serves the neighbours' timers.
     first: bool,
     /// What a frame in several buffers is copied to.
     scratch: Vec<u8>,
@@ -126,13 +126,13 @@ impl Share {
                 counters.rx_neighbor.add(1);
                 self.with_neighbors(|neighbors| neighbors.handle_frame(now, frame));
                 // The host behind the exception tap has neighbours of its own.
-                if let Some(exception) = &mut self.exception {
-                    exception.give(frame);
+                if self.exception.as_mut().is_some_and(|exception| !exception.give(now, frame)) {
+                    self.sender.counters.rx_dropped_foreign.add(1);
                 }
             }
             Classified::Echo(_) => self.answer_echo(now, frame),
             Classified::Foreign => {
-                if self.exception.as_mut().is_some_and(|exception| exception.give(frame)) {
+                if self.exception.as_mut().is_some_and(|exception| exception.give(now, frame)) {
                     counters.rx_exception.add(1);
                 } else {
                     counters.rx_dropped_foreign.add(1);
@@ -142,7 +142,10 @@ impl Share {
             // The host may have other addresses behind our MAC address, and other VLANs.
             Classified::Drop(reason)
                 if reason.may_be_hosts()
-                    && self.exception.as_mut().is_some_and(|exception| exception.give(frame)) =>
+                    && self
+                        .exception
+                        .as_mut()
+                        .is_some_and(|exception| exception.give(now, frame)) =>
             {
                 counters.rx_exception.add(1);
             }
