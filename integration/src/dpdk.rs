@@ -25,10 +25,18 @@ pub const SMALL: &str = "[dpdk]\nmemory_mb = 64\nhugepages = false\n";
 /// # Errors
 /// The skip.
 pub fn require() -> Result<()> {
+    shim().map(drop)
+}
+
+/// The shim's file.
+///
+/// # Errors
+/// A skip: it was not built.
+pub fn shim() -> Result<PathBuf> {
     let beside = built_binary("tapd")?.with_file_name(SHIM);
     let named = std::env::var_os(SHIM_VARIABLE).map(PathBuf::from);
-    if beside.exists() || named.is_some_and(|path| path.exists()) {
-        return Ok(());
+    if let Some(path) = named.into_iter().chain([beside.clone()]).find(|path| path.exists()) {
+        return Ok(path);
     }
     let folder = beside.parent().unwrap_or(&beside).display();
     Err(skip::skip(format!("no DPDK shim: fastpath/dpdk-sys/build-shim {folder} builds it")))

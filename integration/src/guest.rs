@@ -8,6 +8,7 @@
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
@@ -15,9 +16,11 @@ use tempfile::TempDir;
 
 use crate::cleanup::{self, Leftover};
 use crate::command::{Running, built_binary, is_installed};
+use crate::netns::Netns;
 use crate::{skip, sys, wait};
 
 pub mod console;
+pub mod files;
 pub mod traffic;
 
 use console::Console;
@@ -101,13 +104,36 @@ pub struct GuestOptions {
     pub processors: u8,
     /// Its cards, `eth0` first.
     pub ports: Vec<GuestPort>,
+    /// More arguments for QEMU, such as other cards.
+    pub hardware: Vec<String>,
+    /// More words for its kernel.
+    pub kernel: String,
+    /// An archive that is unpacked over the image: see [`files::Files`].
+    pub files: Option<PathBuf>,
+    /// Where QEMU runs, if not here: its taps are there.
+    pub netns: Option<Arc<Netns>>,
 }
 
 impl GuestOptions {
     /// 192 MiB, one processor, one card.
     #[must_use]
     pub fn new(name: &str, port: GuestPort) -> Self {
-        Self { name: name.to_owned(), memory_mib: 192, processors: 1, ports: vec![port] }
+        Self { ports: vec![port], ..Self::without_card(name) }
+    }
+
+    /// 192 MiB, one processor, no card.
+    #[must_use]
+    pub fn without_card(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            memory_mib: 192,
+            processors: 1,
+            ports: Vec::new(),
+            hardware: Vec::new(),
+            kernel: String::new(),
+            files: None,
+            netns: None,
+        }
     }
 }
 
@@ -136,8 +162,10 @@ impl Guest {
         cleanup::register(Leftover::Directory(dir.path().to_owned()));
         let shell = dir.path().join("shell");
         let listener = UnixListener::bind(&shell).context("the guest's shell")?;
-        let mut command = Command::new(QEMU);
-        command.args(arguments(options, &image, &shell, &dir.path().join(BOOT_LOG)));
+        let initramfs = initramfs(&image, options.files.as_deref(), dir.path())?;
+        let mut command =
+            options.netns.as_ref().map_or_else(|| Command::new(QEMU), |netns| netns.command(QEMU));
+        command.args(arguments(options, &image, &initramfs, &shell, &dir.path().join(BOOT_LOG)));
         sys::die_with_parent(&mut command);
         let log = std::fs::File::create(dir.path().join(QEMU_LOG))?;
         let mut running = Running::spawn(command.stdout(log.try_clone()?).stderr(log))?;
@@ -302,7 +330,23 @@ pub fn image_dir() -> Result<PathBuf> {
     Ok(dir)
 }
 
-fn arguments(options: &GuestOptions, image: &Path, shell: &Path, boot: &Path) -> Vec<String> {
+/// What the guest boots from: the image's, with more files behind it if there are any.
+fn initramfs(image: &Path, files: Option<&Path>, dir: &Path) -> Result<PathBuf> {
+    let own = image.join("initramfs");
+    let Some(files) = files else { return Ok(own) };
+    let both = dir.join("initramfs");
+    // The kernel unpacks one archive after the other.
+    std::fs::write(&both, [std::fs::read(own)?, std::fs::read(files)?].concat())?;
+    Ok(both)
+}
+
+fn arguments(
+    options: &GuestOptions,
+    image: &Path,
+    initramfs: &Path,
+    shell: &Path,
+    boot: &Path,
+) -> Vec<String> {
     let memory = options.memory_mib;
     let mut list: Vec<String> = ["-nodefaults", "-no-user-config", "-display", "none"]
         .into_iter()
@@ -320,9 +364,9 @@ fn arguments(options: &GuestOptions, image: &Path, shell: &Path, boot: &Path) ->
         "-kernel".to_owned(),
         image.join("vmlinuz").display().to_string(),
         "-initrd".to_owned(),
-        image.join("initramfs").display().to_string(),
+        initramfs.display().to_string(),
         "-append".to_owned(),
-        "console=ttyS0 quiet mitigations=off net.ifnames=0".to_owned(),
+        format!("console=ttyS0 quiet mitigations=off net.ifnames=0 {}", options.kernel),
         "-chardev".to_owned(),
         format!("socket,id=shell,path={}", shell.display()),
         "-serial".to_owned(),
@@ -332,6 +376,7 @@ fn arguments(options: &GuestOptions, image: &Path, shell: &Path, boot: &Path) ->
         "-device".to_owned(),
         "virtserialport,chardev=shell".to_owned(),
     ]);
+    list.extend(options.hardware.iter().cloned());
     let ports = options.ports.iter().enumerate();
     list.extend(ports.flat_map(|(index, port)| port.arguments(index)));
     list
@@ -352,8 +397,9 @@ mod tests {
         let mut port = GuestPort::new("/run/a.sock", 7);
         port.queues = 2;
         let options = GuestOptions::new("one", port);
-        let [image, shell, boot] = ["/image", "/shell", "/boot"].map(Path::new);
-        let line = arguments(&options, image, shell, boot).join(" ");
+        let [image, initramfs, shell, boot] =
+            ["/image", "/image/initramfs", "/shell", "/boot"].map(Path::new);
+        let line = arguments(&options, image, initramfs, shell, boot).join(" ");
         for part in ["share=on", "vectors=0,romfile=,mq=on", "fe:07", "reconnect=1", "queues=2"] {
             assert!(line.contains(part), "{part} is not in {line}");
         }
