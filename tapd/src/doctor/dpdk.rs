@@ -113,7 +113,7 @@ fn check_memory(
     };
     match (config.hugepages, free >= wanted) {
         (Hugepages::Never, _) if cards => {
-            let advice = "set hugepages = \"auto\" in [dpdk]: most cards need them";
+            let advice = "set hugepages = \"auto\" in [dpdk]: cards without an IOMMU need them";
             report.warn(check, "hugepages = false, and a card is to be driven", advice);
         }
         (Hugepages::Never, _) => report.ok(check, "not wanted"),
