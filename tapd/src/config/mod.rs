@@ -38,8 +38,6 @@ use ipnet::IpNet;
 pub(crate) use derive::{derived_address, derived_mac};
 pub(crate) use detector::{DetectorConfig, Profile};
 pub(crate) use diff::{Change, Changes};
-#[cfg(test)]
-pub(crate) use dpdk::Route;
 pub(crate) use dpdk::{DpdkConfig, DpdkPort, Hugepages, Port};
 pub(crate) use fault::Faults;
 pub(crate) use key::{ClusterKey, KEY_LEN};

@@ -12,11 +12,11 @@ use encap::wire::buf::UplinkId;
 use fastpath::dpdk::{DpdkError, Eal, EalOptions, Hugepages, Pool};
 use fastpath::neighbor::NeighborEvent;
 use fastpath::uplink::dpdk::{DpdkEvent, DpdkUplinkOptions};
-use ipnet::IpNet;
 use log::{error, info, warn};
 
 use super::Daemon;
-use crate::config::{self, Config, DpdkConfig, DpdkPort, NodeLink, Port};
+use super::uplinks::Uplink;
+use crate::config::{self, Config, DpdkConfig, DpdkPort, Port};
 use crate::exit::Failure;
 use crate::privileges;
 
@@ -119,18 +119,6 @@ pub(super) fn uplink_options(
     }
 }
 
-/// Who a datagram to `remote` is handed to; none where no route leads there.
-fn next_hop(address: IpAddr, port: &DpdkPort, remote: IpAddr) -> Option<IpAddr> {
-    let own = IpNet::new(address, port.prefix).ok();
-    let on_link = own
-        .map(|net| (net.prefix_len(), remote))
-        .filter(|_| own.is_some_and(|net| net.contains(&remote)));
-    let routes = port.routes.iter().filter(|route| route.to.contains(&remote));
-    let routed = routes.map(|route| (route.to.prefix_len(), route.via));
-    let best = on_link.into_iter().chain(routed).max_by_key(|(len, _)| *len);
-    best.map(|(_, hop)| hop).or(port.gateway)
-}
-
 /// When ports that wake nobody were asked last.
 pub(super) struct Looked {
     uplinks: Instant,
@@ -219,12 +207,24 @@ impl Daemon {
 
     /// A next hop answers, or does not: so it is with all that are reached by it.
     fn tell_neighbor(&mut self, now: Instant, uplink: UplinkId, hop: IpAddr, found: bool) {
-        for remote in behind(&self.config, uplink, hop) {
+        for remote in self.behind(uplink, hop) {
             self.vtep.handle_neighbour(now, remote, found);
         }
         if !found {
             warn!("uplink {}: {hop} does not answer for its MAC address", uplink.0);
         }
+    }
+
+    /// The peers' fixed addresses that are reached over `hop` by a DPDK port.
+    fn behind(&self, uplink: UplinkId, hop: IpAddr) -> Vec<IpAddr> {
+        let Some(port) = self.uplinks.get(uplink).and_then(Uplink::dpdk) else {
+            return Vec::new();
+        };
+        let pairs = self.config.peers().flat_map(|peer| self.config.pairs(peer));
+        let here = pairs.filter(|pair| pair.local == usize::from(uplink.0));
+        here.filter_map(|pair| pair.remote.fixed())
+            .filter(|remote| port.next_hop(*remote) == Some(hop))
+            .collect()
     }
 
     /// What was authentic came by a next hop that works.
@@ -246,54 +246,9 @@ impl Daemon {
     }
 }
 
-/// The peers' addresses that are reached over `hop` by an uplink of this node.
-fn behind(config: &Config, uplink: UplinkId, hop: IpAddr) -> Vec<IpAddr> {
-    let links = config.own_node().map_or(&[][..], |own| own.links.as_slice());
-    let Some(NodeLink { address, dpdk: Some(port), .. }) = links.get(usize::from(uplink.0)) else {
-        return Vec::new();
-    };
-    let Some(address) = address.fixed() else { return Vec::new() };
-    let pairs = config.peers().flat_map(|peer| config.pairs(peer));
-    let here = pairs.filter(|pair| pair.local == usize::from(uplink.0));
-    here.filter_map(|pair| pair.remote.fixed())
-        .filter(|remote| next_hop(address, port, *remote) == Some(hop))
-        .collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Route;
-
-    #[test]
-    fn the_longest_prefix_leads() {
-        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
-        let route = |to: &str, via| Route { to: to.parse().unwrap(), via: ip(via) };
-        let port = DpdkPort {
-            port: Port::parse("net_null0").unwrap(),
-            prefix: 24,
-            gateway: Some(ip("192.0.2.254")),
-            routes: vec![
-                route("10.0.0.0/8", "192.0.2.253"),
-                route("10.1.0.0/16", "192.0.2.252"),
-                route("192.0.2.128/25", "192.0.2.7"),
-            ],
-            neighbors: Vec::new(),
-            vlan: None,
-            mac: None,
-            mtu: 1500,
-            exception_tap: None,
-            udp_checksum: true,
-        };
-        let hop = |remote| next_hop(ip("192.0.2.1"), &port, ip(remote)).unwrap();
-        assert_eq!(hop("192.0.2.2"), ip("192.0.2.2"));
-        assert_eq!(hop("192.0.2.200"), ip("192.0.2.7"));
-        assert_eq!(hop("10.2.0.1"), ip("192.0.2.253"));
-        assert_eq!(hop("10.1.0.1"), ip("192.0.2.252"));
-        assert_eq!(hop("198.51.100.1"), ip("192.0.2.254"));
-        let alone = DpdkPort { gateway: None, routes: Vec::new(), ..port };
-        assert_eq!(next_hop(ip("192.0.2.1"), &alone, ip("198.51.100.1")), None);
-    }
 
     #[test]
     fn intervals_begin_anew_when_they_are_over() {
