@@ -20,10 +20,12 @@ use crate::config::{self, Config, DpdkConfig, DpdkPort, Port};
 use crate::exit::Failure;
 use crate::privileges;
 
-/// Packet buffers of all VM ports together.
-const VM_BUFFERS: u32 = 8191;
-/// Bytes of packet in each; larger frames lie in several.
+/// Bytes of packet in each buffer of VM ports; larger frames lie in several.
 const VM_BUFFER_LEN: u16 = 2048;
+/// Bytes of memory that such a buffer takes, with what DPDK keeps of it.
+const VM_BUFFER_FOOTPRINT: u64 = 2500;
+/// Fewest buffers that VM ports work with.
+const MIN_VM_BUFFERS: u32 = 4095;
 /// How often DPDK uplinks are asked what happened to them.
 pub(super) const UPLINK_INTERVAL: Duration = Duration::from_millis(10);
 /// How often VM ports are asked.
@@ -34,6 +36,7 @@ const CONFIRM_INTERVAL: Duration = Duration::from_secs(1);
 /// DPDK, started.
 pub(super) struct Dpdk {
     pub(super) eal: Eal,
+    memory_mb: u32,
     /// Made for the first VM port.
     vm_pool: Option<Pool>,
 }
@@ -61,7 +64,7 @@ impl Dpdk {
         let pages = if eal.hugepages() { "huge" } else { "ordinary" };
         let DpdkConfig { memory_mb, .. } = config.dpdk;
         info!("{} by {}, {memory_mb} MiB in {pages} pages", eal.version(), eal.shim().display());
-        Ok(Some(Self { eal, vm_pool: None }))
+        Ok(Some(Self { eal, memory_mb, vm_pool: None }))
     }
 
     /// Where the frames of VM ports lie.
@@ -69,9 +72,17 @@ impl Dpdk {
         if let Some(pool) = &self.vm_pool {
             return Ok(pool.clone());
         }
-        let pool = Pool::new(&self.eal, VM_BUFFERS, VM_BUFFER_LEN)?;
+        let pool = Pool::new(&self.eal, vm_buffers(self.memory_mb), VM_BUFFER_LEN)?;
         Ok(self.vm_pool.insert(pool).clone())
     }
+}
+
+/// Packet buffers of all VM ports together, in up to half of the memory: uplinks need some too.
+/// A power of two less one, as pools have.
+fn vm_buffers(memory_mb: u32) -> u32 {
+    let fit = u64::from(memory_mb) * 1024 * 1024 / 2 / VM_BUFFER_FOOTPRINT;
+    let count = (1_u64 << (fit + 1).ilog2()) - 1;
+    u32::try_from(count).unwrap_or(u32::MAX).max(MIN_VM_BUFFERS)
 }
 
 fn eal_options(config: &Config) -> EalOptions {
@@ -249,6 +260,15 @@ impl Daemon {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn half_of_the_memory_is_for_buffers_of_vm_ports() {
+        for (memory_mb, count) in
+            [(0, 4095), (1, 4095), (64, 8191), (128, 16_383), (256, 32_767), (65_536, 8_388_607)]
+        {
+            assert_eq!(vm_buffers(memory_mb), count, "{memory_mb} MiB");
+        }
+    }
 
     #[test]
     fn intervals_begin_anew_when_they_are_over() {
