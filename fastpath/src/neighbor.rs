@@ -308,8 +308,8 @@ impl Neighbors {
         }
     }
 
-    /// What we sent to `remote` has arrived there, as authentic datagrams from there show: proof
-    /// that the next hop works (RFC 4861 section 7.3.1). Once a second is enough.
+    /// What we sent to `remote` has arrived there: proof that the next hop works. That something came
+    /// from there is none (RFC 4861 section 7.3.1). Once a second is enough.
     pub fn confirm(&mut self, now: Instant, remote: IpAddr) {
         let Some(hop) = self.routes.next_hop(remote) else { return };
         if let Some(entry) = self.entries.get_mut(&hop) {

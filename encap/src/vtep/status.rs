@@ -76,6 +76,8 @@ pub struct LinkStatus {
     pub since: Duration,
     /// Why.
     pub cause: Cause,
+    /// Whether the peer hears us on it, as far as it has told.
+    pub heard_by_peer: bool,
     /// Taken out of use by command.
     pub drained: bool,
     /// Whether it carries frames now.
@@ -239,6 +241,7 @@ fn one_link(now: Instant, peer: &Peer, link: LinkIndex) -> Option<LinkStatus> {
         state: paths.liveness.state(link),
         since: paths.liveness.since(link).map_or(Duration::ZERO, ago),
         cause: paths.cause(link),
+        heard_by_peer: paths.liveness.heard_by_peer(link),
         drained: path.is_drained(),
         sending: sending && peer.current.is_some(),
         priority: path.config.priority,

@@ -425,7 +425,7 @@ impl DpdkPort {
         below && self.port.link_is_up().unwrap_or(false)
     }
 
-    /// Authentic datagrams come from `remote`: its next hop works. Once a second is enough.
+    /// What we send to `remote` arrives there: its next hop works. Once a second is enough.
     pub fn confirm(&self, remote: IpAddr) {
         let mut neighbors = lock(&self.shared.neighbors);
         neighbors.confirm(Instant::now(), remote);

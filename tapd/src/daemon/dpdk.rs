@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::anyhow;
 use encap::id::NodeId;
 use encap::link::id::LinkIndex;
+use encap::link::liveness::State;
 use encap::vtep::UplinkNews;
 use encap::wire::buf::UplinkId;
 use fastpath::dpdk::{DpdkError, Eal, EalOptions, Hugepages, Pool};
@@ -30,7 +31,7 @@ const MIN_VM_BUFFERS: u32 = 4095;
 pub(super) const UPLINK_INTERVAL: Duration = Duration::from_millis(10);
 /// How often VM ports are asked.
 pub(super) const VM_INTERVAL: Duration = Duration::from_millis(100);
-/// How often neighbours are told to be alive by what peers send.
+/// How often neighbours are told to be alive by what peers tell.
 const CONFIRM_INTERVAL: Duration = Duration::from_secs(1);
 
 /// DPDK, started.
@@ -145,6 +146,12 @@ impl Looked {
     }
 }
 
+/// Whether a link that something came by is proof that what we send arrives, too: what came is none
+/// by itself (RFC 4861 section 7.3.1).
+fn sending_works(state: State, heard_by_peer: bool) -> bool {
+    state == State::Up && heard_by_peer
+}
+
 /// Whether an interval has gone by; begins another one then.
 fn is_due(last: &mut Instant, interval: Duration, now: Instant) -> bool {
     let due = now.saturating_duration_since(*last) >= interval;
@@ -238,7 +245,7 @@ impl Daemon {
             .collect()
     }
 
-    /// What was authentic came by a next hop that works.
+    /// Where both ends hear each other, what we send passes the next hop.
     fn confirm_neighbors(&mut self, now: Instant) {
         let peers = self.vtep.peer_status(now);
         for peer in &peers {
@@ -248,7 +255,8 @@ impl Daemon {
                     continue;
                 }
                 let before = self.looked.heard.insert((peer.node, link.link), link.rx.0);
-                if link.rx.0 > before.unwrap_or(0) {
+                let news = link.rx.0 > before.unwrap_or(0);
+                if news && sending_works(link.state, link.heard_by_peer) {
                     self.uplinks.confirm(link.uplink, remote.ip());
                 }
             }
@@ -268,6 +276,14 @@ mod tests {
         {
             assert_eq!(vm_buffers(memory_mb), count, "{memory_mb} MiB");
         }
+    }
+
+    #[test]
+    fn only_links_that_both_ends_hear_prove_that_sending_works() {
+        assert!(sending_works(State::Up, true));
+        assert!(!sending_works(State::Up, false));
+        assert!(!sending_works(State::Suspect, true));
+        assert!(!sending_works(State::Down, true));
     }
 
     #[test]

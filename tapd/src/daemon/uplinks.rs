@@ -170,7 +170,7 @@ impl Uplinks {
         self.dpdk().map(|(id, port)| (id, port.link_is_up())).collect()
     }
 
-    /// Authentic datagrams came from `remote` by a DPDK port.
+    /// What a DPDK port sends to `remote` arrives there.
     pub(super) fn confirm(&self, id: UplinkId, remote: IpAddr) {
         if let Some(port) = self.get(id).and_then(Uplink::dpdk) {
             port.confirm(remote);
