@@ -29,11 +29,11 @@ impl Daemon {
         protocol::vtep_config(&config, &self.uplinks, &self.networks)
             .map_err(|error| format!("{error:#}; nothing was changed"))?;
         let mut reply = ReloadReply { needs_restart: changes.restart, ..ReloadReply::default() };
-        // What goes away goes first: what comes may want the same tap name.
-        let removal = |change: &Change| matches!(change, Change::NetworkRemoved(_));
-        let (first, rest): (Vec<_>, Vec<_>) =
-            changes.live.into_iter().partition(|(change, _)| removal(change));
-        for (change, line) in first.into_iter().chain(rest) {
+        // What goes away goes first: what comes may want the same tap name or socket.
+        for (change, _) in &changes.live {
+            self.close(change, &config);
+        }
+        for (change, line) in changes.live {
             match self.apply(&change, &config) {
                 Ok(()) => reply.applied.push(line),
                 Err(error) => reply.failed.push(format!("{line}: {error}")),
@@ -92,7 +92,19 @@ impl Daemon {
         }
     }
 
-    /// The part of a change that the protocol does not do itself.
+    /// Closes what a change takes away.
+    fn close(&mut self, change: &Change, config: &Config) {
+        let (Change::NetworkRemoved(vni) | Change::VmPortsChanged(vni)) = change else { return };
+        let Some(handle) = self.vtep.tables().handles.get(vni).copied() else { return };
+        let Some(wanted) = config.own_networks().find(|network| network.vni == *vni) else {
+            return self.networks.remove(handle, *vni, &self.workers);
+        };
+        if let Some(network) = self.networks.get_mut(*vni) {
+            network.close_vm_ports(&wanted.vhost_user, handle, &mut self.vtep, &self.workers);
+        }
+    }
+
+    /// The part of a change that the protocol does not do itself, after [`Self::close`] for all.
     fn apply(&mut self, change: &Change, config: &Config) -> Result<(), String> {
         match change {
             Change::NetworkAdded(vni) => {
@@ -100,17 +112,13 @@ impl Daemon {
                 let network = network.ok_or("it is not in the configuration")?;
                 self.add_network(config, network)
             }
-            Change::NetworkRemoved(vni) => {
-                let handle = self.vtep.tables().handles.get(vni).copied();
-                if let Some(handle) = handle {
-                    self.networks.remove(handle, *vni, &self.workers);
-                }
-                Ok(())
-            }
             Change::LogChanged => {
                 logging::set_filter(&config.daemon.log).map_err(|error| error.to_string())
             }
-            Change::VmPortsChanged(vni) => self.change_vm_ports(config, *vni),
+            Change::VmPortsChanged(vni) => {
+                let network = config.own_networks().find(|network| network.vni == *vni);
+                self.open_vm_ports(config, network.ok_or("it is not in the configuration")?)
+            }
             _ => Ok(()),
         }
     }
@@ -118,16 +126,6 @@ impl Daemon {
     fn add_network(&mut self, config: &Config, network: &NetworkConfig) -> Result<(), String> {
         self.networks.add(config, network, &self.uplinks).map_err(|failure| failure.to_string())?;
         self.open_vm_ports(config, network)
-    }
-
-    fn change_vm_ports(&mut self, config: &Config, vni: Vni) -> Result<(), String> {
-        let wanted = config.own_networks().find(|network| network.vni == vni);
-        let wanted = wanted.ok_or("it is not in the configuration")?;
-        let handle = self.vtep.tables().handles.get(&vni).copied();
-        if let (Some(network), Some(handle)) = (self.networks.get_mut(vni), handle) {
-            network.close_vm_ports(&wanted.vhost_user, handle, &mut self.vtep, &self.workers);
-        }
-        self.open_vm_ports(config, wanted)
     }
 
     fn open_vm_ports(&mut self, config: &Config, wanted: &NetworkConfig) -> Result<(), String> {
