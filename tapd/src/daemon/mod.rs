@@ -325,7 +325,9 @@ impl Daemon {
         match notice {
             Notice::Control(input) => self.vtep.handle_input(now, input),
             Notice::UplinkError(error) => self.take_uplink_error(now, &error),
-            Notice::PortGone { handle, vni, error, .. } => self.lose_network(handle, vni, &error),
+            Notice::PortGone { handle, vni, local, error } => {
+                self.lose_port(handle, vni, local, &error);
+            }
         }
         // Answers go out at once: a burst of handshakes must not wait for its last one.
         self.drain();

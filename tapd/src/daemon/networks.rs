@@ -10,7 +10,7 @@ use encap::id::{LocalPort, NodeId, Vni};
 use encap::vtep::Vtep;
 use encap::wire::header::Handle;
 use fastpath::overlay::OverlayPort;
-use fastpath::tap::{OffloadSwitches, Tap, TapCounters, TapOptions, TapQueue};
+use fastpath::tap::{OffloadSwitches, Tap, TapCounters, TapOptions};
 use fastpath::worker::Command;
 use log::{info, warn};
 
@@ -95,8 +95,7 @@ impl Networks {
         let (tap, queues) = match &network.tap {
             Some(name) => {
                 let (tap, queues) = open_tap(config, network, name, tap_mtu)?;
-                let queues = queues.into_iter().map(|queue| OverlayPort::Tap(Box::new(queue)));
-                (Some(tap), vec![(LocalPort::TAP, queues.collect())])
+                (Some(tap), vec![(LocalPort::TAP, queues)])
             }
             None => (None, Vec::new()),
         };
@@ -139,6 +138,10 @@ impl Networks {
         self.list.iter()
     }
 
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Network> {
+        self.list.iter_mut()
+    }
+
     pub(super) fn get(&self, vni: Vni) -> Option<&Network> {
         self.list.iter().find(|network| network.config.vni == vni)
     }
@@ -157,9 +160,7 @@ impl Networks {
             let vni = network.config.vni;
             let Some(handle) = vtep.tables().handles.get(&vni).copied() else { continue };
             // Before a worker serves them.
-            if let Err(error) = vtep.set_local_ports(vni, network.local_ports()) {
-                warn!("{error}");
-            }
+            network.tell_ports(vtep);
             for (local, queues) in network.queues.drain(..) {
                 for (worker, port) in workers.iter().zip(queues) {
                     worker.handle.send(Command::AddPort { handle, vni, local, port });
@@ -231,6 +232,50 @@ impl Network {
         self.tap.as_ref().map_or(&[], Tap::counters)
     }
 
+    /// Somebody deleted the tap: the network goes on with its VM ports.
+    pub(super) fn lose_tap(&mut self, handle: Handle, vtep: &mut Vtep, workers: &[RunningWorker]) {
+        // Whoever has not noticed must not take the next tap for this one.
+        self.take_back(handle, LocalPort::TAP, workers);
+        self.tap = None;
+        self.tell_ports(vtep);
+    }
+
+    /// Makes a tap anew that was lost; says whether it was.
+    ///
+    /// # Errors
+    /// It cannot be opened or set up.
+    pub(super) fn mend_tap(&mut self, config: &Config) -> Result<bool, Failure> {
+        let (Some(name), None) = (&self.config.tap, &self.tap) else { return Ok(false) };
+        let (tap, queues) = open_tap(config, &self.config, name, self.tap_mtu)?;
+        self.tap = Some(tap);
+        self.queues.push((LocalPort::TAP, queues));
+        Ok(true)
+    }
+
+    /// Closes a port at the workers; it is no longer served then.
+    pub(super) fn take_back(
+        &mut self,
+        handle: Handle,
+        local: LocalPort,
+        workers: &[RunningWorker],
+    ) {
+        let (give_back, given) = channel();
+        for worker in workers {
+            let give_back = give_back.clone();
+            worker.handle.send(Command::RemovePort { handle, local, give_back });
+        }
+        drop(give_back);
+        drop_given(&given);
+        self.queues.retain(|(queued, _)| *queued != local);
+    }
+
+    /// Tells the protocol which ports the network has here.
+    pub(super) fn tell_ports(&self, vtep: &mut Vtep) {
+        if let Err(error) = vtep.set_local_ports(self.config.vni, self.local_ports()) {
+            warn!("{error}");
+        }
+    }
+
     /// What the tap is called where a port is named.
     pub(super) fn tap_name(&self) -> &str {
         self.config.tap.as_deref().unwrap_or("none")
@@ -256,7 +301,7 @@ fn open_tap(
     network: &NetworkConfig,
     name: &str,
     tap_mtu: u32,
-) -> Result<(Tap, Vec<TapQueue>), Failure> {
+) -> Result<(Tap, Vec<OverlayPort>), Failure> {
     let (own, workers) = (config.own, config.daemon.workers);
     let offload = OffloadSwitches {
         checksum: config.offload.tap_checksum,
@@ -287,7 +332,7 @@ fn open_tap(
     set_up(own, network, &tap)
         .with_context(|| format!("cannot set up tap {name}"))
         .map_err(Failure::cannot_start)?;
-    Ok((tap, queues))
+    Ok((tap, queues.into_iter().map(|queue| OverlayPort::Tap(Box::new(queue))).collect()))
 }
 
 fn set_up(own: NodeId, network: &NetworkConfig, tap: &Tap) -> anyhow::Result<()> {

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use encap::id::Vni;
+use encap::id::{LocalPort, Vni};
 use encap::wire::header::Handle;
 use log::{info, warn};
 
@@ -40,6 +40,7 @@ impl Daemon {
             }
         }
         self.networks.update(&config);
+        self.mend_taps(&config, &mut reply);
         self.keep_open_networks(&mut config);
         self.notices.retain(&config);
         self.config = config;
@@ -48,6 +49,18 @@ impl Daemon {
         // Links that came with it have not heard of interfaces yet.
         self.look_at_interfaces();
         Ok(reply)
+    }
+
+    /// Makes the taps anew that networks lost and went on without.
+    fn mend_taps(&mut self, config: &Config, reply: &mut ReloadReply) {
+        for network in self.networks.iter_mut() {
+            let line = format!("network {}: its tap {} anew", network.config.vni, network.label());
+            match network.mend_tap(config) {
+                Ok(false) => {}
+                Ok(true) => reply.applied.push(line),
+                Err(error) => reply.failed.push(format!("{line}: {error}")),
+            }
+        }
     }
 
     /// Leaves out the networks and VM ports that are not open: the next reload finds them to be new.
@@ -72,17 +85,32 @@ impl Daemon {
         Ok(())
     }
 
-    /// Somebody deleted a tap: the peers are told that the network is not here any more.
-    pub(super) fn lose_network(&mut self, handle: Handle, vni: Vni, error: &std::io::Error) {
+    /// Somebody deleted a tap. Without VM ports the network is not here any more, and the peers are
+    /// told.
+    pub(super) fn lose_port(
+        &mut self,
+        handle: Handle,
+        vni: Vni,
+        local: LocalPort,
+        error: &std::io::Error,
+    ) {
         if self.vtep.tables().handles.get(&vni) != Some(&handle) {
             // Another worker said so before, and the tap may have been made anew since.
             return;
         }
-        log::error!("the tap of network {vni} is gone ({error}); `tapd reload` makes it anew");
-        if self.networks.get(vni).is_some_and(|network| !network.vm_ports.is_empty()) {
-            // The workers still have those.
-            self.networks.remove(handle, vni, &self.workers);
+        let network = self.networks.get_mut(vni).filter(|network| !network.vm_ports.is_empty());
+        if let Some(network) = network {
+            // As above.
+            if local == LocalPort::TAP && network.tap.is_some() {
+                log::error!(
+                    "the tap of network {vni} is gone ({error}), its VM ports are not; `tapd \
+                     reload` makes it anew"
+                );
+                network.lose_tap(handle, &mut self.vtep, &self.workers);
+            }
+            return;
         }
+        log::error!("the tap of network {vni} is gone ({error}); `tapd reload` makes it anew");
         self.networks.forget(vni);
         let mut config = self.config.clone();
         self.keep_open_networks(&mut config);

@@ -1,7 +1,6 @@
 //! VM ports of a network: opened, told apart, looked after.
 
 use std::sync::mpsc::Receiver;
-use std::sync::mpsc::channel;
 use std::time::Instant;
 
 use anyhow::anyhow;
@@ -11,7 +10,6 @@ use encap::wire::header::Handle;
 use fastpath::overlay::OverlayPort;
 use fastpath::tap::OffloadSwitches;
 use fastpath::vhost::{VhostEvent, VhostOptions, VhostPort};
-use fastpath::worker::Command;
 use log::{info, warn};
 
 use super::RunningWorker;
@@ -128,21 +126,12 @@ impl Network {
         let unwanted = |port: &mut VmPort| !wanted.contains(&port.config);
         let closing: Vec<_> = self.vm_ports.extract_if(.., unwanted).collect();
         for VmPort { config, local, port, .. } in closing {
-            let (give_back, given) = channel();
-            for worker in workers {
-                let give_back = give_back.clone();
-                worker.handle.send(Command::RemovePort { handle, local, give_back });
-            }
-            drop(give_back);
-            drop_given(&given);
+            self.take_back(handle, local, workers);
             drop(port);
-            self.queues.retain(|(queued, _)| *queued != local);
             info!("network {}: VM port {} closed", self.config.vni, config.socket.display());
         }
         // Now, as the next port may get the number of one of these.
-        if let Err(error) = vtep.set_local_ports(self.config.vni, self.local_ports()) {
-            warn!("{error}");
-        }
+        self.tell_ports(vtep);
     }
 
     /// The ports that the network has here, as bits: the tap's is the first.
