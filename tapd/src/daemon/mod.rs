@@ -113,7 +113,7 @@ impl Signals {
 }
 
 /// Runs until a signal ends it.
-pub(crate) fn run(config: Config, source: Source) -> Result<(), Failure> {
+pub(crate) fn run(mut config: Config, source: Source) -> Result<(), Failure> {
     let signals = Signals::register().context("cannot catch signals")?;
     warn_of(&config);
     let mut dpdk = Dpdk::start(&config)?;
@@ -159,6 +159,7 @@ pub(crate) fn run(config: Config, source: Source) -> Result<(), Failure> {
     }
     drop(to_control);
     networks.hand_queues(&mut vtep, &workers);
+    reload::keep_opened(&networks, &mut config);
 
     let mut daemon = Daemon {
         config,

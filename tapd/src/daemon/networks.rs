@@ -112,7 +112,11 @@ impl Networks {
         Ok(())
     }
 
-    /// Opens the VM ports of all networks.
+    /// Opens the VM ports of all networks. One that cannot be opened is left to the next reload: the
+    /// directory of its socket may come later in the start of the machine.
+    ///
+    /// # Errors
+    /// A network would have no port at all.
     pub(super) fn open_vm_ports(
         &mut self,
         config: &Config,
@@ -120,7 +124,12 @@ impl Networks {
     ) -> Result<(), Failure> {
         for network in &mut self.list {
             let wanted = network.config.vhost_user.clone();
-            network.open_vm_ports(&wanted, config, dpdk)?;
+            let Err(failure) = network.open_vm_ports(&wanted, config, dpdk) else { continue };
+            if network.local_ports() == 0 {
+                return Err(failure);
+            }
+            let vni = network.config.vni;
+            warn!("network {vni} starts without those; `tapd reload` tries them again");
         }
         Ok(())
     }

@@ -6,10 +6,24 @@ use encap::id::{LocalPort, Vni};
 use encap::wire::header::Handle;
 use log::{info, warn};
 
+use super::networks::Networks;
 use super::{Daemon, protocol};
 use crate::config::{Change, Config, NetworkConfig, VhostUser};
 use crate::control::ReloadReply;
 use crate::logging;
+
+/// Leaves out the networks and VM ports that are not open: the next reload finds them to be new.
+pub(super) fn keep_opened(networks: &Networks, config: &mut Config) {
+    let own = config.own;
+    config
+        .networks
+        .retain(|network| !network.members.contains(&own) || networks.get(network.vni).is_some());
+    for network in &mut config.networks {
+        let Some(opened) = networks.get(network.vni) else { continue };
+        let is_open = |port: &VhostUser| opened.vm_ports.iter().any(|vm| vm.config == *port);
+        network.vhost_user.retain(is_open);
+    }
+}
 
 impl Daemon {
     /// Reads the configuration again and puts it in force.
@@ -41,7 +55,7 @@ impl Daemon {
         }
         self.networks.update(&config);
         self.mend_taps(&config, &mut reply);
-        self.keep_open_networks(&mut config);
+        keep_opened(&self.networks, &mut config);
         self.notices.retain(&config);
         self.config = config;
         self.reconfigure()?;
@@ -60,19 +74,6 @@ impl Daemon {
                 Ok(true) => reply.applied.push(line),
                 Err(error) => reply.failed.push(format!("{line}: {error}")),
             }
-        }
-    }
-
-    /// Leaves out the networks and VM ports that are not open: the next reload finds them to be new.
-    fn keep_open_networks(&self, config: &mut Config) {
-        let own = config.own;
-        config.networks.retain(|network| {
-            !network.members.contains(&own) || self.networks.get(network.vni).is_some()
-        });
-        for network in &mut config.networks {
-            let Some(opened) = self.networks.get(network.vni) else { continue };
-            let is_open = |port: &VhostUser| opened.vm_ports.iter().any(|vm| vm.config == *port);
-            network.vhost_user.retain(is_open);
         }
     }
 
@@ -112,9 +113,7 @@ impl Daemon {
         }
         log::error!("the tap of network {vni} is gone ({error}); `tapd reload` makes it anew");
         self.networks.forget(vni);
-        let mut config = self.config.clone();
-        self.keep_open_networks(&mut config);
-        self.config = config;
+        keep_opened(&self.networks, &mut self.config);
         if let Err(error) = self.reconfigure() {
             warn!("{error}");
         }
