@@ -14,7 +14,7 @@ use anyhow::{Context as _, Result, ensure};
 use etherparse::PacketBuilder;
 use integration::cluster::{Duo, overlay_v4, overlay_v6};
 use integration::command::{Running, built_binary, output_of};
-use integration::config::{ClusterConfig, ClusterDir};
+use integration::config::{ClusterConfig, ClusterDir, NetworkEntry};
 use integration::dpdk::{self, End, counter, port};
 use integration::flow::FlowOptions;
 use integration::frames::{Probe, ethernet, test_frame};
@@ -313,7 +313,10 @@ fn api_dpdk_start_errors_say_what_to_do() {
         let mut no_interface = base.clone();
         let end = End::dpdk("0", Family::V4.address(1), "nowhere0");
         dpdk::set_links(&mut no_interface.nodes[0], &[end]);
+        // Where there is a tap, tapd starts without the machine's port.
         let mut no_directory = base.clone();
+        no_directory.networks[0].tap = "none".to_owned();
+        no_directory.networks[0].subnets.clear();
         no_directory.networks[0].extra =
             "vhost_user = [\"/nonexistent/directory/vm.sock\"]\n".to_owned();
         let mut too_large = base;
@@ -495,5 +498,54 @@ fn api_vm_ports_come_and_go_with_a_reload() {
         let lost = steady.lost()?;
         ensure!(lost == 0, "{lost} pings of the host were lost");
         Ok(())
+    });
+}
+
+#[test]
+fn api_vm_ports_come_late_move_and_outlive_the_tap() {
+    case(|| {
+        dpdk::require()?;
+        let mut config = ClusterConfig::new(Family::V4, 2);
+        config.sections = dpdk::SMALL.to_owned();
+        config.networks.push(NetworkEntry::new(200));
+        let pair = Pair::new(Family::V4, 1500)?;
+        let dir = ClusterDir::new(&config)?;
+        let run = dir.path("run");
+        let [one, two] = ["one", "two"].map(|name| run.join(name).with_extension("sock"));
+        let write = |ports: [&[&Path]; 2]| -> Result<()> {
+            let mut config = config.clone();
+            for (network, ports) in config.networks.iter_mut().zip(ports) {
+                network.extra = format!("vhost_user = {ports:?}\n");
+            }
+            dir.write(&config)
+        };
+        // The directory is missing as it is after a boot: the node starts, and a reload mends it.
+        write([&[&one], &[&two]])?;
+        let alpha = Node::start(&dir, &pair.alpha, "alpha")?;
+        alpha.wait_log("starts without those")?;
+        fs::create_dir(&run)?;
+        let said = alpha.tapd(&["reload"])?;
+        ensure!(said.contains("applied") && one.exists() && two.exists(), "{said}");
+        // Sockets change places between networks, then meet in each of them.
+        let networks: [[&[&Path]; 2]; 3] =
+            [[&[&two], &[&one]], [&[], &[&one, &two]], [&[&one, &two], &[]]];
+        for ports in networks {
+            write(ports)?;
+            let said = alpha.tapd(&["reload"])?;
+            ensure!(!said.contains("failed") && one.exists() && two.exists(), "{said}");
+        }
+        machines_talk(&one, &alpha, &two)?;
+        // Without its tap the network goes on for its machines.
+        pair.alpha.ip(&["link", "del", "tap100"])?;
+        wait::until("the loss of the tap to be noticed", PATIENCE, || {
+            port(&alpha, "tap tap100").is_err()
+        })?;
+        // The one that receives was switched off for a while, so that it is not taken for there.
+        machines_talk(&two, &alpha, &one)?;
+        let said = alpha.tapd(&["reload"])?;
+        ensure!(said.contains("tap100 anew"), "{said}");
+        port(&alpha, "tap tap100")?;
+        ensure!(pair.alpha.interfaces()?.iter().any(|name| name == "tap100"), "no tap");
+        machines_talk(&one, &alpha, &two)
     });
 }
