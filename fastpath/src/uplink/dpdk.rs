@@ -8,7 +8,7 @@
 //! The lock of the neighbours is never taken while one of a transmit queue is held.
 //!
 //! [`DpdkPort`] is the owner's handle and the control thread's way to send; each worker has a
-//! [`DpdkUplink`], the [`DatagramPort`].
+//! [`DpdkUplink`], the [`DatagramPort`](crate::port::DatagramPort).
 
 mod receive;
 mod sender;

@@ -377,12 +377,9 @@ fn a_guest_that_returns_with_fewer_queues_gets_its_frames_by_those() {
             let mut guest = Guest::start(&eal, &pool, &socket, count, false);
             connected(&mut port);
             wait_for("its queues", || (port.enabled_queues() == usize::from(count)).then_some(()));
-            for number in 0..2 {
+            for (number, queue) in queues.iter_mut().enumerate() {
                 let frame = vec![number as u8; 60];
-                assert_eq!(
-                    write(&mut queues[number], &[(frame.clone(), Checksum::Complete)]).sent,
-                    1
-                );
+                assert_eq!(write(queue, &[(frame.clone(), Checksum::Complete)]).sent, 1);
                 assert_eq!(guest.receive(number % usize::from(count)).0, frame);
             }
             drop(guest);
