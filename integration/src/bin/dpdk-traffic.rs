@@ -93,6 +93,9 @@ struct Common {
     /// Never yield the core
     #[arg(long)]
     spin: bool,
+    /// Yield the core after every burst, for those who share it
+    #[arg(long, conflicts_with = "spin")]
+    polite: bool,
 }
 
 /// What was counted so far.
@@ -116,6 +119,7 @@ struct Run {
     next_line: Instant,
     interval: Duration,
     spin: bool,
+    polite: bool,
     stop: Arc<AtomicBool>,
 }
 
@@ -135,6 +139,7 @@ impl Run {
             next_line: started + interval,
             interval,
             spin: common.spin,
+            polite: common.polite,
             stop,
         })
     }
@@ -146,7 +151,7 @@ impl Run {
             self.print(now, false);
             self.next_line = now + self.interval;
         }
-        if idle && !self.spin {
+        if self.polite || idle && !self.spin {
             std::thread::yield_now();
         }
         now < self.end && !self.stop.load(Ordering::Relaxed)

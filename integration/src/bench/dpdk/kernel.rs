@@ -6,7 +6,7 @@ use anyhow::Result;
 
 use super::What;
 use super::tapd::{Node, config, make_key};
-use super::traffic::{Place, flood, guest};
+use super::traffic::{Course, Place, flood, guest};
 use crate::netns::Netns;
 use crate::topology::{Family, Offloads, Pair, UNDERLAY, make_bridge};
 
@@ -42,7 +42,8 @@ pub(super) fn measure_tapd(span: Duration) -> Result<Vec<(What, f64)>> {
     let mut values = Vec::new();
     for (len, through, lost) in SIZES {
         let ports = [(from.as_str(), Place::default()), (to.as_str(), Place::default())];
-        let flood = flood(path, ports, len, false, span, || Ok(()))?;
+        let course = Course { scratch: path, ports, any: false, polite: false, span };
+        let flood = flood(course, len, |_| Ok(()))?;
         values.extend([(through, flood.through_kfps()), (lost, flood.lost_percent())]);
     }
     Ok(values)
@@ -77,7 +78,8 @@ pub(super) fn measure_vxlan(span: Duration) -> Result<Vec<(What, f64)>> {
     for (len, through, lost) in SIZES {
         let place = |netns| Place { netns: Some(netns), core: None };
         let ports = [(port, place(&*pair.alpha)), (port, place(&*pair.beta))];
-        let flood = flood(scratch.path(), ports, len, false, span, || Ok(()))?;
+        let course = Course { scratch: scratch.path(), ports, any: false, polite: false, span };
+        let flood = flood(course, len, |_| Ok(()))?;
         values.extend([(through, flood.through_kfps()), (lost, flood.lost_percent())]);
     }
     Ok(values)

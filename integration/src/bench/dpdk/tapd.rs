@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 
 use super::What;
-use super::traffic::{PATIENCE, Place, flood, guest};
+use super::traffic::{Course, Mark, PATIENCE, Place, flood, guest, lossless, wire};
 use crate::command::{Running, built_binary, run_command};
 use crate::wait;
 
@@ -16,8 +16,10 @@ use crate::wait;
 pub(super) enum Cores {
     /// The sender one for itself, the receiver the one of source and sink.
     Apart,
-    /// Both the same.
+    /// Both the same, source and sink another one.
     Together,
+    /// All of them the same.
+    All,
 }
 
 /// A node, killed when it is dropped.
@@ -125,7 +127,7 @@ pub(super) fn measure(cipher: &str, span: Duration, cores: Cores) -> Result<Vec<
     let scratch = tempfile::tempdir()?;
     let path = scratch.path();
     make_key(path)?;
-    let wire = path.join("wire.sock");
+    let cable = path.join("wire.sock");
     // No UDP checksum over IPv4, as vxlan has it (RFC 7348 section 5).
     let link = |node: u8, port: &str| {
         format!(
@@ -133,9 +135,10 @@ pub(super) fn measure(cipher: &str, span: Duration, cores: Cores) -> Result<Vec<
              prefix = 24, udp_checksum = false }} }}"
         )
     };
-    let one = link(1, &format!("net_vhost,iface={},queues=1", wire.display()));
-    let two = link(2, &guest(&wire, false));
-    let receiver = if cores == Cores::Together { Place::core(1) } else { Place::core(0) };
+    let one = link(1, &format!("net_vhost,iface={},queues=1", cable.display()));
+    let two = link(2, &wire(&cable, false));
+    let receiver = Place::core(usize::from(cores != Cores::Apart));
+    let machines = Place::core(usize::from(cores == Cores::All));
     let begin = Instant::now();
     let mut a = Node::start(
         Place::core(1),
@@ -151,19 +154,28 @@ pub(super) fn measure(cipher: &str, span: Duration, cores: Cores) -> Result<Vec<
     a.wait_peer()?;
     b.wait_peer()?;
     let mut values = vec![(What::ReadyMs, ready_ms)];
-    let (from, to) = (guest(&path.join("vm1.sock"), false), guest(&path.join("vm2.sock"), false));
+    let (from, to) = (guest(&path.join("vm1.sock"), false), wire(&path.join("vm2.sock"), false));
     for (len, [core, receiver, through, lost]) in [
         (60, [What::Core60, What::Receiver60, What::Through60, What::Lost60]),
         (1400, [What::Core1400, What::Receiver1400, What::Through1400, What::Lost1400]),
     ] {
-        let ports = [(from.as_str(), Place::core(0)), (to.as_str(), Place::core(0))];
-        let mut marks = Vec::new();
-        let begin = (a.worker_seconds()?, b.worker_seconds()?);
-        marks.push(begin);
-        let flood = flood(path, ports, len, false, span, || Ok(()))?;
-        let (a_cpu, b_cpu) = (a.worker_seconds()? - begin.0, b.worker_seconds()? - begin.1);
-        values.push((core, flood.sent / a_cpu.max(1e-9) / 1000.0));
-        values.push((receiver, flood.received / b_cpu.max(1e-9) / 1000.0));
+        let ports = [(from.as_str(), machines), (to.as_str(), machines)];
+        let course = Course { scratch: path, ports, any: false, polite: false, span };
+        let (mut begin, mut used) = ((0.0, 0.0), (0.0, 0.0));
+        let at_work = |mark| {
+            let now = (a.worker_seconds()?, b.worker_seconds()?);
+            match mark {
+                Mark::Begin => begin = now,
+                Mark::End => used = (now.0 - begin.0, now.1 - begin.1),
+            }
+            Ok(())
+        };
+        let flood = match cores {
+            Cores::All => lossless(course, len, at_work)?,
+            _ => flood(course, len, at_work)?,
+        };
+        values.push((core, flood.received / used.0.max(1e-9) / 1000.0));
+        values.push((receiver, flood.received / used.1.max(1e-9) / 1000.0));
         values.push((through, flood.through_kfps()));
         values.push((lost, flood.lost_percent()));
     }
