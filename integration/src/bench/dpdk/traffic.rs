@@ -95,6 +95,14 @@ impl Traffic {
         Ok(())
     }
 
+    /// Waits until its work is done. A process with shared memory can take seconds to end after
+    /// that.
+    pub(super) fn wait_done(&mut self) -> Result<()> {
+        wait::until("the traffic tool to be done", PATIENCE * 4, || {
+            self.running.ended().is_some() || self.last().is_some_and(|line| line["end"] == true)
+        })
+    }
+
     /// Waits for its end and gives its last line.
     pub(super) fn finish(mut self) -> Result<Value> {
         self.running.wait_end(PATIENCE * 4)?;
@@ -160,7 +168,7 @@ fn virtio(socket: &Path, server: bool, ring: u16) -> String {
 pub(super) enum Mark {
     /// The sink is there, the source not yet.
     Begin,
-    /// The source has ended.
+    /// The source has sent its last frame.
     End,
 }
 
@@ -243,8 +251,9 @@ pub(super) fn flood(
     let before = sink.last().map_or(0.0, |line| number(&line, "received"));
     let mut source = Traffic::start(from_place, scratch, "source", &arguments)?;
     source.wait_started()?;
-    let source = source.finish()?;
+    source.wait_done()?;
     at_work(Mark::End)?;
+    let source = source.finish()?;
     // What is on its way arrives.
     wait::holds_for("the last frames", Duration::from_millis(200), || true)?;
     let sink = sink.stop()?;
