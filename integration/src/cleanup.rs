@@ -25,6 +25,8 @@ pub enum Leftover {
     Directory(PathBuf),
     /// A socket or file of a program that is ended without a chance to remove it.
     File(PathBuf),
+    /// A setting of the kernel, and what it was before.
+    Setting(PathBuf, String),
 }
 
 static LISTED: Mutex<BTreeSet<Leftover>> = Mutex::new(BTreeSet::new());
@@ -76,6 +78,9 @@ fn remove(listed: &BTreeSet<Leftover>) {
             }
             Leftover::File(path) => {
                 let _ = std::fs::remove_file(path);
+            }
+            Leftover::Setting(path, before) => {
+                let _ = std::fs::write(path, before);
             }
         }
     }

@@ -12,6 +12,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 
 use super::traffic::{Course, Mark, PATIENCE, Place, guest, lossless, wire};
 use super::{NEEDS, What};
+use crate::cleanup::{self, Leftover};
 use crate::command::{Running, run_command};
 use crate::netns::Netns;
 use crate::wait;
@@ -28,6 +29,7 @@ struct Hugepages(u32);
 impl Hugepages {
     fn take() -> Result<Self> {
         let before = fs::read_to_string(PAGES)?.trim().parse()?;
+        cleanup::register(Self::setting(before));
         let taken = Self(before);
         fs::write(PAGES, (before + WANTED_PAGES).to_string())?;
         let now: u32 = fs::read_to_string(PAGES)?.trim().parse()?;
@@ -36,9 +38,16 @@ impl Hugepages {
     }
 }
 
+impl Hugepages {
+    fn setting(before: u32) -> Leftover {
+        Leftover::Setting(PAGES.into(), before.to_string())
+    }
+}
+
 impl Drop for Hugepages {
     fn drop(&mut self) {
         let _ = fs::write(PAGES, self.0.to_string());
+        cleanup::unregister(&Self::setting(self.0));
     }
 }
 
