@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use serde::Serialize;
 
+use crate::config::ClusterConfig;
+use crate::dpdk;
 use crate::flow::{Flow, FlowOptions, Outcome};
 use crate::lanes::{Cut, Lanes};
 use crate::links::{self, LaneDuo, Link, PATIENCE};
@@ -35,6 +37,9 @@ pub struct Options {
     pub rate: f64,
     /// Links between the two nodes, 2 to 8.
     pub links: usize,
+    /// Whether the links are on DPDK ports (`net_af_packet`) and not on the kernel's UDP. DPDK sees
+    /// frames before the kernel's filters do, so only carriers can fail.
+    pub dpdk: bool,
     /// Where the rows go as JSON, if anywhere.
     pub json: Option<PathBuf>,
 }
@@ -121,8 +126,19 @@ pub struct Row {
 pub fn run(options: &Options) -> Result<Vec<Row>> {
     ensure!((2..=8).contains(&options.links), "{} links, not 2 to 8", options.links);
     ensure!(options.cuts > 0 && options.rate >= 100.0, "at least one cut, at least 100 frames/s");
+    let filtered = |kind: &Failure| matches!(kind, Failure::Cut(cut) if !matches!(cut, Cut::Carrier | Cut::CarrierFar));
+    ensure!(
+        !options.dpdk || !options.kinds.iter().any(filtered),
+        "DPDK ports fail by carrier and carrier-far only: name these with --kind"
+    );
     let lanes = Lanes::plain(Family::V4, options.links)?;
-    let mut config = lanes.config();
+    let mut config = match options.dpdk {
+        true => {
+            dpdk::require()?;
+            ClusterConfig { sections: dpdk::SMALL.to_owned(), ..lanes.give_to_dpdk()? }
+        }
+        false => lanes.config(),
+    };
     config.cluster_extra = format!(
         "policy = {:?}\nprotect = {:?}\nprofile = {:?}\n",
         options.policy, options.protect, options.profile
@@ -282,6 +298,7 @@ mod tests {
             profile: "fast".to_owned(),
             rate: 1000.0,
             links: 2,
+            dpdk: false,
             json: None,
         };
         let cuts = [outcome(5.0, 1), outcome(3.0, 0), outcome(9.0, 4)];

@@ -48,6 +48,9 @@ struct Cli {
     /// Measure `tapd link drain` and `undrain` too, or instead if no --kind is given
     #[arg(long)]
     drain: bool,
+    /// The links are on DPDK ports; only --kind carrier and carrier-far
+    #[arg(long)]
+    dpdk: bool,
     /// Write the rows to FILE
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -58,6 +61,7 @@ const EXAMPLES: &str = "Examples:
   integration/run failover --protect all                   nothing may be lost
   integration/run failover --policy active --links 3       every frame by every link
   integration/run failover --profile knet-like --cuts 10   as slow as kronosnet's defaults
+  integration/run failover --dpdk --kind carrier           links on DPDK ports
   integration/run failover --drain --cuts 100              an administrator takes links out of use";
 
 /// A cut, or all of them.
@@ -113,6 +117,7 @@ fn main() -> Result<()> {
         profile: cli.profile,
         rate: cli.rate,
         links: cli.links,
+        dpdk: cli.dpdk,
         json: cli.json,
     };
     println!(
