@@ -261,15 +261,18 @@ fn flow_guest_cards_without_an_iommu() {
 #[test]
 fn flow_guest_cards_behind_an_iommu() {
     case(|| {
-        cards(Memory::Iommu, &["e1000e", "virtio-net-pci"], |guest, dir, cables| {
+        cards(Memory::Iommu, &["virtio-net-pci", "e1000e"], |guest, dir, cables| {
             for cable in cables {
                 bind(guest, cable.slot, Memory::Iommu.driver())?;
             }
-            for cable in cables {
-                echo(guest, cable.slot, "", || cable.exercise(dir))?;
-            }
+            echo(guest, cables[0].slot, "", || cables[0].exercise(dir))?;
             set_hugepages(guest, 128)?;
-            echo(guest, cables[0].slot, "--hugepages", || cables[0].exercise(dir))
+            // Not the second in ordinary pages: the emulated card loses frames that lie across two
+            // pages which are apart in the guest's memory, though the IOMMU joins them.
+            for cable in cables {
+                echo(guest, cable.slot, "--hugepages", || cable.exercise(dir))?;
+            }
+            Ok(())
         })
     });
 }
@@ -365,8 +368,8 @@ fn flow_guest_node_on_a_card_behind_an_iommu() {
     case(|| {
         node_on_a_card(&Setup {
             memory: Memory::Iommu,
-            model: "e1000e",
-            driver: "net_e1000_em",
+            model: "virtio-net-pci,host_mtu=9000",
+            driver: "net_virtio",
             mtu: 9000,
             hugepages: "false",
         })
@@ -378,9 +381,10 @@ fn flow_guest_node_on_a_card_without_an_iommu() {
     case(|| {
         node_on_a_card(&Setup {
             memory: Memory::Bare,
-            model: "virtio-net-pci",
-            driver: "net_virtio",
-            mtu: 1500,
+            // Its checksums are its own work: those of virtio may be left to the receiver.
+            model: "e1000e",
+            driver: "net_e1000_em",
+            mtu: 9000,
             hugepages: "\"auto\"",
         })
     });
