@@ -117,11 +117,24 @@ int td_port_add(const char *device, const char *args, uint16_t *port)
 	return rte_eth_dev_get_port_by_name(device, port);
 }
 
+static int vhost_changed(uint16_t port, enum rte_eth_event_type type, void *argument, void *unused);
+
+/* Callbacks outlive their port: the next one of the same number would write to what is gone. */
+static void forget_callbacks(uint16_t port, enum rte_eth_event_type type)
+{
+	/* One that is being called cannot be taken away. */
+	while (rte_eth_dev_callback_unregister(port, type, vhost_changed, (void *)-1) == -EAGAIN)
+		usleep(100);
+}
+
 int td_port_remove(uint16_t port)
 {
 	struct rte_eth_dev_info info;
-	int result = rte_eth_dev_info_get(port, &info);
+	int result;
 
+	forget_callbacks(port, RTE_ETH_EVENT_QUEUE_STATE);
+	forget_callbacks(port, RTE_ETH_EVENT_INTR_LSC);
+	result = rte_eth_dev_info_get(port, &info);
 	if (result < 0)
 		return result;
 	rte_eth_dev_stop(port);
