@@ -79,6 +79,9 @@ pub fn ping_until_answer(from: &Netns, to: IpAddr, deadline: Duration) -> Result
     })
 }
 
+/// Answers that a steady ping has at least, so that "none was lost" says something.
+const ANSWERS: usize = 11;
+
 /// Requests that may be under way when a steady ping is stopped on a busy machine.
 const UNDER_WAY: u64 = 100;
 
@@ -116,22 +119,29 @@ impl SteadyPing {
     }
 
     /// Stops it and gives how many answers are missing before the last one that came; later ones
-    /// are under way, and are not more than a few.
+    /// are under way, and are not more than a few. What it went on beside may have been short: it
+    /// goes on until there are a few answers to judge by.
     ///
     /// # Errors
-    /// ping does not end or does not count, had too little time to send anything, or got no
-    /// answer for a while at the end.
+    /// ping does not end or does not count, gets no answers, or got none for a while at the end.
     pub fn lost(self) -> Result<u64> {
+        wait::until("a few answers to a steady ping", Duration::from_secs(10), || {
+            std::fs::read_to_string(self.answers.path())
+                .is_ok_and(|text| answered(&text).len() >= ANSWERS)
+        })?;
         let (report, text) = self.finish()?;
-        ensure!(report.sent > 10, "only {} pings were sent", report.sent);
-        let answered: BTreeSet<u64> = text
-            .lines()
-            .filter_map(|line| line.split_once("icmp_seq=")?.1.split(' ').next()?.parse().ok())
-            .collect();
+        let answered = answered(&text);
         let last = answered.last().copied().unwrap_or(0);
         ensure!(report.sent <= last + UNDER_WAY, "no answer after {last} of {}", report.sent);
         Ok(last - answered.len() as u64)
     }
+}
+
+/// The numbers of the requests that ping says were answered.
+fn answered(text: &str) -> BTreeSet<u64> {
+    text.lines()
+        .filter_map(|line| line.split_once("icmp_seq=")?.1.split(' ').next()?.parse().ok())
+        .collect()
 }
 
 /// An iperf3 server in a namespace, listening on all of its addresses.

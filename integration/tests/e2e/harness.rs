@@ -59,6 +59,8 @@ fn harness_pair_and_star_carry_ping_and_iperf() {
         let run = IperfRun { seconds: 1, streams: 2, reverse: true, udp: None };
         ensure!(iperf(&pair.alpha, Family::V4.address(2), run)?.bytes > 1e6);
         ensure!(steady.lost()? == 0);
+        let judged_at_once = SteadyPing::start(&pair.beta, Family::V4.address(1), 20)?;
+        ensure!(judged_at_once.lost()? == 0);
         let unreachable = ping(&pair.alpha, Family::V4.address(9), 2, 56)?;
         ensure!(unreachable.received == 0 && unreachable.sent == 2);
         Ok(())
