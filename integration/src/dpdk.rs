@@ -49,8 +49,8 @@ pub struct End {
     pub name: String,
     /// Its address.
     pub address: IpAddr,
-    /// The interface below its DPDK port; the kernel's without it.
-    pub interface: Option<String>,
+    /// Its DPDK port, as the configuration names it; the kernel's without it.
+    pub port: Option<String>,
     /// More keys of `dpdk`, each with a comma in front.
     pub extra: String,
 }
@@ -59,22 +59,26 @@ impl End {
     /// An end on the kernel.
     #[must_use]
     pub fn kernel(name: &str, address: IpAddr) -> Self {
-        Self { name: name.to_owned(), address, interface: None, extra: String::new() }
+        Self { name: name.to_owned(), address, port: None, extra: String::new() }
     }
 
     /// An end on a DPDK port over an interface of the kernel.
     #[must_use]
     pub fn dpdk(name: &str, address: IpAddr, interface: &str) -> Self {
-        Self { interface: Some(interface.to_owned()), ..Self::kernel(name, address) }
+        Self::port(name, address, &format!("net_af_packet,iface={interface}"))
+    }
+
+    /// An end on this DPDK port.
+    #[must_use]
+    pub fn port(name: &str, address: IpAddr, port: &str) -> Self {
+        Self { port: Some(port.to_owned()), ..Self::kernel(name, address) }
     }
 
     fn toml(&self) -> String {
-        let Self { name, address, interface, extra } = self;
+        let Self { name, address, port, extra } = self;
         let prefix = if address.is_ipv4() { 24 } else { 64 };
-        let dpdk = interface.as_ref().map_or_else(String::new, |interface| {
-            format!(
-                ", dpdk = {{ port = \"net_af_packet,iface={interface}\", prefix = {prefix}{extra} }}"
-            )
+        let dpdk = port.as_ref().map_or_else(String::new, |port| {
+            format!(", dpdk = {{ port = {port:?}, prefix = {prefix}{extra} }}")
         });
         format!("{{ name = {name:?}, address = \"{address}\"{dpdk} }}")
     }

@@ -89,6 +89,16 @@ impl fmt::Debug for Port {
     }
 }
 
+/// A driver's reason for not starting, where it means something else than its number says.
+fn said_plainly(device: &str, source: io::Error) -> io::Error {
+    if device.starts_with("net_memif") && source.raw_os_error() == Some(libc::EPERM) {
+        let reason = "nobody listens at its socket; the side with role=server starts first, and both \
+                      name the same socket and the same socket-abstract";
+        return io::Error::new(io::ErrorKind::NotFound, reason);
+    }
+    source
+}
+
 impl Port {
     /// Adds the port, configures and starts it; gives its queues.
     ///
@@ -146,7 +156,7 @@ impl Port {
             // lives as long as the port does.
             check(unsafe { (api.port_start)(number, config) })
         })
-        .map_err(failed("start it"))?;
+        .map_err(|source| failed("start it")(said_plainly(&options.device, source)))?;
         let inner = Arc::new(inner);
         let rx = (0..options.queues).map(|queue| RxQueue::new(Arc::clone(&inner), queue)).collect();
         let tx = (0..options.queues).map(|queue| TxQueue::new(Arc::clone(&inner), queue)).collect();

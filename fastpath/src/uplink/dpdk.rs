@@ -42,6 +42,10 @@ use sender::{Run, Sender};
 
 /// Descriptors of each queue.
 const DESCRIPTORS: u16 = 1024;
+/// Buffers that an AF_XDP port keeps for each queue in its fill ring and its completion ring,
+/// whatever it is asked for (`ETH_AF_XDP_DFLT_NUM_DESCS` of DPDK's driver, twice). With fewer it
+/// starts, and stops receiving under load.
+const XDP_BUFFERS: u32 = 2 * 2048;
 /// What every port takes, in bytes (IEEE 802.3).
 const ETHERNET_MTU: u16 = 1500;
 /// UDP ports of a node, from its base port on.
@@ -283,7 +287,8 @@ impl DpdkPort {
         let workers = u16::try_from(options.workers.max(1)).unwrap_or(u16::MAX);
         // A frame lies in one buffer: Ethernet, a tag, and what drivers align to.
         let room = (options.mtu + 14 + 8).next_multiple_of(128).max(2048);
-        let count = u32::from(workers) * 2 * u32::from(DESCRIPTORS) + 1024;
+        let driver = if options.device.starts_with("net_af_xdp") { XDP_BUFFERS } else { 0 };
+        let count = u32::from(workers) * (2 * u32::from(DESCRIPTORS) + driver) + 1024;
         let too_small =
             || DpdkUplinkError::Mtu { device: options.device.clone(), wanted: options.mtu };
         let opened = Port::open(

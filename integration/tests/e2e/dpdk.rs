@@ -1,13 +1,14 @@
 //! Links on DPDK ports, and ports of virtual machines: with other such nodes, with the kernel's, and
 //! with whoever else is on the wire.
 //!
-//! The ports are `net_af_packet` over cables of the kernel, and `net_virtio_user` in the place of
-//! virtual machines: no card and no hugepages are needed.
+//! The ports are `net_af_packet` over cables of the kernel, once each of the other drivers that do
+//! without a card, and `net_virtio_user` in the place of virtual machines: no hugepages are needed.
 
 use std::fs;
 use std::net::IpAddr;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
@@ -20,9 +21,10 @@ use integration::flow::FlowOptions;
 use integration::frames::{Probe, ethernet, test_frame};
 use integration::lanes::{Cut, Lanes};
 use integration::links::LaneDuo;
+use integration::netns::Netns;
 use integration::node::Node;
 use integration::skip::case;
-use integration::topology::{Family, Offloads, Pair, Star, UNDERLAY};
+use integration::topology::{Family, Offloads, Pair, Star, UNDERLAY, make_bridge};
 use integration::traffic::{IperfRun, IperfServer, SteadyPing, iperf, ping_all};
 use integration::wait;
 use serde_json::Value;
@@ -111,6 +113,65 @@ fn flow_dpdk_nodes_reach_each_other() {
             duo.beta.stop(&["tap100"])?;
         }
         Ok(())
+    });
+}
+
+/// The usual two on ports of any driver.
+fn config_of(ports: [&str; 2]) -> ClusterConfig {
+    let mut config = config(Family::V4, [On::Dpdk; 2]);
+    for ((host, node), port) in (1..).zip(&mut config.nodes).zip(ports) {
+        dpdk::set_links(node, &[End::port("0", Family::V4.address(host), port)]);
+    }
+    config
+}
+
+#[test]
+fn flow_dpdk_af_xdp_carries_a_stream() {
+    case(|| {
+        let pair = pair(Family::V4, [On::Dpdk; 2])?;
+        let config = config_of(["net_af_xdp,iface=under0"; 2]);
+        let duo = Duo::with(pair, &config)?;
+        exercise(&duo)?;
+        // A port that ran out of buffers under the load stays silent from then on.
+        ping_all(&duo.pair.alpha, overlay_v4(100, 2))
+    });
+}
+
+#[test]
+fn flow_dpdk_memif_joins_two_nodes() {
+    case(|| {
+        let pair = pair(Family::V4, [On::Dpdk; 2])?;
+        let place = tempfile::tempdir()?;
+        let socket = place.path().join("wire.sock");
+        let end =
+            |role| format!("net_memif,role={role},socket={},socket-abstract=no", socket.display());
+        let sides = [end("server"), end("client")];
+        let config = config_of([&sides[0], &sides[1]]);
+        exercise(&Duo::with(pair, &config)?)
+    });
+}
+
+/// The kernel's end of the tap lies at a switch; it has to have another address than the port,
+/// or the switch takes what is for the port.
+#[test]
+fn flow_dpdk_net_tap_reaches_the_wire_by_a_bridge() {
+    case(|| {
+        let pair = pair(Family::V4, [On::Dpdk; 2])?;
+        let dir = ClusterDir::new(&config_of(["net_tap0,iface=port0"; 2]))?;
+        let start = |netns: &Arc<Netns>, name: &str| -> Result<Node> {
+            let node = Node::start(&dir, netns, name)?;
+            make_bridge(netns, "br0")?;
+            netns.ip(&["link", "set", "port0", "address", "02:00:00:00:00:77"])?;
+            for interface in ["port0", UNDERLAY] {
+                netns.ip(&["link", "set", interface, "master", "br0"])?;
+            }
+            netns.ip(&["link", "set", "br0", "up"])?;
+            Ok(node)
+        };
+        let (alpha, beta) = (start(&pair.alpha, "alpha")?, start(&pair.beta, "beta")?);
+        alpha.wait_peer_up(2)?;
+        beta.wait_peer_up(1)?;
+        exercise(&Duo { alpha, beta, dir, pair })
     });
 }
 
@@ -319,6 +380,9 @@ fn api_dpdk_start_errors_say_what_to_do() {
         no_directory.networks[0].subnets.clear();
         no_directory.networks[0].extra =
             "vhost_user = [\"/nonexistent/directory/vm.sock\"]\n".to_owned();
+        let mut nobody = base.clone();
+        let end = End::port("0", Family::V4.address(1), "net_memif,role=client");
+        dpdk::set_links(&mut nobody.nodes[0], &[end]);
         let mut too_large = base;
         let end = End::dpdk("0", Family::V4.address(1), UNDERLAY);
         let end = End { extra: ", mtu = 9000".to_owned(), ..end };
@@ -329,6 +393,7 @@ fn api_dpdk_start_errors_say_what_to_do() {
             (no_interface, ["iface=nowhere0", "cannot"]),
             (no_directory, ["/nonexistent/directory", "mkdir -p"]),
             (too_large, ["9000", "set mtu"]),
+            (nobody, ["nobody listens", "role=server"]),
         ] {
             let (code, log) = failing_start(&config)?;
             ensure!(code == 4, "exit code {code}: {log}");
