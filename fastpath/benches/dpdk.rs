@@ -4,7 +4,7 @@
 //!  source -> virtio-user = vhost-user -> node A -> memif = memif -> node B -> vhost-user = virtio-user -> sink
 //! ```
 //!
-//! `cargo bench -p fastpath --bench dpdk [-- SECONDS]`, as anyone; needs the shim
+//! `cargo bench -p fastpath --bench dpdk [-- SECONDS [CIPHER]]`, as anyone; needs the shim
 //! (`fastpath/dpdk-sys/build-shim target/release`). One thread does all in turn, so that nothing
 //! waits for another core: the times are those of warm caches, and each stage's own. Beside them
 //! stands what the AEAD takes by itself for the same frames.
@@ -324,7 +324,10 @@ fn main() {
     eal.register_thread().unwrap();
     println!("{} hugepages {}", eal.version(), eal.hugepages());
     println!("ns per frame         len bundles    source    node A    node B      sink      AEAD");
-    let suites = [Suite::Clear, Suite::Aes256Gcm, Suite::Aegis128L];
+    let named = |suite: &Suite| std::env::args().any(|argument| argument == suite.name());
+    let all = [Suite::Clear, Suite::Aes256Gcm, Suite::Aegis128L];
+    let chosen: Vec<_> = all.into_iter().filter(named).collect();
+    let suites = if chosen.is_empty() { all.to_vec() } else { chosen };
     let mut number = 0;
     for suite in suites {
         for bundles in [true, false] {

@@ -40,6 +40,9 @@ enum Mode {
         /// Frames a second; as many as the port takes without it
         #[arg(long)]
         rate: Option<u64>,
+        /// Frames on their way at a time: the next ones leave as others come back from an echo
+        #[arg(long, conflicts_with = "rate", value_parser = clap::value_parser!(u64).range(1..))]
+        window: Option<u64>,
         /// Flows, by UDP source port
         #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1000))]
         flows: u16,
@@ -242,11 +245,16 @@ fn headers(from: u8, to: u8, source_port: u16, len: usize) -> Vec<u8> {
 
 fn main() -> Result<()> {
     match Cli::parse().mode {
-        Mode::Source { common, frame_len, rate, flows, from, to } => {
+        Mode::Source { common, frame_len, rate, window, flows, from, to } => {
             let len = usize::from(frame_len);
             let templates: Vec<_> =
                 (0..flows).map(|flow| headers(from, to, 1000 + flow, len)).collect();
-            source(&common, len, rate, &templates)
+            let pace = match (rate, window) {
+                (Some(rate), _) => Pace::Rate(rate),
+                (None, Some(window)) => Pace::Window(Window::new(window)),
+                (None, None) => Pace::Flood,
+            };
+            source(&common, len, pace, &templates)
         }
         Mode::Sink { common, station, any } => sink(&common, station, any),
         Mode::Echo { common } => echo(&common),
@@ -254,17 +262,79 @@ fn main() -> Result<()> {
     }
 }
 
-fn source(common: &Common, len: usize, rate: Option<u64>, templates: &[Vec<u8>]) -> Result<()> {
+/// How fast a source sends.
+enum Pace {
+    /// As many as the port takes.
+    Flood,
+    /// So many frames a second.
+    Rate(u64),
+    /// As fast as they come back.
+    Window(Window),
+}
+
+/// Frames that may be on their way at a time.
+struct Window {
+    size: u64,
+    /// Those that are taken for lost.
+    lost: u64,
+    returned: u64,
+    returned_at: Instant,
+}
+
+impl Window {
+    /// Without an answer for so long, frames were lost.
+    const PATIENCE: Duration = Duration::from_millis(100);
+
+    fn new(size: u64) -> Self {
+        Self { size, lost: 0, returned: 0, returned_at: Instant::now() }
+    }
+
+    /// Frames that may leave now.
+    fn room(&mut self, counts: &Counts) -> u64 {
+        if counts.received > self.returned {
+            (self.returned, self.returned_at) = (counts.received, Instant::now());
+        }
+        let away = counts.sent.saturating_sub(counts.received + self.lost);
+        if away >= self.size && self.returned_at.elapsed() > Self::PATIENCE {
+            self.lost += away;
+            self.returned_at = Instant::now();
+            return self.size;
+        }
+        self.size.saturating_sub(away)
+    }
+}
+
+/// The number in a source's frame; hellos and the network's own frames have none.
+fn number_of(bytes: &[u8]) -> Option<u64> {
+    let bytes = bytes.get(..HEADERS_LEN + STAMP_LEN)?;
+    if bytes[12..14] != [8, 0] || bytes[23] != 17 || bytes[36..38] != [0, 9] {
+        return None;
+    }
+    let number = bytes[HEADERS_LEN..HEADERS_LEN + 8].iter();
+    Some(number.fold(0_u64, |all, byte| all << 8 | u64::from(*byte))).filter(|number| *number > 0)
+}
+
+fn source(common: &Common, len: usize, mut pace: Pace, templates: &[Vec<u8>]) -> Result<()> {
     ensure!(len >= HEADERS_LEN + STAMP_LEN, "a frame of {len} bytes has no room for its number");
     let eal = start(common)?;
     let (_port, mut rx, mut tx) = open(&eal, &common.port, len > 2000)?;
     let mut run = Run::new(common)?;
     loop {
-        // What others say is not for us, and must not fill the ring.
-        drop(rx.receive(BURST));
-        let due = rate
-            .map_or(u64::MAX, |rate| (run.started.elapsed().as_secs_f64() * rate as f64) as u64);
-        let count = due.saturating_sub(run.counts.sent + run.counts.refused).min(BURST as u64);
+        // Also what is not for us has to be taken: it must not fill the ring.
+        let back = rx.receive(BURST);
+        run.counts.received +=
+            back.iter().filter_map(|packet| packet.bytes().and_then(number_of)).count() as u64;
+        drop(back);
+        let counts = &run.counts;
+        let due = match &mut pace {
+            Pace::Flood => u64::MAX,
+            Pace::Rate(rate) => {
+                let due = (run.started.elapsed().as_secs_f64() * *rate as f64) as u64;
+                due.saturating_sub(counts.sent + counts.refused)
+            }
+            Pace::Window(window) => window.room(counts),
+        };
+        let count = due.min(BURST as u64);
         let now = run.started.elapsed().as_nanos() as u64;
         let mut ready = 0;
         for number in 0..count {
@@ -279,7 +349,7 @@ fn source(common: &Common, len: usize, rate: Option<u64>, templates: &[Vec<u8>])
         }
         let taken = tx.flush(0) as u64;
         run.counts.sent += taken;
-        run.counts.refused += if rate.is_some() { ready - taken } else { 0 };
+        run.counts.refused += if matches!(pace, Pace::Rate(_)) { ready - taken } else { 0 };
         run.counts.bytes += taken * len as u64;
         if taken > 0 && run.first.is_none() {
             run.first = Some(run.started.elapsed());
@@ -314,24 +384,10 @@ fn sink(common: &Common, station: u8, any: bool) -> Result<()> {
             run.counts.bytes += burst.iter().map(|packet| packet.len() as u64).sum::<u64>();
         }
         for packet in burst.iter().take(if any { 0 } else { usize::MAX }) {
-            let Some(bytes) = packet.bytes().filter(|bytes| bytes.len() >= HEADERS_LEN + STAMP_LEN)
-            else {
-                continue;
-            };
-            // Hellos and the network's own frames have no number.
-            if bytes[12..14] != [8, 0] || bytes[23] != 17 || bytes[36..38] != [0, 9] {
-                continue;
-            }
-            let field = |at: usize| {
-                bytes[at..at + 8].iter().fold(0_u64, |all, byte| all << 8 | u64::from(*byte))
-            };
-            let number = field(HEADERS_LEN);
-            if number == 0 {
-                continue;
-            }
+            let Some(number) = packet.bytes().and_then(number_of) else { continue };
             let counts = &mut run.counts;
             counts.received += 1;
-            counts.bytes += bytes.len() as u64;
+            counts.bytes += packet.len() as u64;
             match number.cmp(&counts.highest) {
                 std::cmp::Ordering::Greater => counts.highest = number,
                 std::cmp::Ordering::Equal => counts.duplicated += 1,
@@ -406,4 +462,34 @@ fn hand_on(rx: &mut RxQueue, tx: &mut TxQueue, counts: &mut Counts) -> usize {
     drop(burst);
     counts.sent += tx.flush(0) as u64;
     moved
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_window_opens_as_frames_return_and_after_a_loss() {
+        let mut window = Window::new(10);
+        let mut counts = Counts { sent: 10, received: 3, ..Counts::default() };
+        assert_eq!(window.room(&counts), 3);
+        counts.sent = 13;
+        assert_eq!(window.room(&counts), 0);
+        window.returned_at = Instant::now().checked_sub(Window::PATIENCE * 2).unwrap();
+        assert_eq!(window.room(&counts), 10);
+        counts.sent = 23;
+        assert_eq!(window.room(&counts), 0);
+    }
+
+    #[test]
+    fn only_frames_of_a_source_have_a_number() {
+        let mut frame = headers(1, 2, 1000, 60);
+        assert_eq!(number_of(&frame), None);
+        frame.resize(60, 0);
+        assert_eq!(number_of(&frame), None);
+        frame[HEADERS_LEN + 7] = 5;
+        assert_eq!(number_of(&frame), Some(5));
+        frame[37] = 10;
+        assert_eq!(number_of(&frame), None);
+    }
 }

@@ -7,20 +7,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 
 use super::What;
-use super::traffic::{Course, Mark, PATIENCE, Place, flood, guest, lossless, wire};
+use super::traffic::{Course, Mark, PATIENCE, Place, Traffic, guest, lossless, number, wire};
 use crate::command::{Running, built_binary, run_command};
 use crate::wait;
 
-/// Which cores the nodes have.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Cores {
-    /// The sender one for itself, the receiver the one of source and sink.
-    Apart,
-    /// Both the same, source and sink another one.
-    Together,
-    /// All of them the same.
-    All,
-}
+/// Frames on their way at a time, between a source and an echo.
+const WINDOW: &str = "256";
 
 /// A node, killed when it is dropped.
 pub(super) struct Node {
@@ -122,63 +114,106 @@ pub(super) fn config(scratch: &Path, number: u8, cipher: &str, links: [&str; 2])
     )
 }
 
-/// Floods of both sizes through two nodes.
-pub(super) fn measure(cipher: &str, span: Duration, cores: Cores) -> Result<Vec<(What, f64)>> {
-    let scratch = tempfile::tempdir()?;
-    let path = scratch.path();
-    make_key(path)?;
-    let cable = path.join("wire.sock");
-    // No UDP checksum over IPv4, as vxlan has it (RFC 7348 section 5).
-    let link = |node: u8, port: &str| {
-        format!(
-            "{{ name = \"wire\", address = \"198.18.0.{node}\", dpdk = {{ port = \"{port}\", \
-             prefix = 24, udp_checksum = false }} }}"
-        )
-    };
-    let one = link(1, &format!("net_vhost,iface={},queues=1", cable.display()));
-    let two = link(2, &wire(&cable, false));
-    let receiver = Place::core(usize::from(cores != Cores::Apart));
-    let machines = Place::core(usize::from(cores == Cores::All));
-    let begin = Instant::now();
-    let mut a = Node::start(
-        Place::core(1),
-        path,
-        1,
-        &config(path, 1, cipher, [one.as_str(), two.as_str()]),
-    )?;
-    a.wait_log("ready: ")?;
-    let ready_ms = begin.elapsed().as_secs_f64() * 1000.0;
-    let mut b =
-        Node::start(receiver, path, 2, &config(path, 2, cipher, [one.as_str(), two.as_str()]))?;
-    b.wait_log("ready: ")?;
-    a.wait_peer()?;
-    b.wait_peer()?;
-    let mut values = vec![(What::ReadyMs, ready_ms)];
-    let (from, to) = (guest(&path.join("vm1.sock"), false), wire(&path.join("vm2.sock"), false));
+/// Two nodes that are up with each other, and their machines' sockets.
+struct Nodes {
+    scratch: tempfile::TempDir,
+    a: Node,
+    b: Node,
+    ready_ms: f64,
+}
+
+impl Nodes {
+    /// The first one on core 1, the other where it is said.
+    fn start(cipher: &str, other: Place<'_>) -> Result<Self> {
+        let scratch = tempfile::tempdir()?;
+        let path = scratch.path();
+        make_key(path)?;
+        let cable = path.join("wire.sock");
+        // No UDP checksum over IPv4, as vxlan has it (RFC 7348 section 5).
+        let link = |node: u8, port: &str| {
+            format!(
+                "{{ name = \"wire\", address = \"198.18.0.{node}\", dpdk = {{ port = \"{port}\", \
+                 prefix = 24, udp_checksum = false }} }}"
+            )
+        };
+        let one = link(1, &format!("net_vhost,iface={},queues=1", cable.display()));
+        let two = link(2, &wire(&cable, false));
+        let links = [one.as_str(), two.as_str()];
+        let begin = Instant::now();
+        let mut a = Node::start(Place::core(1), path, 1, &config(path, 1, cipher, links))?;
+        a.wait_log("ready: ")?;
+        let ready_ms = begin.elapsed().as_secs_f64() * 1000.0;
+        let mut b = Node::start(other, path, 2, &config(path, 2, cipher, links))?;
+        b.wait_log("ready: ")?;
+        a.wait_peer()?;
+        b.wait_peer()?;
+        Ok(Self { scratch, a, b, ready_ms })
+    }
+
+    fn socket(&self, node: u8) -> std::path::PathBuf {
+        self.scratch.path().join(format!("vm{node}.sock"))
+    }
+}
+
+/// Floods of both sizes through two nodes, all on one core.
+pub(super) fn measure(cipher: &str, span: Duration) -> Result<Vec<(What, f64)>> {
+    let nodes = Nodes::start(cipher, Place::core(1))?;
+    let Nodes { a, b, .. } = &nodes;
+    let mut values = vec![(What::ReadyMs, nodes.ready_ms)];
+    let (from, to) = (guest(&nodes.socket(1), false), wire(&nodes.socket(2), false));
     for (len, [core, receiver, through, lost]) in [
         (60, [What::Core60, What::Receiver60, What::Through60, What::Lost60]),
         (1400, [What::Core1400, What::Receiver1400, What::Through1400, What::Lost1400]),
     ] {
-        let ports = [(from.as_str(), machines), (to.as_str(), machines)];
-        let course = Course { scratch: path, ports, any: false, polite: false, span };
+        let ports = [(from.as_str(), Place::core(1)), (to.as_str(), Place::core(1))];
+        let scratch = nodes.scratch.path();
+        let course = Course { scratch, ports, any: false, polite: false, span };
         let (mut begin, mut used) = ((0.0, 0.0), (0.0, 0.0));
-        let at_work = |mark| {
+        let flood = lossless(course, len, |mark| {
             let now = (a.worker_seconds()?, b.worker_seconds()?);
             match mark {
                 Mark::Begin => begin = now,
                 Mark::End => used = (now.0 - begin.0, now.1 - begin.1),
             }
             Ok(())
-        };
-        let flood = match cores {
-            Cores::All => lossless(course, len, at_work)?,
-            _ => flood(course, len, at_work)?,
-        };
+        })?;
         values.push((core, flood.received / used.0.max(1e-9) / 1000.0));
         values.push((receiver, flood.received / used.1.max(1e-9) / 1000.0));
         values.push((through, flood.through_kfps()));
         values.push((lost, flood.lost_percent()));
     }
     values.push((What::ResidentMb, a.resident_mb()?));
+    Ok(values)
+}
+
+/// Frames that go round between a source and an echo through two nodes, some always on their way:
+/// nobody has more to do than the others give it, and whoever holds its core while it has nothing to do
+/// is in their way. Source and echo have core 0, the first node core 1, the other node either.
+pub(super) fn measure_loop(apart: bool, span: Duration) -> Result<Vec<(What, f64)>> {
+    let machines = Place::core(0);
+    let nodes = Nodes::start("aes-256-gcm", if apart { machines } else { Place::core(1) })?;
+    let scratch = nodes.scratch.path();
+    let (from, to) = (guest(&nodes.socket(1), false), guest(&nodes.socket(2), false));
+    let mut echo =
+        Traffic::start(machines, scratch, "echo", &["echo", "--port", &to, "--seconds", "600"])?;
+    echo.wait_started()?;
+    let mut values = Vec::new();
+    for (len, through) in [("60", What::Through60), ("1400", What::Through1400)] {
+        let seconds = span.as_secs_f64().to_string();
+        let arguments = [
+            "source",
+            "--port",
+            &from,
+            "--frame-len",
+            len,
+            "--window",
+            WINDOW,
+            "--seconds",
+            &seconds,
+        ];
+        let source = Traffic::start(machines, scratch, "source", &arguments)?.finish()?;
+        values.push((through, number(&source, "received") / number(&source, "seconds") / 1000.0));
+    }
+    echo.stop()?;
     Ok(values)
 }
