@@ -11,6 +11,7 @@ use encap::wire::ethernet::MacAddr;
 
 use super::queue::{RxQueue, TxQueue};
 use super::{DpdkError, Eal, Pool, check};
+use crate::interface::Interface;
 
 /// Virtual devices without a number of their own get one.
 static NUMBER: AtomicU32 = AtomicU32::new(0);
@@ -89,14 +90,29 @@ impl fmt::Debug for Port {
     }
 }
 
-/// A driver's reason for not starting, where it means something else than its number says.
+/// A driver's reason for not coming up, where it is something else than its number says.
 fn said_plainly(device: &str, source: io::Error) -> io::Error {
-    if device.starts_with("net_memif") && source.raw_os_error() == Some(libc::EPERM) {
-        let reason = "nobody listens at its socket; the side with role=server starts first, and both \
-                      name the same socket and the same socket-abstract";
-        return io::Error::new(io::ErrorKind::NotFound, reason);
+    let not_found = |reason: String| io::Error::new(io::ErrorKind::NotFound, reason);
+    let named = device.split(',').find_map(|part| part.strip_prefix("iface="));
+    let of_kernel = ["net_af_packet", "net_af_xdp"].iter().any(|name| device.starts_with(name));
+    if let Some(interface) = named.filter(|_| of_kernel)
+        && Interface::open(interface).and_then(|interface| interface.index()).is_err()
+    {
+        return not_found(format!("there is no interface {interface} here (see: ip link)"));
     }
-    source
+    match source.raw_os_error() {
+        Some(libc::EPERM) if device.starts_with("net_memif") => not_found(
+            "nobody listens at its socket; the side with role=server starts first, and both name \
+             the same socket and the same socket-abstract"
+                .to_owned(),
+        ),
+        Some(libc::EFAULT) => not_found(
+            "DPDK has no driver of that name; Debian has each in a package of its own, \
+             librte-net-NAME23"
+                .to_owned(),
+        ),
+        _ => source,
+    }
 }
 
 impl Port {
@@ -126,7 +142,7 @@ impl Port {
         .map_err(|source| match eal.may_need_hugepages(&source) {
             true if is_card(&options.device) => DpdkError::NeedsHugepages,
             _ if is_card(&options.device) => failed(OPEN_CARD)(source),
-            _ => failed("find or open it")(source),
+            _ => failed("open it")(said_plainly(&options.device, source)),
         })?;
         let mut inner = Inner {
             eal: eal.clone(),

@@ -380,6 +380,9 @@ fn api_dpdk_start_errors_say_what_to_do() {
         no_directory.networks[0].subnets.clear();
         no_directory.networks[0].extra =
             "vhost_user = [\"/nonexistent/directory/vm.sock\"]\n".to_owned();
+        let mut no_driver = base.clone();
+        let end = End::port("0", Family::V4.address(1), "net_nonsense");
+        dpdk::set_links(&mut no_driver.nodes[0], &[end]);
         let mut nobody = base.clone();
         let end = End::port("0", Family::V4.address(1), "net_memif,role=client");
         dpdk::set_links(&mut nobody.nodes[0], &[end]);
@@ -390,7 +393,8 @@ fn api_dpdk_start_errors_say_what_to_do() {
         for (config, parts) in [
             (no_shim, ["/nonexistent/shim.so", "libdpdk-dev"]),
             (two_workers, ["has 1 queues", "workers = 1"]),
-            (no_interface, ["iface=nowhere0", "cannot"]),
+            (no_interface, ["iface=nowhere0", "no interface nowhere0"]),
+            (no_driver, ["net_nonsense", "librte-net-"]),
             (no_directory, ["/nonexistent/directory", "mkdir -p"]),
             (too_large, ["9000", "set mtu"]),
             (nobody, ["nobody listens", "role=server"]),

@@ -89,6 +89,7 @@ enum What {
     Lost60,
     Lost1400,
     ReadyMs,
+    FirstFrameMs,
     ResidentMb,
 }
 
@@ -104,6 +105,7 @@ impl What {
             Self::Lost60 => "lost_60_percent",
             Self::Lost1400 => "lost_1400_percent",
             Self::ReadyMs => "ready_ms",
+            Self::FirstFrameMs => "start_to_first_frame_ms",
             Self::ResidentMb => "resident_mb",
         }
     }
@@ -115,7 +117,7 @@ impl What {
             }
             Self::Through60 | Self::Through1400 => "kframes/s",
             Self::Lost60 | Self::Lost1400 => "%",
-            Self::ReadyMs => "ms",
+            Self::ReadyMs | Self::FirstFrameMs => "ms",
             Self::ResidentMb => "MB",
         }
     }
@@ -196,6 +198,7 @@ pub fn run(rounds: u32, quick: bool) -> Result<Vec<Row>> {
         for who in [Who::Clear, Who::Sealed, Who::Aegis128L] {
             figures.add(who, &tapd::measure(who.cipher(), span)?);
         }
+        figures.add(Who::Sealed, &tapd::measure_start()?);
         figures.add(Who::TwoCores, &tapd::measure_loop(true, span)?);
         figures.add(Who::OneCore, &tapd::measure_loop(false, span)?);
         for (who, values) in aead()? {

@@ -87,6 +87,23 @@ pub(super) fn make_key(scratch: &Path) -> Result<()> {
 
 /// The configuration of node `number`, whose links are written in `links`.
 pub(super) fn config(scratch: &Path, number: u8, cipher: &str, links: [&str; 2]) -> String {
+    config_with(
+        scratch,
+        &format!("\"{}/vm{number}.sock\"", scratch.display()),
+        number,
+        cipher,
+        links,
+    )
+}
+
+/// The same with this port of a machine.
+fn config_with(
+    scratch: &Path,
+    machine: &str,
+    number: u8,
+    cipher: &str,
+    links: [&str; 2],
+) -> String {
     let dir = scratch.display();
     let [one, two] = links;
     let insecure = cipher == "none";
@@ -110,7 +127,7 @@ pub(super) fn config(scratch: &Path, number: u8, cipher: &str, links: [&str; 2])
          [[networks]]\n\
          vni = 100\n\
          tap = \"none\"\n\
-         vhost_user = [\"{dir}/vm{number}.sock\"]\n"
+         vhost_user = [{machine}]\n"
     )
 }
 
@@ -122,23 +139,28 @@ struct Nodes {
     ready_ms: f64,
 }
 
+/// The ends of the wire between the nodes: the first one has the vhost-user side.
+fn links(scratch: &Path) -> [String; 2] {
+    let cable = scratch.join("wire.sock");
+    // No UDP checksum over IPv4, as vxlan has it (RFC 7348 section 5).
+    let link = |node: u8, port: &str| {
+        format!(
+            "{{ name = \"wire\", address = \"198.18.0.{node}\", dpdk = {{ port = \"{port}\", \
+             prefix = 24, udp_checksum = false }} }}"
+        )
+    };
+    let vhost = format!("net_vhost,iface={},queues=1", cable.display());
+    [link(1, &vhost), link(2, &wire(&cable, false))]
+}
+
 impl Nodes {
     /// The first one on core 1, the other where it is said.
     fn start(cipher: &str, other: Place<'_>) -> Result<Self> {
         let scratch = tempfile::tempdir()?;
         let path = scratch.path();
         make_key(path)?;
-        let cable = path.join("wire.sock");
-        // No UDP checksum over IPv4, as vxlan has it (RFC 7348 section 5).
-        let link = |node: u8, port: &str| {
-            format!(
-                "{{ name = \"wire\", address = \"198.18.0.{node}\", dpdk = {{ port = \"{port}\", \
-                 prefix = 24, udp_checksum = false }} }}"
-            )
-        };
-        let one = link(1, &format!("net_vhost,iface={},queues=1", cable.display()));
-        let two = link(2, &wire(&cable, false));
-        let links = [one.as_str(), two.as_str()];
+        let links = links(path);
+        let links = [links[0].as_str(), links[1].as_str()];
         let begin = Instant::now();
         let mut a = Node::start(Place::core(1), path, 1, &config(path, 1, cipher, links))?;
         a.wait_log("ready: ")?;
@@ -216,4 +238,38 @@ pub(super) fn measure_loop(apart: bool, span: Duration) -> Result<Vec<(What, f64
     }
     echo.stop()?;
     Ok(values)
+}
+
+/// Milliseconds from the start of a node to the first frame of its machine that arrives at another
+/// node's: the machine is there before, and so is everything else.
+pub(super) fn measure_start() -> Result<Vec<(What, f64)>> {
+    let scratch = tempfile::tempdir()?;
+    let path = scratch.path();
+    make_key(path)?;
+    let ends = links(path);
+    // The one that is there already has the side of the wire that makes its socket.
+    let links =
+        [ends[1].replace("198.18.0.2", "198.18.0.1"), ends[0].replace("198.18.0.1", "198.18.0.2")];
+    let links = [links[0].as_str(), links[1].as_str()];
+    let mut b = Node::start(Place::core(0), path, 2, &config(path, 2, "aes-256-gcm", links))?;
+    b.wait_log("ready: ")?;
+    let machine = path.join("vm1.sock");
+    let (from, to) = (guest(&machine, true), wire(&path.join("vm2.sock"), false));
+    let sink = ["sink", "--port", &to, "--seconds", "600"];
+    let mut sink = Traffic::start(Place::core(0), path, "sink", &sink)?;
+    sink.wait_started()?;
+    let source = ["source", "--port", &from, "--rate", "1000", "--seconds", "600"];
+    let source = Traffic::start(Place::core(0), path, "source", &source)?;
+    wait::until("the machine's socket", PATIENCE, || machine.exists())?;
+    let port = format!("{{ socket = \"{}\", mode = \"client\" }}", machine.display());
+    let config = config_with(path, &port, 1, "aes-256-gcm", links);
+    let begin = Instant::now();
+    let _a = Node::start(Place::core(1), path, 1, &config)?;
+    wait::until("the first frame", PATIENCE, || {
+        sink.last().is_some_and(|line| number(&line, "received") > 0.0)
+    })?;
+    let first_ms = begin.elapsed().as_secs_f64() * 1000.0;
+    source.stop()?;
+    sink.stop()?;
+    Ok(vec![(What::FirstFrameMs, first_ms)])
 }

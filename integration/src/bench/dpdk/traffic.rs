@@ -70,7 +70,7 @@ impl Traffic {
         let lines = scratch.join(format!("{name}.json"));
         let log = File::create(scratch.join(format!("{name}.log")))?;
         let mut command = place.command(&built_binary("dpdk-traffic")?);
-        command.args(arguments).args(["--interval", "100"]);
+        command.args(arguments).args(["--interval", "10"]);
         command.stdout(Stdio::from(File::create(&lines)?)).stderr(log);
         Ok(Self { running: Running::spawn(&mut command)?, lines })
     }
