@@ -183,7 +183,7 @@ impl Neighbors {
         let statics: Vec<_> = statics.into_iter().filter(|(ip, _)| usable(ip)).collect();
         let fixed = |(ip, mac): &(IpAddr, MacAddr)| (*ip, Entry::fixed(now, *mac));
         let entries = statics.iter().map(fixed).collect();
-        let own = Own::new(now, local.mac);
+        let own = Own::new(now, &local);
         let policer = Policer::new(now, limits.replies_per_second, REPLY_BURST);
         Self {
             routes: Routes::new(local.clone(), gateway, &routes, statics.iter().map(|(ip, _)| *ip)),
@@ -528,6 +528,10 @@ impl Neighbors {
     fn send_own(&mut self, now: Instant) {
         while let Some(frame) = self.own.poll(now) {
             let frame = match frame {
+                OwnFrame::Membership => {
+                    self.counters.tx_memberships.add(1);
+                    message::membership(&self.local)
+                }
                 OwnFrame::Probe => {
                     self.counters.tx_probes.add(1);
                     message::probe(&self.local)

@@ -44,6 +44,7 @@ const VLAN_ID_MASK: u16 = 0x0fff;
 
 /// IP protocol numbers, which are also IPv6 next-header values.
 pub(crate) mod protocol {
+    pub(crate) const IPV6_HOP_BY_HOP: u8 = 0;
     pub(crate) const ICMP: u8 = 1;
     pub(crate) const UDP: u8 = 17;
     pub(crate) const IPV6_FRAGMENT: u8 = 44;

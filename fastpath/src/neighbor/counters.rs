@@ -34,6 +34,8 @@ counters! {
         tx_replies,
         /// Announcements of our address sent.
         tx_announcements,
+        /// Multicast listener reports sent, by which switches learn that we listen (RFC 3810).
+        tx_memberships,
         /// Probes for our address sent.
         tx_probes,
         /// Frames dropped: nobody fetched those before them.

@@ -1,5 +1,5 @@
 //! ARP packets (RFC 826) and neighbour discovery messages (RFC 4861 section 4), read into one form
-//! and written as whole frames.
+//! and written as whole frames. Multicast listener reports (RFC 3810) are only written.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -24,6 +24,14 @@ const NEIGHBOR_ADVERTISEMENT: u8 = 136;
 /// Type, code, checksum, flags, target (RFC 4861 sections 4.3 and 4.4).
 const ND_LEN: usize = 24;
 const ND_HOP_LIMIT: u8 = 255;
+/// RFC 3810 section 5.2: MLDv2 report.
+const MEMBERSHIP_REPORT: u8 = 143;
+/// All routers that speak MLDv2, and switches that listen (RFC 3810 section 5.2.14).
+const MLD_ROUTERS: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 0x16);
+/// RFC 3810 section 5.2.5: everything that is sent to the group, whoever sends it.
+const CHANGE_TO_EXCLUDE: u8 = 4;
+/// Hop-by-hop header: ICMPv6 follows; a router alert for MLD and padding (RFC 2711 section 2.1).
+const ROUTER_ALERT: [u8; 8] = [protocol::ICMPV6, 0, 5, 2, 0, 0, 1, 0];
 const FLAG_SOLICITED: u8 = 0x40;
 const FLAG_OVERRIDE: u8 = 0x20;
 const OPTION_SOURCE_ADDRESS: u8 = 1;
@@ -258,6 +266,18 @@ pub(super) fn probe(local: &LocalAddress) -> Vec<u8> {
     }
 }
 
+/// Tells switches that the group in which our address is asked for is to come to this port. From no
+/// address, which is what hosts without a link-local one have to write (RFC 3810 section 5.2.13);
+/// nothing over IPv4.
+pub(super) fn membership(local: &LocalAddress) -> Vec<u8> {
+    let IpAddr::V6(ours) = local.ip else { return Vec::new() };
+    let mut body = vec![MEMBERSHIP_REPORT, 0, 0, 0, 0, 0, 0, 1, CHANGE_TO_EXCLUDE, 0, 0, 0];
+    body.extend(solicited_node(ours).octets());
+    let source = if ours.is_unicast_link_local() { ours } else { Ipv6Addr::UNSPECIFIED };
+    let to = multicast_mac(MLD_ROUTERS);
+    icmpv6(local, to, (source, MLD_ROUTERS), (protocol::IPV6_HOP_BY_HOP, 1), &ROUTER_ALERT, &body)
+}
+
 fn arp(
     local: &LocalAddress,
     to: MacAddr,
@@ -308,12 +328,26 @@ fn nd(
     destination: Ipv6Addr,
     body: &[u8],
 ) -> Vec<u8> {
-    let mut frame = Vec::with_capacity(90);
+    icmpv6(local, to, (source, destination), (protocol::ICMPV6, ND_HOP_LIMIT), &[], body)
+}
+
+/// A whole frame, its checksum completed; `next` is the next header and the hop limit, `extension`
+/// the headers between.
+fn icmpv6(
+    local: &LocalAddress,
+    to: MacAddr,
+    (source, destination): (Ipv6Addr, Ipv6Addr),
+    (next, hop_limit): (u8, u8),
+    extension: &[u8],
+    body: &[u8],
+) -> Vec<u8> {
+    let mut frame = Vec::with_capacity(100);
     local.write_link_header(to, EtherType::IPV6, &mut frame);
-    let [len0, len1] = (body.len() as u16).to_be_bytes();
-    frame.extend([0x60, 0, 0, 0, len0, len1, protocol::ICMPV6, ND_HOP_LIMIT]);
+    let [len0, len1] = ((extension.len() + body.len()) as u16).to_be_bytes();
+    frame.extend([0x60, 0, 0, 0, len0, len1, next, hop_limit]);
     frame.extend(source.octets());
     frame.extend(destination.octets());
+    frame.extend(extension);
     let pseudo = pseudo_header_sum(source.into(), destination.into(), protocol::ICMPV6);
     let sum = fold_sum(pseudo + body.len() as u64 + u64::from(wire_sum(body)));
     let checksum = (!sum).to_be_bytes();

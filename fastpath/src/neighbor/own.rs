@@ -1,8 +1,9 @@
-//! Our own address: whether somebody else has it, and telling everybody that we do.
+//! Our own address: whether somebody else has it, and telling everybody that we do; over IPv6 also
+//! that switches are to pass on the group in which it is asked for.
 
 use std::time::{Duration, Instant};
 
-use encap::wire::ethernet::MacAddr;
+use crate::underlay::LocalAddress;
 
 /// RFC 5227 section 1.1: `PROBE_NUM`.
 const PROBES: u8 = 3;
@@ -17,9 +18,15 @@ const ANNOUNCE_TIME: Duration = Duration::from_secs(1);
 /// RFC 5227 section 1.1: `DEFEND_INTERVAL`.
 const DEFEND_TIME: Duration = Duration::from_secs(10);
 
+/// Between two membership reports: well below the 260 s after which a switch forgets a member
+/// (RFC 3810 section 9.4), so that queries need not be waited for.
+const REPORT_TIME: Duration = Duration::from_secs(60);
+
 /// What to send.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum OwnFrame {
+    /// That we listen to the group in which our address is asked for.
+    Membership,
     Probe,
     Announcement,
 }
@@ -48,6 +55,8 @@ impl Series {
 pub(super) struct Own {
     probes: Series,
     announcements: Series,
+    /// When the next membership report is due; none over IPv4, where requests are broadcast.
+    report_at: Option<Instant>,
     /// When the last conflict was told of.
     told_at: Option<Instant>,
     /// The address was another's when we came.
@@ -57,25 +66,28 @@ pub(super) struct Own {
 impl Own {
     /// Begins to probe, up to a second from now: stations that start together do not all ask at
     /// the same time.
-    pub(super) fn new(now: Instant, mac: MacAddr) -> Self {
-        let [.., a, b] = mac.0;
+    pub(super) fn new(now: Instant, local: &LocalAddress) -> Self {
+        let [.., a, b] = local.mac.0;
         let wait = Duration::from_millis(u64::from(u16::from_be_bytes([a, b])) % 1000);
         Self {
             probes: Series { left: PROBES, timer: Some(now + wait) },
             announcements: Series::default(),
+            report_at: local.ip.is_ipv6().then_some(now + wait),
             told_at: None,
             taken: false,
         }
     }
 
     pub(super) fn timer(&self) -> Option<Instant> {
-        let timers = [self.probes.timer, self.announcements.timer];
+        let timers = [self.probes.timer, self.announcements.timer, self.report_at];
         timers.into_iter().flatten().min()
     }
 
     /// Announces from now on, if the address is known to be ours: after the probes it is announced
     /// in any case (RFC 5227 section 2.1.1).
     pub(super) fn announce(&mut self, now: Instant) {
+        // Another switch may be behind the port now.
+        self.report_at = self.report_at.map(|at| at.min(now));
         if self.is_probing() || self.taken {
             return;
         }
@@ -84,6 +96,11 @@ impl Own {
 
     /// The next frame that is due; to be asked to the end.
     pub(super) fn poll(&mut self, now: Instant) -> Option<OwnFrame> {
+        // Before the first probe, whose answer comes by the group (RFC 4862 section 5.4.2).
+        if self.report_at.is_some_and(|at| at <= now) {
+            self.report_at = Some(now + REPORT_TIME);
+            return Some(OwnFrame::Membership);
+        }
         if self.probes.take(now, PROBE_TIME) {
             if self.probes.left == 0 && self.announcements.left == 0 {
                 let timer = Some(now + ANNOUNCE_WAIT);

@@ -1,7 +1,7 @@
 //! The frames themselves: against etherparse, back and forth, and against the rules.
 
 use super::*;
-use crate::neighbor::message::{announcement, parse, probe, reply, request};
+use crate::neighbor::message::{announcement, membership, parse, probe, reply, request};
 use crate::underlay::{multicast_mac, protocol, pseudo_header_sum, solicited_node, wire_sum};
 use encap::wire::checksum::fold_sum;
 use etherparse::{ArpHardwareId, ArpOperation, ArpPacket, EtherType, PacketBuilder, VlanId};
@@ -105,6 +105,32 @@ fn nd_frames_are_those_of_the_oracle() {
     assert_eq!(announcement(&us), oracle(everybody, ours, all, 136, 0x20, ours, Some(2)));
     assert_eq!(reply(&us, everybody, None), announcement(&us));
     assert_eq!(probe(&us), oracle(group_of(us.ip), [0; 16], group(ours), 135, 0, ours, None));
+}
+
+#[test]
+fn membership_reports_are_those_of_the_rfc() {
+    assert!(membership(&V4.local(1)).is_empty());
+    let us = V6.local(1);
+    let IpAddr::V6(ours) = us.ip else { unreachable!() };
+    let frame = membership(&us);
+    assert_eq!(frame[..6], [0x33, 0x33, 0, 0, 0, 0x16]);
+    // From nobody, to ff02::16, one hop, with a router alert before the message.
+    let ip = &frame[14..54];
+    assert_eq!(ip[..8], [0x60, 0, 0, 0, 0, 36, 0, 1]);
+    assert_eq!(ip[8..24], [0; 16]);
+    assert_eq!(ip[24..], Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 0x16).octets());
+    assert_eq!(frame[54..62], [58, 0, 5, 2, 0, 0, 1, 0]);
+    // RFC 3810 section 5.2: one record, "to exclude nobody", of the solicited-node group.
+    let message = &frame[62..];
+    assert_eq!((message[0], message[1]), (143, 0));
+    assert_eq!(message[4..12], [0, 0, 0, 1, 4, 0, 0, 0]);
+    assert_eq!(message[12..], solicited_node(ours).octets());
+    let icmp = etherparse::Icmpv6Slice::from_slice(message).unwrap();
+    let destination = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 0x16).octets();
+    assert!(icmp.is_checksum_valid([0; 16], destination));
+    // A host with a link-local address writes it (RFC 3810 section 5.2.13).
+    let near = LocalAddress { ip: "fe80::7".parse().unwrap(), ..us };
+    assert_eq!(membership(&near)[22..38], "fe80::7".parse::<Ipv6Addr>().unwrap().octets());
 }
 
 #[test]

@@ -3,6 +3,9 @@
 use super::segment::{Segment, destination};
 use super::*;
 
+/// The Ethernet group of ff02::16.
+const MLD_ROUTERS: MacAddr = MacAddr([0x33, 0x33, 0, 0, 0, 0x16]);
+
 /// Sends a datagram from station 0 every 100 ms for `time`; calls `each` after each.
 fn traffic(
     segment: &mut Segment,
@@ -19,7 +22,8 @@ fn traffic(
 
 fn requests_since(segment: &Segment, station: usize, since: Instant) -> Vec<(Duration, MacAddr)> {
     let sent = segment.stations[station].sent.iter().filter(|(at, _)| *at >= since);
-    sent.map(|(at, frame)| (*at - since, destination(frame))).collect()
+    let sent = sent.map(|(at, frame)| (*at - since, destination(frame)));
+    sent.filter(|(_, to)| *to != MLD_ROUTERS).collect()
 }
 
 #[test]
@@ -281,7 +285,8 @@ fn an_address_is_probed_for_and_announced() {
         let counters = segment.stations[0].neighbors.counters();
         assert_eq!((counters.tx_probes.get(), counters.tx_announcements.get()), (3, 3));
         let mine = |(at, frame): &&(Instant, Vec<u8>)| {
-            destination(frame).is_multicast() && *at > segment.start
+            let to = destination(frame);
+            to.is_multicast() && to != MLD_ROUTERS && *at > segment.start
         };
         let times = segment.stations[0].sent.iter().filter(mine);
         let times: Vec<_> = times.map(|(at, _)| (*at - segment.start).as_secs()).collect();
@@ -290,6 +295,30 @@ fn an_address_is_probed_for_and_announced() {
         segment.run(secs(60));
         assert_eq!(segment.stations[0].neighbors.counters().tx_announcements.get(), 6);
         assert_eq!(segment.stations[0].events, [NeighborEvent::Reachable(segment.ip(1))]);
+    }
+}
+
+#[test]
+fn switches_are_told_of_the_group_before_the_first_probe_and_again_and_again() {
+    for kind in KINDS {
+        let mut segment = Segment::new(kind);
+        segment.add(kind.config(0));
+        segment.run(secs(290));
+        let sent = &segment.stations[0].sent;
+        let reports: Vec<_> =
+            sent.iter().filter(|(_, frame)| destination(frame) == MLD_ROUTERS).collect();
+        if segment.ip(0).is_ipv4() {
+            assert!(reports.is_empty(), "{kind:?}");
+            continue;
+        }
+        assert_eq!(sent[0], *reports[0], "{kind:?}");
+        let gaps = reports.windows(2).map(|pair| pair[1].0 - pair[0].0);
+        assert_eq!(gaps.collect::<Vec<_>>(), vec![secs(60); reports.len() - 1], "{kind:?}");
+        assert_eq!(reports.len(), 5, "{kind:?}");
+        let before = reports.len() as u64;
+        segment.announce(0);
+        let counters = segment.stations[0].neighbors.counters();
+        assert_eq!(counters.tx_memberships.get(), before + 1, "{kind:?}");
     }
 }
 
