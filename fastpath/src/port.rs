@@ -5,7 +5,6 @@
 
 use std::io;
 use std::os::fd::RawFd;
-use std::time::Instant;
 
 use encap::wire::buf::{BufPool, Burst, FrameBurst, OutFrame, Pieces, Received, Transmit};
 
@@ -64,7 +63,8 @@ pub struct DatagramCapabilities {
 
 /// An underlay port: a kernel UDP socket, a DPDK queue, memory.
 pub trait DatagramPort {
-    /// Adds runs of datagrams in buffers of `pool`; adds none when there are none.
+    /// Adds runs of datagrams in buffers of `pool`; adds none when there are none. Called once per pass
+    /// of the worker, so a port that has something to do by itself does it here.
     ///
     /// # Errors
     /// The port is broken for good; errors of single datagrams are counted by the port.
@@ -77,17 +77,6 @@ pub trait DatagramPort {
     /// burst. A port that hears of none gives none.
     fn poll_error(&mut self) -> Option<UplinkError> {
         None
-    }
-
-    /// Whether the worker is to call [`Self::tick`]; always the same.
-    fn wants_ticks(&self) -> bool {
-        false
-    }
-
-    /// Does what is due by itself, such as asking for a neighbour's address again. Called once per
-    /// pass, at least once a second; `now` is about the time.
-    fn tick(&mut self, now: Instant) {
-        let _ = now;
     }
 
     /// What the port can do.

@@ -151,8 +151,6 @@ pub struct Worker<F, D> {
     gone: Vec<Notice>,
     options: WorkerOptions,
     idle: Idle,
-    /// Whether an uplink has something to do now and then.
-    ticking: bool,
     /// The wait was ended by the control thread: it wants two passes over all ports.
     woken: bool,
     tidied: Instant,
@@ -190,7 +188,6 @@ impl<F: FramePort, D: DatagramPort> Worker<F, D> {
         };
         let now = Instant::now();
         let ToControl { notices: control, pulses, waker: control_waker } = to_control;
-        let ticking = uplinks.iter().any(DatagramPort::wants_ticks);
         let worker = Self {
             datapath,
             pool: BufPool::new(RECEIVE_BUF_LEN, RX_BATCH * (uplinks.len() + 2)),
@@ -208,7 +205,6 @@ impl<F: FramePort, D: DatagramPort> Worker<F, D> {
             gone: Vec::new(),
             idle: Idle::new(now, options.max_sleep),
             options,
-            ticking,
             woken: false,
             tidied: now,
             frames: FrameBurst::new(FRAME_MEMORY, MAX_BURST),
@@ -261,11 +257,6 @@ impl<F: FramePort, D: DatagramPort> Worker<F, D> {
     pub fn step(&mut self, now: Instant) -> io::Result<usize> {
         if self.mailbox.waiting.swap(false, Ordering::AcqRel) {
             self.take_commands();
-        }
-        if self.ticking {
-            self.uplinks.iter_mut().filter(|uplink| uplink.wants_ticks()).for_each(|uplink| {
-                uplink.tick(now);
-            });
         }
         // Heartbeats first: `now` is when they are read, which is what round trips are measured by.
         let moved = self.underlay_to_overlay(now)? + self.overlay_to_underlay(now);

@@ -19,12 +19,11 @@ use encap::stats::DropReason;
 use encap::vtep::Vtep;
 use encap::vtep::config::{Limits, LinkConfig, NetworkConfig, PeerConfig, VtepConfig};
 use encap::wire::buf::{
-    BufPool, Checksum, FrameBurst, Offload, OutFrame, PacketBuf, Pieces, Received, Span, Transmit,
-    UplinkId,
+    BufPool, Checksum, FrameBurst, Offload, OutFrame, PacketBuf, Pieces, Span, Transmit, UplinkId,
 };
 use fastpath::capture::{Capture, CaptureFilter};
 use fastpath::memory::{Faults, MemoryDatagramPort, MemoryFramePort, datagram_cable, frame_cable};
-use fastpath::port::{DatagramCapabilities, DatagramPort, FrameCapabilities, FramePort, TxReport};
+use fastpath::port::{DatagramPort, FrameCapabilities, FramePort, TxReport};
 use fastpath::wake::Waker;
 use fastpath::worker::{
     Command, Notice, PULSE_QUEUE, Pulses, ToControl, Worker, WorkerHandle, WorkerOptions,
@@ -485,38 +484,9 @@ impl FramePort for Scribbler {
     }
 }
 
-/// A memory uplink that counts its ticks.
-struct Ticking(MemoryDatagramPort, Arc<Mutex<Vec<Instant>>>);
-
-impl DatagramPort for Ticking {
-    fn rx_burst(&mut self, pool: &mut BufPool, received: &mut Vec<Received>) -> io::Result<()> {
-        self.0.rx_burst(pool, received)
-    }
-
-    fn tx_burst(&mut self, memory: &[u8], transmits: &[Transmit]) -> TxReport {
-        self.0.tx_burst(memory, transmits)
-    }
-
-    fn wants_ticks(&self) -> bool {
-        true
-    }
-
-    fn tick(&mut self, now: Instant) {
-        self.1.lock().unwrap().push(now);
-    }
-
-    fn capabilities(&self) -> DatagramCapabilities {
-        self.0.capabilities()
-    }
-
-    fn poll_fd(&self) -> Option<RawFd> {
-        None
-    }
-}
-
 /// A worker of a node alone, and what it needs to live.
-struct Alone<F, D> {
-    worker: Worker<F, D>,
+struct Alone<F> {
+    worker: Worker<F, MemoryDatagramPort>,
     handle: WorkerHandle<F>,
     vtep: Vtep,
     /// The other end of the uplink.
@@ -524,12 +494,8 @@ struct Alone<F, D> {
     _notices: Receiver<Notice>,
 }
 
-impl<F: FramePort, D: DatagramPort> Alone<F, D> {
-    fn new(
-        now: Instant,
-        uplink: impl FnOnce(MemoryDatagramPort) -> D,
-        options: WorkerOptions,
-    ) -> Self {
+impl<F: FramePort> Alone<F> {
+    fn new(now: Instant, options: WorkerOptions) -> Self {
         let ends = [(UplinkId(0), address(1)), (UplinkId(0), address(2))];
         let (memory, end) = datagram_cable(ends, 1472, Faults::default(), 1);
         let mut vtep = Vtep::new(now, config(1, &[100]), Box::new(Seeded(1)));
@@ -537,7 +503,7 @@ impl<F: FramePort, D: DatagramPort> Alone<F, D> {
         let control = to_control(tx, &Arc::new(Pulses::new(PULSE_QUEUE)));
         let tap = Capture::new().tap();
         let (worker, handle) =
-            Worker::new(vtep.datapath(), vec![uplink(memory)], control, tap, options).unwrap();
+            Worker::new(vtep.datapath(), vec![memory], control, tap, options).unwrap();
         Self { worker, handle, vtep, _end: end, _notices: notices }
     }
 
@@ -555,7 +521,7 @@ impl<F: FramePort, D: DatagramPort> Alone<F, D> {
 #[test]
 fn flow_each_of_several_ports_gets_a_copy_of_its_own() {
     let now = Instant::now();
-    let mut alone = Alone::new(now, |uplink| uplink, WorkerOptions::default());
+    let mut alone = Alone::new(now, WorkerOptions::default());
     let sent: Vec<_> = (0..5).map(|number| frame(number, 200)).collect();
     let ports: Vec<_> = (0..4).map(|_| Scribbler::default()).collect();
     let wrote: Vec<_> = ports.iter().map(|port| Arc::clone(&port.wrote)).collect();
@@ -580,7 +546,7 @@ fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
 
 #[test]
 fn flow_a_worker_with_ports_that_cannot_be_waited_for_sleeps_and_looks() {
-    let mut alone = Alone::new(Instant::now(), |uplink| uplink, WorkerOptions::default());
+    let mut alone = Alone::new(Instant::now(), WorkerOptions::default());
     let cables = [1, 2].map(|seed| frame_cable(MAX_FRAME, Faults::default(), seed));
     let [(mut one, first), (mut two, second)] = cables;
     alone.add([first, second]);
@@ -601,27 +567,17 @@ fn flow_a_worker_with_ports_that_cannot_be_waited_for_sleeps_and_looks() {
 }
 
 #[test]
-fn api_ticks_and_the_start_come_on_the_workers_own_thread() {
-    let ticks = Arc::new(Mutex::new(Vec::new()));
+fn api_the_start_comes_once_on_the_workers_own_thread() {
     let (started, starts) = channel();
-    let seen = Arc::clone(&ticks);
-    let start = move || {
-        let before = seen.lock().unwrap().len();
-        started.send((std::thread::current().id(), before)).unwrap();
-    };
+    let start = move || started.send(std::thread::current().id()).unwrap();
     let options = WorkerOptions { on_start: Some(Box::new(start)), ..WorkerOptions::default() };
     let now = Instant::now();
-    let uplink = |memory| Ticking(memory, Arc::clone(&ticks));
-    let mut alone = Alone::<MemoryFramePort, _>::new(now, uplink, options);
-    for ms in 0..3 {
-        alone.worker.step(now + Duration::from_millis(ms)).unwrap();
-    }
-    let expected = [0, 1, 2].map(|ms| now + Duration::from_millis(ms));
-    assert_eq!(*ticks.lock().unwrap(), expected);
+    let mut alone = Alone::<MemoryFramePort>::new(now, options);
+    alone.worker.step(now).unwrap();
+    assert!(starts.try_recv().is_err(), "it started before it ran");
     let Alone { mut worker, handle, .. } = alone;
     let thread = std::thread::spawn(move || worker.run());
-    wait_for("no ticks", || ticks.lock().unwrap().len() > 10);
-    assert_eq!(starts.recv().unwrap(), (thread.thread().id(), 3));
+    assert_eq!(starts.recv().unwrap(), thread.thread().id());
     handle.stop();
     thread.join().unwrap().unwrap();
     assert!(starts.recv().is_err(), "it started twice");
