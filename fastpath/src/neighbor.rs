@@ -1,13 +1,13 @@
 //! The neighbours of a port without a kernel: ARP (RFC 826, RFC 5227) and IPv6 neighbour discovery
 //! (RFC 4861, RFC 4862) as one machine without sockets and clock.
 //!
-//! [`Neighbors`] belongs to whoever holds its lock; workers read [`Neighbors::table`] and
-//! [`Neighbors::routes`], which they copy when [`Neighbors::generation`] has changed.
+//! [`Neighbors`] belongs to whoever holds its lock. Workers keep what [`Neighbors::resolve`] told
+//! them for a second, or until [`Neighbors::generation`] changes.
 //!
-//! What a neighbour says is not authenticated. It is believed as far as the RFCs ask for, with two
+//! What a neighbour says is not authenticated. It is believed as far as the RFCs ask for, with these
 //! exceptions: an address that just proved by authentic traffic to be where it is does not move
-//! before its station was asked and stayed silent, and of two answers the first counts. Redirects
-//! and router advertisements are not obeyed.
+//! before its station was asked and stayed silent, nor does one that has just moved, and of two
+//! answers the first counts. Redirects and router advertisements are not obeyed.
 //!
 //! Next: [`crate::underlay`] for the headers that the addresses go into.
 
@@ -20,7 +20,7 @@ mod routes;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -41,8 +41,8 @@ pub use routes::Routes;
 
 /// Frames and events that wait to be fetched; more than that are dropped.
 const MAX_QUEUED: usize = 1024;
-/// Replies that may leave at once.
-const REPLY_BURST: u32 = 20;
+/// Replies that may leave at once, and claims that may be looked into at once.
+const BURST: u32 = 20;
 
 /// What the machine is told at its start.
 #[derive(Debug, Clone)]
@@ -71,11 +71,20 @@ pub struct NeighborLimits {
     /// Replies to requests per second, 0 for no limit. Neighbours in use have as many again for
     /// themselves, so that a flood of others does not make us unreachable for them.
     pub replies_per_second: u32,
+    /// Claims per second to addresses of known neighbours that move one, or have it asked whether it
+    /// is there; 0 for no limit. Neighbours in use have as many again for themselves.
+    pub claims_per_second: u32,
 }
 
 impl Default for NeighborLimits {
     fn default() -> Self {
-        Self { entries: 1024, held_per_neighbor: 16, held: 256, replies_per_second: 100 }
+        Self {
+            entries: 1024,
+            held_per_neighbor: 16,
+            held: 256,
+            replies_per_second: 100,
+            claims_per_second: 20,
+        }
     }
 }
 
@@ -147,11 +156,29 @@ pub struct NeighborInfo {
     pub age: Duration,
 }
 
+/// How often something may be done for strangers, and for neighbours in use.
+#[derive(Debug)]
+struct Rations {
+    others: Policer,
+    in_use: Policer,
+}
+
+impl Rations {
+    fn new(now: Instant, rate: u32) -> Self {
+        let policer = Policer::new(now, rate, BURST);
+        Self { others: policer.clone(), in_use: policer }
+    }
+
+    fn take(&mut self, now: Instant, in_use: bool) -> bool {
+        if in_use { self.in_use.take(now) } else { self.others.take(now) }
+    }
+}
+
 /// The neighbour machine of one port and one IP address.
 ///
 /// After each call but plain readers, drain [`Self::poll_frame`], [`Self::poll_released`] and
 /// [`Self::poll_event`], and call [`Self::handle_timeout`] at [`Self::poll_timeout`]. Whoever sends
-/// by a copy of the table calls [`Self::resolve`] at least every 10 s for what it sends to: that
+/// by what it was told before calls [`Self::resolve`] at least every 10 s for what it sends to: that
 /// keeps an entry in use, and an entry in use is confirmed again before it expires.
 #[derive(Debug)]
 pub struct Neighbors {
@@ -161,8 +188,8 @@ pub struct Neighbors {
     entries: BTreeMap<IpAddr, Entry>,
     held: Held,
     own: Own,
-    replies: Policer,
-    replies_in_use: Policer,
+    replies: Rations,
+    claims: Rations,
     frames: VecDeque<Vec<u8>>,
     released: VecDeque<(MacAddr, Pending)>,
     events: VecDeque<NeighborEvent>,
@@ -184,12 +211,11 @@ impl Neighbors {
         let fixed = |(ip, mac): &(IpAddr, MacAddr)| (*ip, Entry::fixed(now, *mac));
         let entries = statics.iter().map(fixed).collect();
         let own = Own::new(now, &local);
-        let policer = Policer::new(now, limits.replies_per_second, REPLY_BURST);
         Self {
             routes: Routes::new(local.clone(), gateway, &routes, statics.iter().map(|(ip, _)| *ip)),
             next_timeout: own.timer(),
-            replies: policer.clone(),
-            replies_in_use: policer,
+            replies: Rations::new(now, limits.replies_per_second),
+            claims: Rations::new(now, limits.claims_per_second),
             held: Held::default(),
             frames: VecDeque::new(),
             released: VecDeque::new(),
@@ -227,16 +253,10 @@ impl Neighbors {
         &self.counters
     }
 
-    /// Changes with [`Self::table`].
+    /// Changes with the MAC address of any neighbour.
     #[must_use]
     pub fn generation(&self) -> u64 {
         self.generation
-    }
-
-    /// The MAC address of each next hop that has one.
-    #[must_use]
-    pub fn table(&self) -> HashMap<IpAddr, MacAddr> {
-        self.entries.iter().filter_map(|(ip, entry)| Some((*ip, entry.mac()?))).collect()
     }
 
     /// All neighbours, in the order of their addresses.
@@ -419,8 +439,7 @@ impl Neighbors {
         let entry = sender.and_then(|ip| self.entries.get(&ip));
         let in_use =
             entry.is_some_and(|entry| entry.is_in_use(now) && entry.mac() == Some(reply_to));
-        let policer = if in_use { &mut self.replies_in_use } else { &mut self.replies };
-        if !policer.take(now) {
+        if !self.replies.take(now, in_use) {
             self.counters.rx_dropped_rate_limited.add(1);
             return;
         }
@@ -449,7 +468,14 @@ impl Neighbors {
         overrides: bool,
     ) -> bool {
         let Some(entry) = self.entries.get_mut(&ip) else { return false };
-        let step = entry.on_claim(now, mac, directed, overrides);
+        let mut claimed = entry.clone();
+        let step = claimed.on_claim(now, mac, directed, overrides);
+        let contested = step.ask.is_some() || matches!(step.change, Some(Change::Moved { .. }));
+        if contested && !self.claims.take(now, entry.is_in_use(now)) {
+            self.counters.claims_dropped_rate_limited.add(1);
+            return true;
+        }
+        *entry = claimed;
         self.apply(ip, step);
         true
     }

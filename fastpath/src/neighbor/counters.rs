@@ -24,6 +24,9 @@ counters! {
         rx_dropped_rate_limited,
         /// Claims to the address of a neighbour that seems to have it still.
         spoof_suspected,
+        /// Claims to the address of a neighbour dropped: too many per second that would have moved one, or
+        /// had it asked.
+        claims_dropped_rate_limited,
         /// Claims to the address of a static neighbour.
         static_contradicted,
         /// Frames of others that use our address.

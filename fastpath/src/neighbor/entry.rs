@@ -22,6 +22,8 @@ pub(super) const TRAFFIC_TIME: Duration = Duration::from_secs(5);
 pub(super) const USE_TIME: Duration = Duration::from_secs(30);
 /// An address that has just answered is not moved for this long: of two answers the first counts.
 const LOCK_TIME: Duration = Duration::from_secs(1);
+/// An address that has just moved does not move on at once: the station that it is at is asked first.
+const SETTLE_TIME: Duration = Duration::from_secs(10);
 /// Between two questions to a station whose address another one claims.
 pub(super) const CHALLENGE_TIME: Duration = Duration::from_millis(300);
 /// How long nobody is asked for an address after it did not answer.
@@ -109,6 +111,8 @@ pub(super) struct Entry {
     answered_at: Option<Instant>,
     /// When authentic traffic last proved that it takes what we send.
     traffic_at: Option<Instant>,
+    /// When it last moved to another MAC address.
+    moved_at: Option<Instant>,
     /// When it entered its state.
     since: Instant,
 }
@@ -142,6 +146,7 @@ impl Entry {
             used_at: None,
             answered_at: None,
             traffic_at: None,
+            moved_at: None,
             since: now,
         }
     }
@@ -253,14 +258,15 @@ impl Entry {
             State::Probe { tries, challenger: None } if tries <= MAX_TRIES => {}
             State::Reachable if within(self.traffic_at, TRAFFIC_TIME, now) => {}
             State::Probe { .. } if directed => {
-                self.mac = Some(to);
+                let step = self.move_to(now, old, to);
                 self.confirm(now);
-                return Step::change(Change::Moved { from: old, to });
+                return step;
             }
+            _ if within(self.moved_at, SETTLE_TIME, now) => {}
             _ => {
-                self.mac = Some(to);
+                let step = self.move_to(now, old, to);
                 self.doubt(now);
-                return Step::change(Change::Moved { from: old, to });
+                return step;
             }
         }
         self.enter(now, State::Probe { tries: 1, challenger: Some(to) }, Some(CHALLENGE_TIME));
@@ -328,9 +334,8 @@ impl Entry {
             }
             // The old station is gone; the new one has to show that it is there.
             Some(to) => {
-                self.mac = Some(to);
-                let step = self.ask_station(now, to);
-                Step { change: Some(Change::Moved { from: mac, to }), ..step }
+                let moved = self.move_to(now, mac, to);
+                Step { ask: self.ask_station(now, to).ask, ..moved }
             }
             None if tries < 2 * MAX_TRIES => {
                 self.enter(now, again, Some(RETRANS_TIME));
@@ -353,6 +358,12 @@ impl Entry {
     fn ask_station(&mut self, now: Instant, mac: MacAddr) -> Step {
         self.enter(now, State::Probe { tries: 1, challenger: None }, Some(RETRANS_TIME));
         Step::ask(Ask::Station(mac))
+    }
+
+    fn move_to(&mut self, now: Instant, from: MacAddr, to: MacAddr) -> Step {
+        self.mac = Some(to);
+        self.moved_at = Some(now);
+        Step::change(Change::Moved { from, to })
     }
 
     /// It answered us.

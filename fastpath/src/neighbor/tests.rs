@@ -4,6 +4,7 @@ mod wire;
 mod world;
 
 use super::*;
+use std::collections::HashMap;
 use std::net::{Ipv6Addr, SocketAddr};
 
 const PORT: u16 = 47_000;
@@ -47,6 +48,13 @@ impl Kind {
             statics: Vec::new(),
             limits: NeighborLimits::default(),
         }
+    }
+}
+
+impl Neighbors {
+    /// The MAC address of each next hop that has one.
+    fn table(&self) -> HashMap<IpAddr, MacAddr> {
+        self.entries.iter().filter_map(|(ip, entry)| Some((*ip, entry.mac()?))).collect()
     }
 }
 

@@ -212,7 +212,9 @@ impl Daemon {
                 self.tell_neighbor(now, uplink, ip, false);
             }
             DpdkEvent::Neighbor(NeighborEvent::Moved { ip, from, to }) => {
-                info!("uplink {number}: {ip} moved from {from} to {to}");
+                if let Some(more) = self.notices.of_uplink(now, "neighbour moved", uplink) {
+                    info!("uplink {number}: {ip} moved from {from} to {to}{more}");
+                }
             }
             DpdkEvent::Neighbor(NeighborEvent::Conflict { mac }) => {
                 let local = self.uplinks.get(uplink).map(|uplink| uplink.local.ip().to_string());

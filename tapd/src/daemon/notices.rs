@@ -10,6 +10,7 @@ use encap::id::{NodeId, Vni};
 use encap::link::choice::MoveCause;
 use encap::link::id::LinkIndex;
 use encap::link::liveness::{State, Transition};
+use encap::wire::buf::UplinkId;
 use fastpath::uplink::{UplinkError, UplinkErrorKind};
 use log::{debug, error, info, warn};
 
@@ -44,6 +45,16 @@ impl Notices {
         peer: Option<NodeId>,
     ) -> Option<Suppressed> {
         self.limit.admit(now, LimitKey { kind, peer, link: None })
+    }
+
+    /// Whether a line of this kind about an attachment is due; any station on its link can cause one.
+    pub(super) fn of_uplink(
+        &mut self,
+        now: Instant,
+        kind: &'static str,
+        uplink: UplinkId,
+    ) -> Option<Suppressed> {
+        self.limit.admit(now, LimitKey { kind, peer: None, link: Some(uplink.0) })
     }
 
     pub(super) fn uplink_error(&mut self, now: Instant, config: &Config, error: &UplinkError) {

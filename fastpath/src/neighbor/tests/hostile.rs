@@ -60,6 +60,72 @@ fn of_two_answers_the_first_counts() {
 }
 
 #[test]
+fn claims_by_turns_cost_little() {
+    for kind in KINDS {
+        let mut segment = Segment::of_four(kind);
+        let (remote, other) = (segment.ip(1), segment.ip(2));
+        segment.send(0, remote, 0);
+        segment.send(0, other, 0);
+        segment.run(secs(2));
+        let before = segment.stations[0].neighbors.counters().tx_requests.get();
+        let (generation, events) =
+            (segment.neighbors(0).generation(), segment.stations[0].events.len());
+        for step in 0..1000_u16 {
+            segment.inject(0, &gratuitous(kind, remote, mac(1000 + step % 2)));
+            segment.run(millis(5));
+        }
+        // It moved by the first lie, and then not before the liar was asked in vain, in 0.9 s.
+        let changes = segment.neighbors(0).generation() - generation;
+        let counters = segment.stations[0].neighbors.counters();
+        assert!((1..=7).contains(&changes), "{kind:?} {changes}");
+        assert!(segment.stations[0].events.len() - events <= 7, "{kind:?}");
+        assert!(counters.tx_requests.get() - before <= 30, "{kind:?}");
+        assert!(counters.spoof_suspected.get() > 400, "{kind:?}");
+        // The others are not touched, and the true station is found again.
+        assert_eq!(segment.send(0, other, 1), Resolution::Known(mac(3)), "{kind:?}");
+        for _ in 0..20 {
+            segment.run(secs(1));
+            segment.resolve(0, remote);
+        }
+        assert_eq!(segment.resolve(0, remote), Resolution::Known(mac(2)), "{kind:?}");
+    }
+}
+
+#[test]
+fn claims_to_many_addresses_are_policed_and_neighbours_in_use_come_first() {
+    for kind in KINDS {
+        let mut segment = Segment::of_four(kind);
+        let us = segment.ip(0);
+        for last in 0..200 {
+            segment.inject(0, &asking(kind, 1000 + last, us));
+            segment.run(millis(20));
+        }
+        let remote = segment.ip(1);
+        segment.send(0, remote, 0);
+        segment.run(secs(2));
+        let moved =
+            |segment: &Segment| segment.stations[0].neighbors.counters().neighbors_moved.get();
+        let before = moved(&segment);
+        // 2 s, 10,000 claims per second to the addresses of 200 that nobody sends to.
+        for round in 0..100_u16 {
+            for last in 0..200 {
+                let liar = mac(3000 + round);
+                segment.inject(0, &gratuitous(kind, kind.ip(0, 1000 + last), liar));
+            }
+            segment.run(millis(20));
+        }
+        let moves = moved(&segment) - before;
+        // A burst of 20, 20 per second, and those that were silent when they were asked.
+        assert!((20..=120).contains(&moves), "{kind:?} {moves}");
+        let counters = segment.stations[0].neighbors.counters();
+        assert!(counters.claims_dropped_rate_limited.get() > 10_000, "{kind:?}");
+        // One in use that moves is followed all the same.
+        segment.inject(0, &gratuitous(kind, remote, mac(77)));
+        assert_eq!(segment.resolve(0, remote), Resolution::Known(mac(77)), "{kind:?}");
+    }
+}
+
+#[test]
 fn a_lie_while_the_station_is_asked_gives_way_to_its_answer() {
     for kind in KINDS {
         let mut segment = Segment::of_four(kind);
