@@ -339,8 +339,9 @@ impl Neighbors {
         }
     }
 
-    /// Tells everybody where our address is, three times within 2 s: when the link has come up, and
-    /// when the address has come here from another port.
+    /// Tells everybody where our address is, three times within 3 s: when the link has come up, and
+    /// when frames go by this port that went by another. Once a second at most, however often it is
+    /// called.
     pub fn announce(&mut self, now: Instant) {
         self.own.announce(now);
         self.send_own(now);

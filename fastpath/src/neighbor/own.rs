@@ -57,6 +57,8 @@ pub(super) struct Own {
     announcements: Series,
     /// When the next membership report is due; none over IPv4, where requests are broadcast.
     report_at: Option<Instant>,
+    /// When the last announcement was sent.
+    announced_at: Option<Instant>,
     /// When the last conflict was told of.
     told_at: Option<Instant>,
     /// The address was another's when we came.
@@ -73,6 +75,7 @@ impl Own {
             probes: Series { left: PROBES, timer: Some(now + wait) },
             announcements: Series::default(),
             report_at: local.ip.is_ipv6().then_some(now + wait),
+            announced_at: None,
             told_at: None,
             taken: false,
         }
@@ -84,14 +87,17 @@ impl Own {
     }
 
     /// Announces from now on, if the address is known to be ours: after the probes it is announced
-    /// in any case (RFC 5227 section 2.1.1).
+    /// in any case (RFC 5227 section 2.1.1). However often this is called, no more than one frame
+    /// leaves per second.
     pub(super) fn announce(&mut self, now: Instant) {
-        // Another switch may be behind the port now.
-        self.report_at = self.report_at.map(|at| at.min(now));
+        // Another switch may be behind the port now. The last report was one period before the next.
+        let again = |at: Instant| at.min((at - REPORT_TIME + ANNOUNCE_TIME).max(now));
+        self.report_at = self.report_at.map(again);
         if self.is_probing() || self.taken {
             return;
         }
-        self.announcements = Series { left: ANNOUNCEMENTS, timer: Some(now) };
+        let next = self.announced_at.map_or(now, |at| now.max(at + ANNOUNCE_TIME));
+        self.announcements = Series { left: ANNOUNCEMENTS, timer: Some(next) };
     }
 
     /// The next frame that is due; to be asked to the end.
@@ -108,8 +114,11 @@ impl Own {
             }
             return Some(OwnFrame::Probe);
         }
-        let due = self.announcements.take(now, ANNOUNCE_TIME);
-        due.then_some(OwnFrame::Announcement)
+        if !self.announcements.take(now, ANNOUNCE_TIME) {
+            return None;
+        }
+        self.announced_at = Some(now);
+        Some(OwnFrame::Announcement)
     }
 
     /// Whether it is still being found out if the address is free.

@@ -437,7 +437,8 @@ impl DpdkPort {
         self.shared.publish(&mut neighbors);
     }
 
-    /// Tells everybody on the link where our address is: after failing over onto this uplink.
+    /// Tells everybody on the link where our address is: when frames go by this uplink now. Cheap, and
+    /// no more than one frame per second comes of it.
     pub fn announce(&self) {
         let mut neighbors = lock(&self.shared.neighbors);
         neighbors.announce(Instant::now());

@@ -262,6 +262,24 @@ fn flow_dpdk_fails_over_to_the_kernel_and_back() {
             ensure!(back.damaged + back.duplicated == 0, "{how:?}: the way back: {back:?}");
             flow.finish()?;
         }
+        // Frames that come back to the port are announced there, though its link was never down.
+        let neighbors = format!("uplink 0 {}:26026 neighbors", ends[0][0]);
+        let announced = || counter(&duo.alpha, &neighbors, "tx_announcements");
+        duo.alpha.tapd(&["link", "drain", "beta", "0"])?;
+        duo.wait_sending(1)?;
+        let mut last = (announced()?, Instant::now());
+        wait::until("the last announcements to be over", PATIENCE, || {
+            let now = announced().unwrap_or(last.0);
+            if now != last.0 {
+                last = (now, Instant::now());
+            }
+            last.1.elapsed() > Duration::from_millis(1500)
+        })?;
+        let before = announced()?;
+        duo.alpha.tapd(&["link", "undrain", "beta", "0"])?;
+        duo.wait_sending(0)?;
+        let told = || announced().is_ok_and(|now| now > before);
+        wait::until("the port to be announced", PATIENCE, told)?;
         Ok(())
     });
 }

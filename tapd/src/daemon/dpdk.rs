@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use anyhow::anyhow;
+use encap::event::Event;
 use encap::id::NodeId;
 use encap::link::id::LinkIndex;
 use encap::link::liveness::State;
@@ -152,6 +153,18 @@ fn sending_works(state: State, heard_by_peer: bool) -> bool {
     state == State::Up && heard_by_peer
 }
 
+/// The attachment that the frames to a peer leave by from now on, where that is another one.
+fn moved_to(config: &Config, event: &Event) -> Option<UplinkId> {
+    let Event::Moved { node, moved } = event else { return None };
+    let pairs = config.pairs(config.nodes.iter().find(|peer| peer.id == *node)?);
+    let local = |link: LinkIndex| pairs.get(link.at()).map(|pair| pair.local);
+    let (from, to) = (local(moved.from), local(moved.to)?);
+    if from == Some(to) {
+        return None;
+    }
+    u8::try_from(to).ok().map(UplinkId)
+}
+
 /// Whether an interval has gone by; begins another one then.
 fn is_due(last: &mut Instant, interval: Duration, now: Instant) -> bool {
     let due = now.saturating_duration_since(*last) >= interval;
@@ -247,6 +260,15 @@ impl Daemon {
             .collect()
     }
 
+    /// Frames go by another link now: where that is on a DPDK port, switches and routers on the way are
+    /// told where we are, as a kernel does not do it there.
+    pub(super) fn announce_move(&self, event: &Event) {
+        let uplink = moved_to(&self.config, event).and_then(|uplink| self.uplinks.get(uplink));
+        if let Some(port) = uplink.and_then(Uplink::dpdk) {
+            port.announce();
+        }
+    }
+
     /// Where both ends hear each other, what we send passes the next hop.
     fn confirm_neighbors(&mut self, now: Instant) {
         let peers = self.vtep.peer_status(now);
@@ -270,6 +292,37 @@ impl Daemon {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::testing;
+    use encap::link::choice::{MoveCause, Moved};
+
+    /// Two links of our own, and a peer that both lead to, by name or each to each.
+    fn two_links() -> Config {
+        let links = |number: u8| {
+            let link = |name: u8| config::NodeLink {
+                name: name.to_string(),
+                address: config::NodeAddress::Static([192, 0, 2, number + name].into()),
+                dpdk: None,
+            };
+            vec![link(0), link(1)]
+        };
+        testing::config(vec![testing::node_with(1, links(10)), testing::node_with(2, links(20))])
+    }
+
+    #[test]
+    fn frames_that_move_to_another_attachment_are_announced_there() {
+        let config = two_links();
+        let link = |number| LinkIndex::new(number).unwrap();
+        let moved = |node, from, to| {
+            let moved = Moved { from: link(from), to: link(to), cause: MoveCause::FailOver };
+            moved_to(&config, &Event::Moved { node: testing::id(node), moved })
+        };
+        assert_eq!(moved(2, 0, 1), Some(UplinkId(1)));
+        assert_eq!(moved(2, 1, 0), Some(UplinkId(0)));
+        assert_eq!(moved(2, 1, 1), None, "by the same attachment");
+        assert_eq!((moved(2, 0, 5), moved(3, 0, 1)), (None, None), "not in the configuration");
+        let other = Event::Rekeyed { node: testing::id(2) };
+        assert_eq!(moved_to(&config, &other), None);
+    }
 
     #[test]
     fn half_of_the_memory_is_for_buffers_of_vm_ports() {

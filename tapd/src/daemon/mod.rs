@@ -353,6 +353,7 @@ impl Daemon {
         }
         while let Some(event) = self.vtep.poll_event() {
             self.networks.take_event(&event);
+            self.announce_move(&event);
             self.notices.event(Instant::now(), &self.config, &event);
             if let Some(told) = notices::told(&self.config, &event) {
                 self.events.publish(&told);

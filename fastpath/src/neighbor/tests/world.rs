@@ -316,9 +316,38 @@ fn switches_are_told_of_the_group_before_the_first_probe_and_again_and_again() {
         assert_eq!(gaps.collect::<Vec<_>>(), vec![secs(60); reports.len() - 1], "{kind:?}");
         assert_eq!(reports.len(), 5, "{kind:?}");
         let before = reports.len() as u64;
+        let reported = |segment: &Segment| {
+            segment.stations[0].neighbors.counters().tx_memberships.get() - before
+        };
         segment.announce(0);
-        let counters = segment.stations[0].neighbors.counters();
-        assert_eq!(counters.tx_memberships.get(), before + 1, "{kind:?}");
+        assert_eq!(reported(&segment), 1, "{kind:?}");
+        // Not for each of many.
+        for _ in 0..100 {
+            segment.announce(0);
+        }
+        segment.run(secs(10));
+        assert_eq!(reported(&segment), 2, "{kind:?}");
+    }
+}
+
+#[test]
+fn announcements_are_no_flood_however_often_they_are_wanted() {
+    for kind in KINDS {
+        let mut segment = Segment::of_four(kind);
+        let since = segment.now;
+        // Nearly 10 s in which frames move to this port and away 100 times a second.
+        for _ in 0..995 {
+            segment.announce(0);
+            segment.run(millis(10));
+        }
+        let times = |segment: &Segment| -> Vec<_> {
+            let all = requests_since(segment, 0, since);
+            all.into_iter().filter(|(_, to)| to.is_multicast()).map(|(at, _)| at).collect()
+        };
+        assert_eq!(times(&segment), (0..10).map(secs).collect::<Vec<_>>(), "{kind:?}");
+        // And the last one is repeated as any.
+        segment.run(secs(60));
+        assert_eq!(times(&segment)[10..], [10, 11, 12].map(secs), "{kind:?}");
     }
 }
 
