@@ -383,23 +383,31 @@ impl Vtep {
         self.publish_if_stale();
     }
 
-    /// The kernel's neighbour table gave up on an address, or found it again.
-    pub fn handle_neighbour(&mut self, now: Instant, address: std::net::IpAddr, found: bool) {
-        self.for_links_to(now, address, |paths, link| {
+    /// Behind a local attachment an address does not answer as a neighbour, or does so again. What
+    /// leads there by other attachments is not touched.
+    pub fn handle_neighbour(
+        &mut self,
+        now: Instant,
+        uplink: UplinkId,
+        address: std::net::IpAddr,
+        found: bool,
+    ) {
+        self.for_links_to(now, uplink, address, |paths, link| {
             paths.liveness.on_signal(link, Signal::Neighbour(found));
         });
     }
 
-    /// A socket reported trouble with a datagram. What this node's own kernel says counts; what came
+    /// A socket of a local attachment reported trouble with a datagram. What this node's own kernel says counts; what came
     /// from the network anybody can have sent, so it only has us look (rule D5).
     pub fn handle_trouble(
         &mut self,
         now: Instant,
+        uplink: UplinkId,
         remote: std::net::IpAddr,
         trouble: PathTrouble,
         local: bool,
     ) {
-        let touched = self.for_links_to(now, remote, |paths, link| {
+        let touched = self.for_links_to(now, uplink, remote, |paths, link| {
             let Some(path) = paths.get_mut(link) else { return };
             let ip = path.config.ip_overhead;
             match (trouble, local) {
@@ -428,6 +436,7 @@ impl Vtep {
     fn for_links_to(
         &mut self,
         now: Instant,
+        uplink: UplinkId,
         address: std::net::IpAddr,
         mut act: impl FnMut(&mut Paths, LinkIndex),
     ) -> Vec<PeerIndex> {
@@ -435,8 +444,9 @@ impl Vtep {
         for index in self.indices() {
             let Some(peer) = self.peer_mut(index) else { continue };
             let leads_there = |link: &LinkIndex| {
-                let remote = peer.paths.get(*link).and_then(|path| path.remote);
-                remote.is_some_and(|r| crate::tables::canonical(r) == address.to_canonical())
+                let path = peer.paths.get(*link).filter(|path| path.config.uplink == uplink);
+                path.and_then(|path| path.remote)
+                    .is_some_and(|r| crate::tables::canonical(r) == address.to_canonical())
             };
             let links: Vec<_> = peer.paths.indices().filter(leads_there).collect();
             if links.is_empty() {

@@ -193,15 +193,33 @@ fn rule_d5_hearsay_of_the_network_moves_nothing() {
     let mut world = clear_pair(2, |_| {});
     let (now, far) = (world.now, address_on(2, 0).ip());
     let vtep = &mut world.nodes[0].vtep;
-    vtep.handle_trouble(now, far, PathTrouble::Unreachable, false);
+    vtep.handle_trouble(now, UplinkId(0), far, PathTrouble::Unreachable, false);
     let sent: Vec<_> = std::iter::from_fn(|| vtep.poll_transmit()).collect();
     assert_eq!(sent.len(), 2, "a round, to see");
     assert_eq!(world.link_state(0, 0), State::Up);
-    world.nodes[0].vtep.handle_trouble(now, far, PathTrouble::Unreachable, true);
+    world.nodes[0].vtep.handle_trouble(now, UplinkId(0), far, PathTrouble::Unreachable, true);
     assert_eq!(world.link_state(0, 0), State::Suspect, "the own kernel is believed");
     world.drain(0);
     world.run_for(secs(2));
     assert_eq!(world.link_state(0, 0), State::Up, "heard again");
+}
+
+#[test]
+fn rule_d5_news_concern_the_attachment_that_they_come_from() {
+    use encap::vtep::PathTrouble;
+    let mut world = clear_pair(2, |_| {});
+    let (now, far) = (world.now, address_on(2, 0).ip());
+    let vtep = &mut world.nodes[0].vtep;
+    // Another attachment, whose links may lead to the same address.
+    vtep.handle_neighbour(now, UplinkId(1), far, false);
+    vtep.handle_trouble(now, UplinkId(1), far, PathTrouble::Unreachable, true);
+    assert_eq!(world.link_state(0, 0), State::Up);
+    world.nodes[0].vtep.handle_neighbour(now, UplinkId(0), far, false);
+    assert_eq!(world.link_state(0, 0), State::Suspect);
+    assert_eq!(world.link_state(0, 1), State::Up);
+    // Only those may tell of its return.
+    world.nodes[0].vtep.handle_neighbour(now, UplinkId(1), far, true);
+    assert_eq!(world.link_state(0, 0), State::Suspect);
 }
 
 #[test]

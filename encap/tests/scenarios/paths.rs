@@ -317,14 +317,15 @@ fn sec_forged_icmp_moves_nothing_and_makes_little_traffic() {
         world.put.clear();
         for _ in 0..500 {
             for _ in 0..10 {
-                let remote: IpAddr = address_on(2, dice.below(2) as u8).ip();
+                let link = dice.below(2) as u8;
+                let (uplink, remote) = (UplinkId(link), address_on(2, link).ip());
                 let trouble = match dice.below(3) {
                     0 => PathTrouble::Unreachable,
                     1 => PathTrouble::TooBig(None),
                     _ => PathTrouble::TooBig(Some(dice.below(2_000) as usize)),
                 };
                 let now = world.now;
-                world.nodes[0].vtep.handle_trouble(now, remote, trouble, false);
+                world.nodes[0].vtep.handle_trouble(now, uplink, remote, trouble, false);
                 world.drain(0);
             }
             flows.run(&mut world, ms(1), ms(1));

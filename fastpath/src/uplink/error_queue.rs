@@ -6,6 +6,8 @@ use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr;
 
+use encap::wire::buf::UplinkId;
+
 use super::address::RawAddress;
 use super::{UplinkError, UplinkErrorKind};
 
@@ -19,13 +21,16 @@ struct Extended {
     info: u32,
 }
 
-/// Takes one error from the queue; None when it is empty.
+/// Takes one error from the queue of a socket of `uplink`; None when it is empty.
 ///
 /// An entry whose destination or cause cannot be read is returned as `Some(None)`.
 ///
 /// # Errors
 /// The socket is broken.
-pub(super) fn take(socket: BorrowedFd<'_>) -> io::Result<Option<Option<UplinkError>>> {
+pub(super) fn take(
+    socket: BorrowedFd<'_>,
+    uplink: UplinkId,
+) -> io::Result<Option<Option<UplinkError>>> {
     let mut remote = RawAddress::EMPTY;
     let mut control = [0_u64; CONTROL_WORDS];
     // SAFETY: `msghdr` is made of integers and pointers, for which all zeros is a value.
@@ -48,15 +53,15 @@ pub(super) fn take(socket: BorrowedFd<'_>) -> io::Result<Option<Option<UplinkErr
     }
     // SAFETY: `message` was just filled by the kernel and still points to `control`.
     let extended = unsafe { extended_error(&message) };
-    let error =
-        extended.zip(remote.get(message.msg_namelen)).map(|(e, remote)| attribute(e, remote));
-    Ok(Some(error))
+    let error = extended.zip(remote.get(message.msg_namelen));
+    Ok(Some(error.map(|(extended, remote)| attribute(extended, uplink, remote))))
 }
 
-fn attribute(extended: Extended, remote: SocketAddr) -> UplinkError {
+fn attribute(extended: Extended, uplink: UplinkId, remote: SocketAddr) -> UplinkError {
     let Extended { errno, origin, info } = extended;
     let ip_mtu = (errno == libc::EMSGSIZE && info != 0).then_some(info);
     UplinkError {
+        uplink,
         remote,
         kind: UplinkErrorKind::from_errno(errno),
         errno,

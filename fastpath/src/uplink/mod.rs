@@ -15,6 +15,8 @@ mod message;
 
 use std::net::SocketAddr;
 
+use encap::wire::buf::UplinkId;
+
 pub(crate) use batch::RX_BATCH;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -137,6 +139,8 @@ impl UplinkErrorKind {
 /// Only a hint when it came from the network: anybody on the path can forge one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct UplinkError {
+    /// By which local attachment it was sent.
+    pub uplink: UplinkId,
     /// Where the datagram was sent.
     pub remote: SocketAddr,
     /// What happened to it.

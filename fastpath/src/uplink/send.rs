@@ -160,6 +160,7 @@ impl UdpUplink {
         let all = kind == UplinkErrorKind::Unreachable && !forged;
         let (lost, datagrams) = as_lost(first, rest, all);
         let told = UplinkError {
+            uplink: self.id,
             remote: first.remote,
             kind,
             errno,

@@ -267,9 +267,9 @@ impl UdpUplink {
         let mut drained = Drained::default();
         self.errors_remain = true;
         for _ in 0..MAX_DRAINED_ERRORS {
-            let taken = match error_queue::take(self.socket.as_fd()) {
-                Ok(None) => self.sender.as_ref().map_or(Ok(None), |s| error_queue::take(s.as_fd())),
-                taken => taken,
+            let taken = match (error_queue::take(self.socket.as_fd(), self.id), &self.sender) {
+                (Ok(None), Some(sender)) => error_queue::take(sender.as_fd(), self.id),
+                (taken, _) => taken,
             };
             let Ok(Some(entry)) = taken else {
                 self.errors_remain = false;

@@ -241,7 +241,7 @@ impl Daemon {
     /// A next hop answers, or does not: so it is with all that are reached by it.
     fn tell_neighbor(&mut self, now: Instant, uplink: UplinkId, hop: IpAddr, found: bool) {
         for remote in self.behind(uplink, hop) {
-            self.vtep.handle_neighbour(now, remote, found);
+            self.vtep.handle_neighbour(now, uplink, remote, found);
         }
         if !found {
             warn!("uplink {}: {hop} does not answer for its MAC address", uplink.0);

@@ -108,7 +108,9 @@ impl Daemon {
                     }
                 }
                 LinkNews::Neighbour { address, failed } => {
-                    self.vtep.handle_neighbour(now, address, !failed);
+                    for uplink in self.uplinks.of_kernel() {
+                        self.vtep.handle_neighbour(now, uplink, address, !failed);
+                    }
                 }
             }
             self.drain();
@@ -131,7 +133,8 @@ impl Daemon {
             UplinkErrorKind::Unreachable | UplinkErrorKind::Refused => PathTrouble::Unreachable,
             UplinkErrorKind::Other => return,
         };
-        self.vtep.handle_trouble(now, error.remote.ip(), trouble, error.local);
+        let remote = error.remote.ip();
+        self.vtep.handle_trouble(now, error.uplink, remote, trouble, error.local);
     }
 
     /// Writes loop probes into taps that are part of a bridge: behind others there is no loop.

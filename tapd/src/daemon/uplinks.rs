@@ -154,6 +154,12 @@ impl Uplinks {
         self.get(id).is_some_and(|uplink| uplink.dpdk().is_some())
     }
 
+    /// The attachments by sockets of the kernel, whose news of neighbours are about all of them.
+    pub(super) fn of_kernel(&self) -> Vec<UplinkId> {
+        let list = (0..).map(UplinkId).zip(&self.list);
+        list.filter(|(_, uplink)| uplink.sockets().is_some()).map(|(id, _)| id).collect()
+    }
+
     /// What happened to the DPDK ports.
     pub(super) fn poll_dpdk(&mut self) -> Vec<(UplinkId, DpdkEvent)> {
         let mut events = Vec::new();
