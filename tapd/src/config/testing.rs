@@ -11,8 +11,9 @@ use super::hardware::RawDpdk;
 use super::links::NodeAddress;
 use super::reader::RawDetector;
 use super::{
-    Cipher, ClusterConfig, ClusterKey, Config, DaemonConfig, Dscp, MacPolicy, NetworkConfig,
-    NodeConfig, NodeLink, OffloadConfig, Policy, Profile, Protect, TapMtu, dpdk,
+    Cipher, ClusterConfig, ClusterKey, Config, DaemonConfig, DpdkPort, Dscp, MacPolicy,
+    NetworkConfig, NodeConfig, NodeLink, OffloadConfig, Policy, Port, Profile, Protect, TapMtu,
+    dpdk,
 };
 
 /// A node id.
@@ -37,6 +38,22 @@ pub(crate) fn node(number: u16) -> NodeConfig {
 pub(crate) fn node_with(number: u16, links: Vec<NodeLink>) -> NodeConfig {
     let name = format!("node{number}");
     NodeConfig { id: id(number), name, links, policy: None, protect: None }
+}
+
+/// A link's port with the defaults, in a network of 24 bits.
+pub(crate) fn port(text: &str) -> DpdkPort {
+    DpdkPort {
+        port: Port::parse(text).unwrap(),
+        prefix: 24,
+        gateway: None,
+        routes: Vec::new(),
+        neighbors: Vec::new(),
+        vlan: None,
+        mac: None,
+        mtu: 1500,
+        exception_tap: None,
+        udp_checksum: true,
+    }
 }
 
 /// A network with the defaults.

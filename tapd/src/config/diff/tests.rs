@@ -1,5 +1,4 @@
 use super::*;
-use crate::config::dpdk::Port;
 use crate::config::links::{Family, NodeAddress};
 use crate::config::testing::{self, id, key, network, node, vni};
 use crate::config::vhost::Mode;
@@ -90,21 +89,6 @@ fn vm_port(socket: &str) -> VhostUser {
     VhostUser { socket: socket.into(), mode: Mode::Server, queues: None }
 }
 
-fn port(text: &str) -> DpdkPort {
-    DpdkPort {
-        port: Port::parse(text).unwrap(),
-        prefix: 24,
-        gateway: None,
-        routes: Vec::new(),
-        neighbors: Vec::new(),
-        vlan: None,
-        mac: None,
-        mtu: 1500,
-        exception_tap: None,
-        udp_checksum: true,
-    }
-}
-
 #[test]
 fn vm_ports_come_and_go_while_running() {
     let added = live(|new| new.networks[0].vhost_user.push(vm_port("/run/vm1")));
@@ -119,9 +103,9 @@ fn vm_ports_come_and_go_while_running() {
 
 #[test]
 fn ports_of_this_node_need_a_restart_and_those_of_others_say_nothing() {
-    assert!(live(|new| new.nodes[1].links[0].dpdk = Some(port("net_null"))).is_empty());
+    assert!(live(|new| new.nodes[1].links[0].dpdk = Some(testing::port("net_null"))).is_empty());
     let (old, mut new) = (config(), config());
-    new.nodes[0].links[0].dpdk = Some(port("net_null"));
+    new.nodes[0].links[0].dpdk = Some(testing::port("net_null"));
     set_address(&mut new.nodes[1], 9);
     new.dpdk.memory_mb = 64;
     new.networks[0].tap = None;
@@ -139,7 +123,7 @@ fn ports_of_this_node_need_a_restart_and_those_of_others_say_nothing() {
     assert_eq!((&kept.nodes[0], &kept.dpdk), (&old.nodes[0], &old.dpdk));
     assert_eq!(kept.nodes[1], new.nodes[1]);
     let mut other = new.clone();
-    other.nodes[0].links[0].dpdk = Some(DpdkPort { vlan: Some(5), ..port("net_null") });
+    other.nodes[0].links[0].dpdk = Some(DpdkPort { vlan: Some(5), ..testing::port("net_null") });
     assert_eq!(new.diff(&other).restart, ["link 0: other options of port net_null"]);
 }
 

@@ -69,18 +69,9 @@ fn examples_are_good() {
 
 #[test]
 fn defaults_and_every_key_of_a_port() {
-    let expected = DpdkPort {
-        port: Port::Virtual { name: "net_null".into(), arguments: String::new() },
-        prefix: 24,
-        gateway: None,
-        routes: Vec::new(),
-        neighbors: Vec::new(),
-        vlan: None,
-        mac: None,
-        mtu: 1500,
-        exception_tap: None,
-        udp_checksum: true,
-    };
+    let expected = testing::port("net_null");
+    let port = Port::Virtual { name: "net_null".into(), arguments: String::new() };
+    assert_eq!(expected.port, port);
     assert_eq!(port_of(&with("")), expected);
     let changed = port_of(&with(
         "vlan = 4094, mac = '02:00:00:00:00:01', mtu = 1280, exception_tap = 'except0', \
