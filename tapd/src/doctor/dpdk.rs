@@ -16,7 +16,7 @@ use fastpath::interface::{self, Interface};
 use fastpath::probe;
 
 use super::Report;
-use super::pci::{self, Machine};
+use super::pci::{self, HugepageSize, Machine};
 use super::uplink::Uplink;
 use crate::config::{
     Config, DpdkConfig, DpdkPort, Hugepages, NetworkConfig, NodeLink, Port, VhostMode, VhostUser,
@@ -70,7 +70,9 @@ pub(super) fn check(config: Option<&Config>, running: bool, report: &mut Report)
     for (link, port) in ports(config) {
         let name = &link.name;
         match &port.port {
-            Port::Pci { address, .. } => pci::check(&machine, name, address, config, report),
+            Port::Pci { address, .. } => {
+                pci::check(&machine, name, address, config, running, report);
+            }
             Port::Virtual { name: device, .. } => {
                 check_virtual(name, link, device, port, config.daemon.workers, report);
             }
@@ -94,7 +96,7 @@ fn check_memory(
 ) {
     let check = "hugepages";
     let (sizes, wanted) = (machine.hugepages(), u64::from(config.memory_mb));
-    let free: u64 = sizes.iter().map(|size| size.kb * size.free / 1024).sum();
+    let free: u64 = sizes.iter().map(HugepageSize::free_mb).sum();
     let list: Vec<_> = sizes
         .iter()
         .map(|size| format!("{} of {} of {} kB free", size.free, size.total, size.kb))
@@ -319,8 +321,8 @@ fn writable(directory: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::testing;
     use crate::doctor::Status;
-    use crate::doctor::pci::HugepageSize;
 
     fn lines(fill: impl FnOnce(&mut Report)) -> Vec<(Status, String)> {
         let mut report = Report::default();
@@ -332,18 +334,7 @@ mod tests {
     }
 
     fn port(text: &str, mtu: u16) -> DpdkPort {
-        DpdkPort {
-            port: Port::parse(text).unwrap(),
-            prefix: 24,
-            gateway: None,
-            routes: Vec::new(),
-            neighbors: Vec::new(),
-            vlan: None,
-            mac: None,
-            mtu,
-            exception_tap: None,
-            udp_checksum: true,
-        }
+        DpdkPort { mtu, ..testing::port(text) }
     }
 
     #[test]

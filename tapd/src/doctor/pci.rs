@@ -1,16 +1,19 @@
 //! Cards that DPDK drives: their drivers, the IOMMU, where they are in the machine.
 
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use caps::{CapSet, Capability};
 use fastpath::affinity;
 
 use super::Report;
-use crate::config::Config;
+use crate::config::{Config, DpdkConfig, Hugepages};
 
+/// The driver that shows a card tapd's memory by an IOMMU, or all memory where there is none.
+const VFIO: &str = "vfio-pci";
 /// Drivers of the kernel that hand a card over to a process.
-const USER_DRIVERS: [&str; 3] = ["vfio-pci", "uio_pci_generic", "igb_uio"];
+const USER_DRIVERS: [&str; 3] = [VFIO, "uio_pci_generic", "igb_uio"];
 /// Drivers of the kernel that share a card with a process.
 const SHARED_DRIVERS: [&str; 3] = ["mlx5_core", "mlx4_core", "mana"];
 
@@ -30,6 +33,13 @@ pub(super) struct HugepageSize {
     pub(super) kb: u64,
     pub(super) total: u64,
     pub(super) free: u64,
+}
+
+impl HugepageSize {
+    /// What is free, in MiB.
+    pub(super) fn free_mb(&self) -> u64 {
+        self.kb * self.free / 1024
+    }
 }
 
 impl Machine {
@@ -70,6 +80,12 @@ impl Machine {
         let folder = fs::read_dir(self.device(address).join("net"));
         let names = folder.into_iter().flatten().filter_map(Result::ok);
         names.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+    }
+
+    /// Name of the device by which a uio driver hands out a card.
+    fn uio(&self, address: &str) -> Option<String> {
+        let mut folder = fs::read_dir(self.device(address).join("uio")).ok()?;
+        Some(folder.next()?.ok()?.file_name().to_string_lossy().into_owned())
     }
 
     fn has_iommu(&self) -> bool {
@@ -113,6 +129,7 @@ pub(super) fn check(
     name: &str,
     address: &str,
     config: &Config,
+    running: bool,
     report: &mut Report,
 ) {
     let check = format!("port {name}");
@@ -128,7 +145,14 @@ pub(super) fn check(
         Some(driver) if USER_DRIVERS.contains(&driver.as_str()) => {
             report.ok(&check, format_args!("{address}, held by {driver}"));
             check_iommu(machine, name, &driver, report);
-            check_rights(machine, name, config.dpdk.memory_mb.into(), report);
+            if driver != VFIO || !machine.has_iommu() {
+                check_pages(machine, name, &config.dpdk, running, report);
+            }
+            if driver == VFIO {
+                check_vfio_rights(machine, name, config.dpdk.memory_mb.into(), report);
+            } else {
+                check_uio_rights(machine, name, address, &driver, report);
+            }
         }
         Some(driver) => {
             let on = machine.interfaces(address).join(", ");
@@ -143,7 +167,7 @@ pub(super) fn check(
 
 fn check_iommu(machine: &Machine, name: &str, driver: &str, report: &mut Report) {
     let check = format!("iommu {name}");
-    if driver != "vfio-pci" {
+    if driver != VFIO {
         let advice = "boot with intel_iommu=on or amd_iommu=on, and bind the card to vfio-pci";
         return report.warn(&check, format_args!("{driver}: the card reaches all memory"), advice);
     }
@@ -166,11 +190,70 @@ fn check_iommu(machine: &Machine, name: &str, driver: &str, report: &mut Report)
     }
 }
 
+/// A card that no IOMMU stands in front of is told physical addresses, which DPDK has only for
+/// hugepages.
+fn check_pages(
+    machine: &Machine,
+    name: &str,
+    config: &DpdkConfig,
+    running: bool,
+    report: &mut Report,
+) {
+    let check = format!("memory {name}");
+    let wanted = u64::from(config.memory_mb);
+    let free: u64 = machine.hugepages().iter().map(HugepageSize::free_mb).sum();
+    match config.hugepages {
+        Hugepages::Never => report.fail(
+            &check,
+            "the card wants physical addresses, and with hugepages = false there are none",
+            "set hugepages = \"auto\" in [dpdk], or bind the card to vfio-pci behind an IOMMU",
+        ),
+        // A daemon that runs has those that are not free.
+        _ if free >= wanted || running => report.ok(&check, "in hugepages, as the card wants it"),
+        Hugepages::Auto | Hugepages::Always => report.fail(
+            &check,
+            format_args!("the card wants hugepages: {free} MiB are free, {wanted} are wanted"),
+            "do as \"hugepages\" above says",
+        ),
+    }
+}
+
+/// The device that a uio driver made for the card.
+fn check_uio_rights(
+    machine: &Machine,
+    name: &str,
+    address: &str,
+    driver: &str,
+    report: &mut Report,
+) {
+    let check = format!("rights {name}");
+    let Some(number) = machine.uio(address) else {
+        return report.fail(
+            &check,
+            format_args!("{driver} made no uio device for {address}"),
+            format_args!("run: dpdk-devbind.py --bind={driver} {address}"),
+        );
+    };
+    let device = machine.dev.join(number);
+    match open_both_ways(&device) {
+        Ok(()) => report.ok(&check, format_args!("{} opens", device.display())),
+        Err(error) => report.fail(
+            &check,
+            format_args!("{}: {error}", device.display()),
+            "start tapd as root, and in a container add the device (--device)",
+        ),
+    }
+}
+
+fn open_both_ways(device: &Path) -> io::Result<()> {
+    fs::OpenOptions::new().read(true).write(true).open(device).map(drop)
+}
+
 /// vfio's device, and how much memory may be shown to cards.
-fn check_rights(machine: &Machine, name: &str, wanted_mb: u64, report: &mut Report) {
+fn check_vfio_rights(machine: &Machine, name: &str, wanted_mb: u64, report: &mut Report) {
     let check = format!("rights {name}");
     let container = machine.dev.join("vfio/vfio");
-    if let Err(error) = fs::OpenOptions::new().read(true).write(true).open(&container) {
+    if let Err(error) = open_both_ways(&container) {
         return report.fail(
             &check,
             format_args!("{}: {error}", container.display()),
@@ -256,8 +339,19 @@ mod tests {
     const CARD: &str = "0000:3b:00.0";
 
     fn examine(machine: &Machine) -> Vec<(String, Status, String)> {
+        examine_with(machine, Hugepages::Auto, false)
+    }
+
+    fn examine_with(
+        machine: &Machine,
+        hugepages: Hugepages,
+        running: bool,
+    ) -> Vec<(String, Status, String)> {
         let mut report = Report::default();
-        check(machine, "fast", CARD, &testing::config(vec![testing::node(1)]), &mut report);
+        let mut config = testing::config(vec![testing::node(1)]);
+        config.dpdk.hugepages = hugepages;
+        config.dpdk.memory_mb = 256;
+        check(machine, "fast", CARD, &config, running, &mut report);
         let line = |f: super::super::Finding| {
             (f.check, f.status, format!("{}; {}", f.found, f.advice.unwrap_or_default()))
         };
@@ -282,6 +376,7 @@ mod tests {
         let expected = [
             ("port fast", Status::Ok),
             ("iommu fast", Status::Fail),
+            ("memory fast", Status::Fail),
             ("rights fast", Status::Fail),
         ];
         assert_eq!(status, expected, "{lines:?}");
@@ -291,7 +386,47 @@ mod tests {
         let lines = examine(&machine);
         assert_eq!(lines[1].1, Status::Warn, "{lines:?}");
         fs::create_dir_all(machine.sys.join("kernel/iommu_groups/0")).unwrap();
-        assert_eq!(examine(&machine)[1].1, Status::Ok);
+        let lines = examine_with(&machine, Hugepages::Never, false);
+        assert_eq!(lines[1].1, Status::Ok);
+        assert!(!lines.iter().any(|line| line.0 == "memory fast"), "ordinary pages do: {lines:?}");
+    }
+
+    #[test]
+    fn cards_behind_uio_need_hugepages_and_their_own_device() {
+        let (machine, _dir) = Machine::fake();
+        machine.add_card(CARD, "uio_pci_generic");
+        // It is none of theirs.
+        Machine::write(&machine.dev.join("vfio/vfio"), "");
+        let line = |hugepages, running, check: &str| {
+            let lines = examine_with(&machine, hugepages, running);
+            lines.into_iter().find(|line| line.0 == check).unwrap()
+        };
+        let rights = || line(Hugepages::Auto, false, "rights fast");
+        assert!(
+            rights().1 == Status::Fail && rights().2.contains("no uio device"),
+            "{rights:?}",
+            rights = rights()
+        );
+        fs::create_dir_all(machine.device(CARD).join("uio/uio7")).unwrap();
+        assert!(
+            rights().1 == Status::Fail && rights().2.contains("uio7: "),
+            "{rights:?}",
+            rights = rights()
+        );
+        Machine::write(&machine.dev.join("uio7"), "");
+        assert!(
+            rights().1 == Status::Ok && rights().2.contains("uio7 opens"),
+            "{rights:?}",
+            rights = rights()
+        );
+
+        let memory = |hugepages, running| line(hugepages, running, "memory fast").1;
+        assert_eq!(memory(Hugepages::Auto, false), Status::Fail, "ordinary pages do not do");
+        assert_eq!(memory(Hugepages::Always, true), Status::Ok, "the daemon has them");
+        machine.add_hugepages(HugepageSize { kb: 2048, total: 128, free: 128 });
+        assert_eq!(memory(Hugepages::Auto, false), Status::Ok);
+        let (_, status, text) = line(Hugepages::Never, true, "memory fast");
+        assert!(status == Status::Fail && text.contains("hugepages = \"auto\""), "{text}");
     }
 
     #[test]
