@@ -2,12 +2,16 @@
 
 use std::ffi::{CString, c_void};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+use log::Level;
 
 use super::{DpdkError, Eal, check};
 
 /// Buffers that a thread keeps for itself.
 const CACHE: u32 = 256;
+/// Drivers that close a port without giving back the buffers that wait in the kernel's rings.
+const KEEPERS: [&str; 1] = ["net_af_xdp"];
 /// Pools need names of their own.
 static NUMBER: AtomicU32 = AtomicU32::new(0);
 
@@ -21,6 +25,8 @@ struct Inner {
     raw: *mut c_void,
     count: u32,
     room: u16,
+    /// A port of one of [`KEEPERS`] had buffers of it.
+    kept: AtomicBool,
 }
 
 // SAFETY: DPDK's pools are made to be used by all threads at once; the pointer is only passed on.
@@ -47,7 +53,13 @@ impl Pool {
             true => DpdkError::NeedsHugepages,
             false => DpdkError::NoMemory { count, room, source },
         })?;
-        Ok(Self(Arc::new(Inner { eal: eal.clone(), raw, count, room })))
+        Ok(Self(Arc::new(Inner {
+            eal: eal.clone(),
+            raw,
+            count,
+            room,
+            kept: AtomicBool::new(false),
+        })))
     }
 
     /// Number of buffers.
@@ -69,6 +81,13 @@ impl Pool {
         unsafe { (self.0.eal.api().pool_in_use)(self.0.raw) }
     }
 
+    /// A port of this driver takes buffers from now on.
+    pub(super) fn serve(&self, driver: &str) {
+        if KEEPERS.contains(&driver) {
+            self.0.kept.store(true, Ordering::Relaxed);
+        }
+    }
+
     pub(super) fn raw(&self) -> *mut c_void {
         self.0.raw
     }
@@ -80,10 +99,28 @@ impl Drop for Inner {
         // SAFETY: nobody has a handle any more, so the pool is used by none of our threads.
         let in_use = unsafe { (self.eal.api().pool_in_use)(self.raw) };
         if in_use > 0 {
-            log::warn!("{in_use} packet buffers are still in use; their memory stays");
+            let level = level_of_rest(self.kept.load(Ordering::Relaxed));
+            log::log!(level, "{in_use} packet buffers are still in use; their memory stays");
             return;
         }
         // SAFETY: as above, and all buffers are back.
         self.eal.control(|api| unsafe { (api.pool_free)(self.raw) });
+    }
+}
+
+/// How loud to tell of buffers that are in use when nobody has the pool any more: nothing is wrong
+/// where a driver keeps some.
+const fn level_of_rest(kept: bool) -> Level {
+    if kept { Level::Debug } else { Level::Warn }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_rest_that_no_driver_explains_is_worth_a_warning() {
+        assert_eq!(level_of_rest(KEEPERS.contains(&"net_af_xdp")), Level::Debug);
+        assert_eq!(level_of_rest(KEEPERS.contains(&"net_af_packet")), Level::Warn);
     }
 }

@@ -162,6 +162,7 @@ impl Port {
             },
         };
         let info = inner.info().map_err(failed("ask what it is"))?;
+        options.pool.serve(&info.driver);
         if info.max_queues < options.queues {
             let (device, has) = (options.device.clone(), info.max_queues);
             return Err(DpdkError::TooFewQueues { device, has, needs: options.queues });
