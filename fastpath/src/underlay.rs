@@ -25,7 +25,7 @@ use crate::counter::counters;
 pub(crate) use classify::link_layer;
 pub use classify::{Classified, RxChecksum, classify};
 pub use echo::echo_reply;
-pub use template::{Template, UdpChecksum};
+pub use template::{Template, UdpChecksum, Varying};
 
 /// Longest outer header in bytes: Ethernet, one tag, IPv6, UDP.
 pub const MAX_UNDERLAY_HEADER_LEN: usize =

@@ -23,6 +23,17 @@ pub enum UdpChecksum {
     Zero,
 }
 
+/// What differs from one datagram to the next, beside the payload.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Varying {
+    /// TOS byte or traffic class.
+    pub mark: u8,
+    /// That of the IPv4 header; over IPv6 there is none.
+    pub identification: u16,
+    /// Who takes the UDP checksum.
+    pub checksum: UdpChecksum,
+}
+
 /// A prebuilt Ethernet, IP and UDP header.
 ///
 /// TTL 64, never to be fragmented. 66 bytes at most.
@@ -105,34 +116,19 @@ impl Template {
 
     /// Writes a whole frame to the start of `out`: the header and a copy of `payload`. Gives the
     /// frame's length in bytes; none when `out` is too short or `payload` too long for UDP.
-    ///
-    /// `mark` is the TOS byte or traffic class. `identification` is that of the IPv4 header.
     #[inline]
-    pub fn write(
-        &self,
-        out: &mut [u8],
-        payload: &[u8],
-        mark: u8,
-        identification: u16,
-        checksum: UdpChecksum,
-    ) -> Option<usize> {
+    pub fn write(&self, out: &mut [u8], payload: &[u8], varying: Varying) -> Option<usize> {
         let (head, rest) = out.split_at_mut_checked(self.len)?;
         rest.get_mut(..payload.len())?.copy_from_slice(payload);
-        self.write_header(head, payload, mark, identification, checksum)?;
+        self.write_header(head, payload, varying)?;
         Some(self.len + payload.len())
     }
 
     /// Writes the header alone to the start of `out`, for a `payload` that lies behind it already.
     /// Otherwise as [`Self::write`]; gives the header's length in bytes.
     #[inline]
-    pub fn write_header(
-        &self,
-        out: &mut [u8],
-        payload: &[u8],
-        mark: u8,
-        identification: u16,
-        checksum: UdpChecksum,
-    ) -> Option<usize> {
+    pub fn write_header(&self, out: &mut [u8], payload: &[u8], varying: Varying) -> Option<usize> {
+        let Varying { mark, identification, checksum } = varying;
         let udp_len = u16::try_from(payload.len() + UDP_HEADER_LEN).ok()?;
         let out = out.get_mut(..self.len)?;
         out.copy_from_slice(self.header.get(..self.len)?);

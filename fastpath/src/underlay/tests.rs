@@ -33,12 +33,16 @@ fn end(ipv6: bool, vlan: Option<u16>, last: u8) -> LocalAddress {
     LocalAddress { mac: MacAddr([2, 0, 0, 0, 0, last]), ip, prefix, vlan }
 }
 
+fn varying(identification: u16, checksum: UdpChecksum) -> Varying {
+    Varying { mark: 0, identification, checksum }
+}
+
 /// What they send to us.
 fn incoming(ipv6: bool, vlan: Option<u16>, payload: &[u8]) -> Vec<u8> {
     let to = SocketAddr::new(local(ipv6, vlan).ip, OUR_PORT);
     let template = Template::new(&remote(ipv6, vlan), OUR_MAC, to, THEIR_PORT).unwrap();
     let mut out = vec![0; 3000];
-    let len = template.write(&mut out, payload, 0, 7, UdpChecksum::Software).unwrap();
+    let len = template.write(&mut out, payload, varying(7, UdpChecksum::Software)).unwrap();
     out.truncate(len);
     out
 }
@@ -130,7 +134,7 @@ proptest! {
             payload: template.len()..template.len() + payload.len(),
         };
         for checksum in [UdpChecksum::Software, UdpChecksum::Zero, UdpChecksum::Hardware] {
-            let len = template.write(&mut frame, &payload, mark, identification, checksum);
+            let len = template.write(&mut frame, &payload, Varying { mark, identification, checksum });
             prop_assert_eq!(len, Some(expected.len()));
             let written = &mut frame[..expected.len()];
             if checksum == UdpChecksum::Hardware {
@@ -199,11 +203,17 @@ fn header_lengths_and_what_does_not_fit() {
         assert!(template.len() <= MAX_UNDERLAY_HEADER_LEN);
         let mut out = vec![0; 70_000];
         let software = UdpChecksum::Software;
-        assert_eq!(template.write(&mut out[..len + 9], &[0; 10], 0, 0, software), None);
-        assert_eq!(template.write_header(&mut out[..len - 1], &[0; 10], 0, 0, software), None);
+        assert_eq!(template.write(&mut out[..len + 9], &[0; 10], varying(0, software)), None);
+        assert_eq!(
+            template.write_header(&mut out[..len - 1], &[0; 10], varying(0, software)),
+            None
+        );
         let most = if ipv6 { 65_527 } else { 65_507 };
-        assert_eq!(template.write(&mut out, &vec![1; most], 0, 0, software), Some(len + most));
-        assert_eq!(template.write(&mut out, &vec![1; most + 1], 0, 0, software), None);
+        assert_eq!(
+            template.write(&mut out, &vec![1; most], varying(0, software)),
+            Some(len + most)
+        );
+        assert_eq!(template.write(&mut out, &vec![1; most + 1], varying(0, software)), None);
         assert!(Template::new(&local(ipv6, vlan), THEIR_MAC, to(!ipv6), 2).is_none());
     }
 }
@@ -520,7 +530,7 @@ fn sums_left_to_a_card_pass_only_where_the_sender_may_be_on_this_machine() {
         let to = SocketAddr::new(us.ip, OUR_PORT);
         let template = Template::new(&them, us.mac, to, 4000).unwrap();
         let mut frame = vec![0; template.len() + 7];
-        template.write(&mut frame, b"payload", 0, 1, UdpChecksum::Hardware).unwrap();
+        template.write(&mut frame, b"payload", varying(1, UdpChecksum::Hardware)).unwrap();
         let read = |frame: &[u8], sum| classify(frame, &us, &(OUR_PORT..=OUR_PORT), sum);
         let bad = Classified::Drop(UnderlayDrop::BadUdpChecksum);
         assert_eq!(read(&frame, RxChecksum::Unknown), bad);
@@ -530,7 +540,7 @@ fn sums_left_to_a_card_pass_only_where_the_sender_may_be_on_this_machine() {
         let at = template.len() - 1;
         frame[at] ^= 1;
         assert_eq!(read(&frame, RxChecksum::MaybePartial), bad);
-        template.write(&mut frame, b"payload", 0, 1, UdpChecksum::Software).unwrap();
+        template.write(&mut frame, b"payload", varying(1, UdpChecksum::Software)).unwrap();
         let taken = read(&frame, RxChecksum::MaybePartial);
         assert!(matches!(taken, Classified::Datagram { .. }), "{taken:?}");
     }

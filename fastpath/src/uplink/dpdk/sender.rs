@@ -13,7 +13,7 @@ use super::{DpdkCounters, PORT_COUNT, Shared, lock};
 use crate::dpdk::{TxOffload, TxQueue};
 use crate::neighbor::{Pending, Resolution};
 use crate::port::{MAX_BURST, TxReport};
-use crate::underlay::{MAX_UNDERLAY_HEADER_LEN, Template, UdpChecksum};
+use crate::underlay::{MAX_UNDERLAY_HEADER_LEN, Template, UdpChecksum, Varying};
 
 /// Times that a port without room is asked again at once.
 const RETRIES: u32 = 32;
@@ -244,7 +244,8 @@ impl Sender {
                 }
                 checksum => queue.push(len.max(MIN_FRAME_LEN)).and_then(|room| {
                     room.get_mut(len..)?.fill(0);
-                    template.write(room, payload, run.mark, self.identification, checksum)
+                    let (mark, identification) = (run.mark, self.identification);
+                    template.write(room, payload, Varying { mark, identification, checksum })
                 }),
             };
             if written.is_none() {
@@ -267,9 +268,9 @@ impl Sender {
         ip_len: usize,
     ) -> Option<usize> {
         let mut header = [0; MAX_UNDERLAY_HEADER_LEN];
-        let hardware = UdpChecksum::Hardware;
-        let len =
-            template.write_header(&mut header, payload, mark, self.identification, hardware)?;
+        let (identification, checksum) = (self.identification, UdpChecksum::Hardware);
+        let varying = Varying { mark, identification, checksum };
+        let len = template.write_header(&mut header, payload, varying)?;
         let version =
             if self.shared.local.ip.is_ipv4() { dpdk_sys::TX_IPV4 } else { dpdk_sys::TX_IPV6 };
         let offload = TxOffload {
