@@ -3,8 +3,12 @@
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use fastpath::dpdk::{Eal, EalOptions, Hugepages, Pool, Port, PortOptions, RxQueue, TxQueue};
+
+/// How long anything may take on a loaded machine.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Says which test a process is for.
 const CASE: &str = "TAPD_DPDK_CASE";
@@ -48,6 +52,18 @@ fn shim() -> Option<PathBuf> {
     let exe = std::env::current_exe().unwrap();
     let built = exe.ancestors().nth(2).unwrap().join(dpdk_sys::SHIM);
     named.into_iter().chain([built]).find(|path| path.exists())
+}
+
+/// Asks again and again until there is what is waited for.
+pub(crate) fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(start.elapsed() < PATIENCE, "{what} did not come");
+        std::thread::yield_now();
+    }
 }
 
 /// Small, without hugepages.

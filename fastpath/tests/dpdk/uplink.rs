@@ -2,20 +2,17 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
 
 use encap::wire::buf::{BufPool, Transmits, UplinkId};
 use encap::wire::ethernet::MacAddr;
 use etherparse::PacketBuilder;
-use fastpath::dpdk::{Eal, Pool, RxQueue, TxQueue};
+use fastpath::dpdk::{Eal, Pool, Port, RxQueue, TxQueue};
 use fastpath::neighbor::{NeighborEvent, NeighborState};
 use fastpath::port::{DatagramPort, TxReport};
 use fastpath::uplink::dpdk::{DpdkEvent, DpdkPort, DpdkUplink, DpdkUplinkError, DpdkUplinkOptions};
 
-use crate::support::{open, with_dpdk};
+use crate::support::{open, wait_for, with_dpdk};
 
-/// How long anything may take on a loaded machine.
-const PATIENCE: Duration = Duration::from_secs(10);
 const PORT: u16 = 26026;
 const MAC: [MacAddr; 2] = [MacAddr([2, 0, 0, 0, 0, 0xa]), MacAddr([2, 0, 0, 0, 0, 0xb])];
 
@@ -109,17 +106,6 @@ fn pair(eal: &Eal, change: impl Fn(&mut DpdkUplinkOptions), v6: bool) -> [End; 2
     });
     wait_for("the cable", || ends.iter().all(|end| end.port.link_is_up()).then_some(()));
     ends
-}
-
-fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let start = Instant::now();
-    loop {
-        if let Some(found) = look() {
-            return found;
-        }
-        assert!(start.elapsed() < PATIENCE, "{what} did not come");
-        std::thread::yield_now();
-    }
 }
 
 /// Polls both ends until `to` has received `count` datagrams.
@@ -219,18 +205,22 @@ fn send_bare(tx: &mut TxQueue, frame: &[u8]) {
     assert_eq!(tx.flush(1000), 1);
 }
 
+/// One end of a cable, and at the other a bare port, over IPv4.
+fn end_and_bare_port(eal: &Eal) -> (End, Port, RxQueue, TxQueue) {
+    let devices = cable();
+    let end = End::new(eal, &uplink_options(&devices[0], 0, false));
+    let pool = Pool::new(eal, 2000, 2048).unwrap();
+    let (port, mut rx, tx) = open(eal, &pool, &devices[1]);
+    wait_for("the cable", || (port.link_is_up().unwrap() && end.port.link_is_up()).then_some(()));
+    // The other end can send only into what this one has made ready.
+    bare(&mut rx);
+    (end, port, rx, tx)
+}
+
 #[test]
 fn hostile_frames_are_counted_and_dropped() {
     with_dpdk(|eal| {
-        let devices = cable();
-        let mut end = End::new(&eal, &uplink_options(&devices[0], 0, false));
-        let pool = Pool::new(&eal, 2000, 2048).unwrap();
-        let (port, mut rx, mut tx) = open(&eal, &pool, &devices[1]);
-        wait_for("the cable", || {
-            (port.link_is_up().unwrap() && end.port.link_is_up()).then_some(())
-        });
-        // The other end can send only into what this one has made ready.
-        bare(&mut rx);
+        let (mut end, _port, mut rx, mut tx) = end_and_bare_port(&eal);
         let good = |payload: &[u8]| {
             let mut frame = Vec::new();
             PacketBuilder::ethernet2(MAC[1].0, MAC[0].0)
@@ -297,15 +287,7 @@ fn hostile_frames_are_counted_and_dropped() {
 #[test]
 fn echo_requests_are_answered_with_measure() {
     with_dpdk(|eal| {
-        let devices = cable();
-        let mut end = End::new(&eal, &uplink_options(&devices[0], 0, false));
-        let pool = Pool::new(&eal, 2000, 2048).unwrap();
-        let (port, mut rx, mut tx) = open(&eal, &pool, &devices[1]);
-        wait_for("the cable", || {
-            (port.link_is_up().unwrap() && end.port.link_is_up()).then_some(())
-        });
-        // The other end can send only into what this one has made ready.
-        bare(&mut rx);
+        let (mut end, _port, mut rx, mut tx) = end_and_bare_port(&eal);
         let mut request = Vec::new();
         PacketBuilder::ethernet2(MAC[1].0, MAC[0].0)
             .ipv4([198, 18, 0, 2], [198, 18, 0, 1], 64)

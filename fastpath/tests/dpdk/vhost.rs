@@ -2,7 +2,6 @@
 
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
 
 use encap::wire::buf::{
     Checksum, FrameBurst, Offload, OutFrame, PacketBuf, Pieces, SegmentKind, Span,
@@ -14,21 +13,7 @@ use fastpath::port::FramePort;
 use fastpath::tap::OffloadSwitches;
 use fastpath::vhost::{VhostError, VhostEvent, VhostOptions, VhostPort, VhostQueue};
 
-use crate::support::{alone, options, with_dpdk};
-
-/// How long anything may take on a loaded machine.
-const PATIENCE: Duration = Duration::from_secs(10);
-
-fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let start = Instant::now();
-    loop {
-        if let Some(found) = look() {
-            return found;
-        }
-        assert!(start.elapsed() < PATIENCE, "{what} did not come");
-        std::thread::yield_now();
-    }
-}
+use crate::support::{alone, options, wait_for, with_dpdk};
 
 fn socket(name: &str) -> PathBuf {
     let path = std::env::temp_dir().join(format!("tapd-test-{}-{name}.sock", std::process::id()));
