@@ -313,7 +313,7 @@ impl Neighbors {
         let entry = self.entries.get(&next_hop);
         match entry.map(|entry| (entry.mac(), entry.state())) {
             // It has answered since.
-            Some((Some(mac), _)) if self.released.len() < self.limits.held => {
+            Some((Some(mac), _)) if self.released.len() + self.held.len() < self.limits.held => {
                 self.released.push_back((mac, pending));
                 None
             }

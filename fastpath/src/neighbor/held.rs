@@ -30,6 +30,11 @@ impl Held {
         self.by_hop.contains_key(&hop)
     }
 
+    /// How many wait.
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
     /// Takes a datagram in; gives the one that has to give way: the oldest of those to the same
     /// neighbour when they are `per_hop`, or else the oldest of all when they are `all`.
     pub(super) fn push(
