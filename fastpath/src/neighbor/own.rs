@@ -57,6 +57,8 @@ pub(super) struct Own {
     announcements: Series,
     /// When the next membership report is due; none over IPv4, where requests are broadcast.
     report_at: Option<Instant>,
+    /// When the last one was sent.
+    reported_at: Option<Instant>,
     /// When the last announcement was sent.
     announced_at: Option<Instant>,
     /// When the last conflict was told of.
@@ -75,6 +77,7 @@ impl Own {
             probes: Series { left: PROBES, timer: Some(now + wait) },
             announcements: Series::default(),
             report_at: local.ip.is_ipv6().then_some(now + wait),
+            reported_at: None,
             announced_at: None,
             told_at: None,
             taken: false,
@@ -90,9 +93,9 @@ impl Own {
     /// in any case (RFC 5227 section 2.1.1). However often this is called, no more than one frame
     /// leaves per second.
     pub(super) fn announce(&mut self, now: Instant) {
-        // Another switch may be behind the port now. The last report was one period before the next.
-        let again = |at: Instant| at.min((at - REPORT_TIME + ANNOUNCE_TIME).max(now));
-        self.report_at = self.report_at.map(again);
+        // Another switch may be behind the port now.
+        let soonest = self.reported_at.map_or(now, |at| now.max(at + ANNOUNCE_TIME));
+        self.report_at = self.report_at.map(|at| at.min(soonest));
         if self.is_probing() || self.taken {
             return;
         }
@@ -104,7 +107,7 @@ impl Own {
     pub(super) fn poll(&mut self, now: Instant) -> Option<OwnFrame> {
         // Before the first probe, whose answer comes by the group (RFC 4862 section 5.4.2).
         if self.report_at.is_some_and(|at| at <= now) {
-            self.report_at = Some(now + REPORT_TIME);
+            (self.reported_at, self.report_at) = (Some(now), Some(now + REPORT_TIME));
             return Some(OwnFrame::Membership);
         }
         if self.probes.take(now, PROBE_TIME) {
