@@ -113,6 +113,7 @@ impl Node {
                 // As vxlan does it over IPv4 (RFC 7348 section 5).
                 udp_checksum: false,
                 workers: 1,
+                interrupts: false,
             },
         )
         .unwrap();
@@ -124,6 +125,7 @@ impl Node {
                 queues: 1,
                 workers: 1,
                 offload: OffloadSwitches::ALL,
+                interrupts: false,
                 pool: Pool::new(eal, 4000, 2048).unwrap(),
             },
         )

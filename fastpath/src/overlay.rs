@@ -5,7 +5,7 @@ use std::os::fd::RawFd;
 
 use encap::wire::buf::{FrameBurst, OutFrame, Pieces};
 
-use crate::port::{FrameCapabilities, FramePort, TxReport};
+use crate::port::{Armed, FrameCapabilities, FramePort, TxReport};
 use crate::tap::TapQueue;
 use crate::vhost::VhostQueue;
 
@@ -44,6 +44,19 @@ impl FramePort for OverlayPort {
         match self {
             Self::Tap(queue) => queue.poll_fd(),
             Self::Vhost(queue) => queue.poll_fd(),
+        }
+    }
+    fn arm(&mut self) -> Armed {
+        match self {
+            Self::Tap(queue) => queue.arm(),
+            Self::Vhost(queue) => queue.arm(),
+        }
+    }
+
+    fn disarm(&mut self) {
+        match self {
+            Self::Tap(queue) => queue.disarm(),
+            Self::Vhost(queue) => queue.disarm(),
         }
     }
 }

@@ -5,6 +5,7 @@
 
 use std::io;
 use std::os::fd::RawFd;
+use std::time::{Duration, Instant};
 
 use encap::wire::buf::{BufPool, Burst, FrameBurst, OutFrame, Pieces, Received, Transmit};
 
@@ -24,6 +25,17 @@ pub struct TxReport {
     pub too_large: usize,
     /// Packets that failed otherwise (unreachable, interface down).
     pub failed: usize,
+}
+
+/// What became of asking a port to wake its worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Armed {
+    /// Its descriptor becomes readable with the next packet.
+    Ready,
+    /// There are packets already: look first.
+    Pending,
+    /// It cannot; `poll_fd` gives no descriptor from now on.
+    Impossible,
 }
 
 /// What an overlay port can do.
@@ -50,8 +62,18 @@ pub trait FramePort {
     /// What the port can do.
     fn capabilities(&self) -> FrameCapabilities;
 
-    /// Becomes readable when `rx_burst` would give something. None: it must be asked.
+    /// Becomes readable when `rx_burst` would give something, once [`Self::arm`] was called. None:
+    /// it must be asked.
     fn poll_fd(&self) -> Option<RawFd>;
+
+    /// Has the descriptor become readable with the next packet, where a port has to be asked for
+    /// that; called before each wait.
+    fn arm(&mut self) -> Armed {
+        Armed::Ready
+    }
+
+    /// Takes back what [`Self::arm`] asked for, and what made the descriptor readable.
+    fn disarm(&mut self) {}
 }
 
 /// What an underlay port can do.
@@ -79,9 +101,25 @@ pub trait DatagramPort {
         None
     }
 
+    /// How long nobody has to look at the port while nothing comes; `now` is about the time.
+    fn longest_wait(&self, now: Instant) -> Duration {
+        let _ = now;
+        Duration::MAX
+    }
+
     /// What the port can do.
     fn capabilities(&self) -> DatagramCapabilities;
 
-    /// Becomes readable when `rx_burst` would give something. None: it must be asked.
+    /// Becomes readable when `rx_burst` would give something, once [`Self::arm`] was called. None:
+    /// it must be asked.
     fn poll_fd(&self) -> Option<RawFd>;
+
+    /// Has the descriptor become readable with the next packet, where a port has to be asked for
+    /// that; called before each wait.
+    fn arm(&mut self) -> Armed {
+        Armed::Ready
+    }
+
+    /// Takes back what [`Self::arm`] asked for, and what made the descriptor readable.
+    fn disarm(&mut self) {}
 }

@@ -11,6 +11,7 @@
 //! Next: [`crate::worker`].
 
 use std::io;
+use std::os::fd::RawFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
@@ -29,9 +30,10 @@ use dpdk_sys::{VHOST_GUEST, VhostState};
 
 use crate::counter::counters;
 use crate::dpdk::{
-    DpdkError, Eal, Pool, Port, PortOptions, RxPacket, RxQueue, TxOffload, TxQueue, capability,
+    DpdkError, Eal, Interrupts, Pool, Port, PortOptions, RxPacket, RxQueue, TxOffload, TxQueue,
+    capability,
 };
-use crate::port::{FrameCapabilities, FramePort, MAX_BURST, TxReport};
+use crate::port::{Armed, FrameCapabilities, FramePort, MAX_BURST, TxReport};
 use crate::tap::{MAX_SUPER_FRAME_LEN, OffloadSwitches};
 
 /// Descriptors of a queue that are asked for; the guest decides.
@@ -101,6 +103,8 @@ pub struct VhostOptions {
     pub workers: usize,
     /// What the guest may leave to us.
     pub offload: OffloadSwitches,
+    /// Whether the guest is to wake workers that have nothing to do; it is polled without.
+    pub interrupts: bool,
     /// Where frames lie on their way.
     pub pool: Pool,
 }
@@ -204,7 +208,7 @@ impl VhostPort {
                 rx_descriptors: DESCRIPTORS,
                 tx_descriptors: DESCRIPTORS,
                 mtu: None,
-                interrupts: false,
+                interrupts: options.interrupts,
                 capabilities,
                 pool: options.pool.clone(),
             },
@@ -221,6 +225,7 @@ impl VhostPort {
         let mut queues: Vec<_> = (0..workers)
             .map(|number| VhostQueue {
                 rx: Vec::new(),
+                interrupts: None,
                 tx: number % usize::from(count),
                 shared: Arc::clone(&shared),
                 offload: options.offload,
@@ -234,6 +239,9 @@ impl VhostPort {
             if let Some(worker) = queues.get_mut(number % workers) {
                 worker.rx.push(queue);
             }
+        }
+        if options.interrupts {
+            queues.iter_mut().for_each(|queue| queue.interrupts = Interrupts::of(&mut queue.rx));
         }
         let counters = queues.iter().map(|queue| Arc::clone(&queue.counters)).collect();
         Ok((Self { port, shared, counters, connected: false }, queues))
@@ -301,6 +309,8 @@ fn remove_stale(socket: &Path) -> Result<(), VhostError> {
 pub struct VhostQueue {
     /// Queues that this worker alone reads.
     rx: Vec<RxQueue>,
+    /// Those of these queues.
+    interrupts: Option<Interrupts>,
     /// The one it sends by, if the guest takes from it.
     tx: usize,
     shared: Arc<Shared>,
@@ -380,8 +390,24 @@ impl FramePort for VhostQueue {
         FrameCapabilities { max_frame_len: MAX_SUPER_FRAME_LEN, tx_partial_checksum: true }
     }
 
-    fn poll_fd(&self) -> Option<std::os::fd::RawFd> {
-        None
+    fn poll_fd(&self) -> Option<RawFd> {
+        self.interrupts.as_ref().map(Interrupts::fd)
+    }
+
+    fn arm(&mut self) -> Armed {
+        let Some(interrupts) = &self.interrupts else { return Armed::Ready };
+        let armed = interrupts.arm(&mut self.rx);
+        if armed == Armed::Impossible {
+            log::warn!("a guest does not say when it sends: it is polled from now on");
+            self.interrupts = None;
+        }
+        armed
+    }
+
+    fn disarm(&mut self) {
+        if let Some(interrupts) = &self.interrupts {
+            interrupts.disarm(&mut self.rx);
+        }
     }
 }
 

@@ -71,6 +71,8 @@ counters! {
         pulses_displaced,
         /// Times that the worker blocked for lack of work.
         waits,
+        /// Times that a port ended a wait or a sleep, and not the time.
+        wakes,
         /// Times that it slept instead, having ports that cannot be waited for.
         sleeps,
         /// Microseconds that it slept so.
@@ -153,6 +155,8 @@ pub struct Worker<F, D> {
     idle: Idle,
     /// The wait was ended by the control thread: it wants two passes over all ports.
     woken: bool,
+    /// The ports were asked to wake it.
+    armed: bool,
     tidied: Instant,
     frames: FrameBurst,
     transmits: Transmits,
@@ -206,6 +210,7 @@ impl<F: FramePort, D: DatagramPort> Worker<F, D> {
             idle: Idle::new(now, options.max_sleep),
             options,
             woken: false,
+            armed: false,
             tidied: now,
             frames: FrameBurst::new(FRAME_MEMORY, MAX_BURST),
             transmits: Transmits::default(),
@@ -237,6 +242,9 @@ impl<F: FramePort, D: DatagramPort> Worker<F, D> {
             // Heartbeats come thousands of times a second and are no reason to spin.
             if self.frames_seen() != frames {
                 self.idle.busy(Instant::now());
+                if self.armed {
+                    self.disarm();
+                }
             } else if !self.options.dedicated {
                 self.rest(now);
             }

@@ -1,10 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #define _GNU_SOURCE
 #include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/epoll.h>
 #include <unistd.h>
 
 #include <rte_common.h>
@@ -118,6 +121,7 @@ int td_port_add(const char *device, const char *args, uint16_t *port)
 }
 
 static int vhost_changed(uint16_t port, enum rte_eth_event_type type, void *argument, void *unused);
+static void forget_kicks(uint16_t port);
 
 /* Callbacks outlive their port: the next one of the same number would write to what is gone. */
 static void forget_callbacks(uint16_t port, enum rte_eth_event_type type)
@@ -139,6 +143,7 @@ int td_port_remove(uint16_t port)
 		return result;
 	rte_eth_dev_stop(port);
 	rte_eth_dev_close(port);
+	forget_kicks(port);
 	return info.device != NULL ? rte_dev_remove(info.device) : 0;
 }
 
@@ -200,20 +205,14 @@ int td_port_info(uint16_t port, struct td_port_info *out)
 	return 0;
 }
 
-int td_port_start(uint16_t port, struct td_port_config *config)
+static int start(uint16_t port, const struct rte_eth_dev_info *info, struct td_port_config *config, bool interrupts)
 {
-	struct rte_eth_dev_info info;
 	struct rte_eth_conf conf;
 	uint16_t rx = config->rx_descriptors, tx = config->tx_descriptors, queue;
 	size_t i;
-	int result = rte_eth_dev_info_get(port, &info);
+	int result;
 
-	if (result < 0)
-		return result;
-	if (config->rx_queues > info.max_rx_queues || config->tx_queues > info.max_tx_queues)
-		return -E2BIG;
 	memset(&conf, 0, sizeof(conf));
-	config->capabilities &= capabilities(&info);
 	for (i = 0; i < RTE_DIM(offloads); i++) {
 		if (config->capabilities & offloads[i].capability) {
 			conf.rxmode.offloads |= offloads[i].rx;
@@ -222,29 +221,21 @@ int td_port_start(uint16_t port, struct td_port_config *config)
 	}
 	if (config->mtu != 0)
 		conf.rxmode.mtu = config->mtu;
-	if (config->rx_queues > 1 && info.flow_type_rss_offloads != 0) {
+	if (config->rx_queues > 1 && info->flow_type_rss_offloads != 0) {
 		conf.rxmode.mq_mode = RTE_ETH_MQ_RX_RSS;
 		conf.rx_adv_conf.rss_conf.rss_hf =
-			info.flow_type_rss_offloads & (RTE_ETH_RSS_IP | RTE_ETH_RSS_UDP);
+			info->flow_type_rss_offloads & (RTE_ETH_RSS_IP | RTE_ETH_RSS_UDP);
 	}
-	conf.intr_conf.rxq = config->rx_interrupts != 0;
-	conf.intr_conf.lsc = info.dev_flags != NULL && (*info.dev_flags & RTE_ETH_DEV_INTR_LSC) != 0;
+	conf.intr_conf.rxq = interrupts;
+	conf.intr_conf.lsc = info->dev_flags != NULL && (*info->dev_flags & RTE_ETH_DEV_INTR_LSC) != 0;
 	result = rte_eth_dev_configure(port, config->rx_queues, config->tx_queues, &conf);
-	if (result < 0 && conf.intr_conf.rxq) {
-		/* Not every driver has interrupts: polling always works. */
-		conf.intr_conf.rxq = 0;
-		config->rx_interrupts = 0;
-		result = rte_eth_dev_configure(port, config->rx_queues, config->tx_queues, &conf);
-	}
 	if (result < 0)
 		return result;
 	result = rte_eth_dev_adjust_nb_rx_tx_desc(port, &rx, &tx);
 	if (result < 0)
 		return result;
-	config->rx_descriptors = rx;
-	config->tx_descriptors = tx;
 	for (queue = 0; queue < config->rx_queues; queue++) {
-		struct rte_eth_rxconf rxconf = info.default_rxconf;
+		struct rte_eth_rxconf rxconf = info->default_rxconf;
 
 		rxconf.offloads = conf.rxmode.offloads;
 		result = rte_eth_rx_queue_setup(port, queue, rx, rte_eth_dev_socket_id(port), &rxconf, config->pool);
@@ -252,7 +243,7 @@ int td_port_start(uint16_t port, struct td_port_config *config)
 			return result;
 	}
 	for (queue = 0; queue < config->tx_queues; queue++) {
-		struct rte_eth_txconf txconf = info.default_txconf;
+		struct rte_eth_txconf txconf = info->default_txconf;
 
 		txconf.offloads = conf.txmode.offloads;
 		result = rte_eth_tx_queue_setup(port, queue, tx, rte_eth_dev_socket_id(port), &txconf);
@@ -260,6 +251,41 @@ int td_port_start(uint16_t port, struct td_port_config *config)
 			return result;
 	}
 	result = rte_eth_dev_start(port);
+	if (result < 0)
+		return result;
+	config->rx_descriptors = rx;
+	config->tx_descriptors = tx;
+	return 0;
+}
+
+/* Whether the driver is to be asked for interrupts. */
+static bool asks_driver(const struct rte_eth_dev_info *info)
+{
+	if (info->driver_name == NULL)
+		return false;
+	/* Those of vhost-user ports are watched here, see below. A card with one interrupt for everything
+	 * would lose that of its link. */
+	return strcmp(info->driver_name, "net_vhost") != 0 && strcmp(info->driver_name, "net_e1000_em") != 0;
+}
+
+int td_port_start(uint16_t port, struct td_port_config *config)
+{
+	struct rte_eth_dev_info info;
+	bool interrupts;
+	int result = rte_eth_dev_info_get(port, &info);
+
+	if (result < 0)
+		return result;
+	if (config->rx_queues > info.max_rx_queues || config->tx_queues > info.max_tx_queues)
+		return -E2BIG;
+	config->capabilities &= capabilities(&info);
+	interrupts = config->rx_interrupts != 0 && asks_driver(&info);
+	result = start(port, &info, config, interrupts);
+	/* Not every driver, and not every machine, has interrupts: polling always works. */
+	if (result < 0 && interrupts) {
+		config->rx_interrupts = 0;
+		result = start(port, &info, config, false);
+	}
 	if (result < 0)
 		return result;
 	rte_eth_dev_get_mtu(port, &config->mtu);
@@ -489,16 +515,204 @@ uint32_t td_copy(const struct td_packet *packet, uint8_t *to, uint32_t room)
 	return done;
 }
 
-int td_rx_interrupt_fd(uint16_t port, uint16_t queue)
-{
-	int fd = rte_eth_dev_rx_intr_ctl_q_get_fd(port, queue);
+/*
+ * Interrupts of vhost-user ports: the guest's kicks. Their descriptors come and go with the guest, and
+ * the driver frees its own record of them while others may ask for it. So they are taken where the
+ * driver tells of changes: that is called from the library's thread, which cannot go on meanwhile.
+ */
+#define KICK_QUEUES 64
 
-	return fd >= 0 ? fd : -ENOTSUP;
+struct kicks {
+	pthread_mutex_t lock; /* of `queues`, and of changes of `vid` */
+	int vid;              /* of the guest; -1 without one */
+	uint32_t callers;     /* threads that may be using it */
+	struct {
+		int epoll; /* what becomes readable with a kick; -1 without one */
+		int fd;    /* the guest's descriptor, our own copy; -1 without one */
+		bool none; /* the guest does not kick, it has to be polled */
+	} queues[KICK_QUEUES];
+};
+
+static struct kicks *kicks_of[RTE_MAX_ETHPORTS];
+
+/* The library's number of the ring that a guest sends by. */
+static uint16_t ring_of(uint16_t queue)
+{
+	return (uint16_t)(2 * queue + 1);
+}
+
+/* With the lock. */
+static void drop_kick(struct kicks *kicks, uint16_t queue)
+{
+	int *fd = &kicks->queues[queue].fd, epoll = kicks->queues[queue].epoll;
+
+	if (*fd >= 0) {
+		/* The guest has it too, so that closing alone would leave it there. */
+		if (epoll >= 0)
+			epoll_ctl(epoll, EPOLL_CTL_DEL, *fd, NULL);
+		close(*fd);
+		*fd = -1;
+	}
+}
+
+/* With the lock. */
+static int take_kick(struct kicks *kicks, uint16_t queue)
+{
+	/* Edges, so that nobody has to read the guest's descriptor. It can always be written to: the
+	 * first edge comes at once, and has a sleeper ask for kicks of this guest too. */
+	struct epoll_event event = { .events = EPOLLIN | EPOLLOUT | EPOLLET };
+	struct rte_vhost_vring ring;
+	int epoll = kicks->queues[queue].epoll, fd;
+
+	drop_kick(kicks, queue);
+	kicks->queues[queue].none = false;
+	if (epoll < 0 || kicks->vid < 0 || rte_vhost_get_vhost_vring(kicks->vid, ring_of(queue), &ring) < 0)
+		return 0;
+	if (ring.kickfd < 0) {
+		/* -1: the guest says that it has none. Else it has not said anything yet. */
+		kicks->queues[queue].none = ring.kickfd == -1;
+		return 0;
+	}
+	fd = fcntl(ring.kickfd, F_DUPFD_CLOEXEC, 0);
+	if (fd < 0 || epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event) < 0) {
+		kicks->queues[queue].none = true;
+		if (fd >= 0)
+			close(fd);
+		return -EBADF;
+	}
+	kicks->queues[queue].fd = fd;
+	return 0;
+}
+
+static void queue_changed(uint16_t port, uint16_t queue, bool enabled)
+{
+	struct kicks *kicks = kicks_of[port];
+
+	if (kicks == NULL || queue >= KICK_QUEUES)
+		return;
+	pthread_mutex_lock(&kicks->lock);
+	if (enabled)
+		take_kick(kicks, queue);
+	else
+		drop_kick(kicks, queue);
+	pthread_mutex_unlock(&kicks->lock);
+}
+
+/* With the lock. `vid` is -1 when the guest goes. */
+static void guest_changed(struct kicks *kicks, int vid)
+{
+	uint16_t queue;
+
+	__atomic_store_n(&kicks->vid, vid, __ATOMIC_SEQ_CST);
+	for (queue = 0; queue < KICK_QUEUES; queue++) {
+		if (vid >= 0)
+			take_kick(kicks, queue);
+		else
+			drop_kick(kicks, queue);
+	}
+	/* What they use is freed after this. None of the library's locks is held now, so they come to
+	 * an end. */
+	while (vid < 0 && __atomic_load_n(&kicks->callers, __ATOMIC_SEQ_CST) != 0)
+		rte_pause();
+}
+
+static int watch_kicks(uint16_t port)
+{
+	struct kicks *kicks = calloc(1, sizeof(*kicks));
+	uint16_t queue;
+
+	if (kicks == NULL)
+		return -ENOMEM;
+	pthread_mutex_init(&kicks->lock, NULL);
+	kicks->vid = -1;
+	for (queue = 0; queue < KICK_QUEUES; queue++)
+		kicks->queues[queue].epoll = kicks->queues[queue].fd = -1;
+	kicks_of[port] = kicks;
+	return 0;
+}
+
+static void forget_kicks(uint16_t port)
+{
+	struct kicks *kicks = kicks_of[port];
+	uint16_t queue;
+
+	if (kicks == NULL)
+		return;
+	kicks_of[port] = NULL;
+	for (queue = 0; queue < KICK_QUEUES; queue++)
+		drop_kick(kicks, queue);
+	pthread_mutex_destroy(&kicks->lock);
+	free(kicks);
+}
+
+static int wait_for_kicks(struct kicks *kicks, uint16_t queue, int epoll)
+{
+	int result;
+
+	if (queue >= KICK_QUEUES)
+		return -ENOTSUP;
+	pthread_mutex_lock(&kicks->lock);
+	drop_kick(kicks, queue);
+	kicks->queues[queue].epoll = epoll;
+	result = take_kick(kicks, queue);
+	pthread_mutex_unlock(&kicks->lock);
+	return result;
+}
+
+int td_rx_wait(uint16_t port, uint16_t queue, int epoll)
+{
+	struct epoll_event event = { .events = EPOLLIN | EPOLLET };
+	int fd;
+
+	if (port >= RTE_MAX_ETHPORTS)
+		return -ENODEV;
+	if (kicks_of[port] != NULL)
+		return wait_for_kicks(kicks_of[port], queue, epoll);
+	if (epoll < 0)
+		return 0;
+	/* Asked first: drivers without interrupts say so here without a word in the log. */
+	if (rte_eth_dev_rx_intr_enable(port, queue) != 0)
+		return -ENOTSUP;
+	rte_eth_dev_rx_intr_disable(port, queue);
+	fd = rte_eth_dev_rx_intr_ctl_q_get_fd(port, queue);
+	if (fd < 0)
+		return -ENOTSUP;
+	return epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event) == 0 ? 0 : -errno;
+}
+
+static int switch_kicks(struct kicks *kicks, uint16_t queue, int on)
+{
+	int result = 0, vid;
+
+	if (queue >= KICK_QUEUES)
+		return -ENOTSUP;
+	__atomic_fetch_add(&kicks->callers, 1, __ATOMIC_SEQ_CST);
+	vid = __atomic_load_n(&kicks->vid, __ATOMIC_SEQ_CST);
+	if (on && __atomic_load_n(&kicks->queues[queue].none, __ATOMIC_RELAXED))
+		result = -ENOTSUP;
+	/* Without a guest, or while it has not this queue yet, nothing comes; see take_kick. */
+	else if (vid >= 0)
+		rte_vhost_enable_guest_notification(vid, ring_of(queue), on);
+	__atomic_fetch_sub(&kicks->callers, 1, __ATOMIC_SEQ_CST);
+	return result;
 }
 
 int td_rx_interrupt(uint16_t port, uint16_t queue, int on)
 {
-	return on ? rte_eth_dev_rx_intr_enable(port, queue) : rte_eth_dev_rx_intr_disable(port, queue);
+	int result;
+
+	if (port >= RTE_MAX_ETHPORTS)
+		return -ENODEV;
+	if (kicks_of[port] != NULL)
+		result = switch_kicks(kicks_of[port], queue, on);
+	else if (on)
+		result = rte_eth_dev_rx_intr_enable(port, queue);
+	else
+		result = rte_eth_dev_rx_intr_disable(port, queue);
+	/* What is read of the ring after this is newer than what was asked for: without it, a packet that
+	 * comes just now could be missed by both. */
+	rte_mb();
+	return result;
 }
 
 static int vhost_changed(uint16_t port, enum rte_eth_event_type type, void *argument, void *unused)
@@ -507,11 +721,15 @@ static int vhost_changed(uint16_t port, enum rte_eth_event_type type, void *argu
 	struct rte_eth_vhost_queue_event event;
 	struct rte_eth_link link;
 	uint64_t features = 0;
-	int vid;
+	int vid = -1;
 
 	(void)unused;
 	if (type == RTE_ETH_EVENT_INTR_LSC) {
-		/* Called from where the guest comes and goes, so that it cannot go meanwhile. */
+		struct kicks *kicks = kicks_of[port];
+
+		/* Called from where the guest comes and goes, so that it cannot go meanwhile; or for the
+		 * first time, when the lock keeps it. */
+		pthread_mutex_lock(&kicks->lock);
 		if (rte_eth_link_get_nowait(port, &link) == 0 && link.link_status == RTE_ETH_LINK_UP) {
 			vid = rte_eth_vhost_get_vid_from_port_id(port);
 			if (vid >= 0 && rte_vhost_get_negotiated_features(vid, &features) == 0)
@@ -520,14 +738,18 @@ static int vhost_changed(uint16_t port, enum rte_eth_event_type type, void *argu
 			/* The library forgets its queues without a word. */
 			__atomic_store_n(&state->tx_queues, 0, __ATOMIC_RELAXED);
 		}
+		guest_changed(kicks, features & TD_VHOST_GUEST ? vid : -1);
 		__atomic_store_n(&state->features, features, __ATOMIC_RELEASE);
+		pthread_mutex_unlock(&kicks->lock);
 		return 0;
 	}
 	while (rte_eth_vhost_get_queue_event(port, &event) == 0) {
 		uint64_t bit = event.queue_id < 64 ? 1ull << event.queue_id : 0;
 
-		if (event.rx)
+		if (event.rx) {
+			queue_changed(port, event.queue_id, event.enable);
 			continue;
+		}
 		if (event.enable)
 			__atomic_fetch_or(&state->tx_queues, bit, __ATOMIC_RELAXED);
 		else
@@ -538,8 +760,10 @@ static int vhost_changed(uint16_t port, enum rte_eth_event_type type, void *argu
 
 int td_vhost_watch(uint16_t port, struct td_vhost_state *state)
 {
-	int result = rte_eth_dev_callback_register(port, RTE_ETH_EVENT_QUEUE_STATE, vhost_changed, state);
+	int result = watch_kicks(port);
 
+	if (result == 0)
+		result = rte_eth_dev_callback_register(port, RTE_ETH_EVENT_QUEUE_STATE, vhost_changed, state);
 	if (result == 0)
 		result = rte_eth_dev_callback_register(port, RTE_ETH_EVENT_INTR_LSC, vhost_changed, state);
 	if (result != 0)

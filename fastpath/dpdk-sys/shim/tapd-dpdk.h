@@ -15,7 +15,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define TD_ABI 1
+#define TD_ABI 2
 
 /* Of a received packet. */
 #define TD_RX_L4_PARTIAL (1u << 0) /* the L4 checksum holds the pseudo-header sum only */
@@ -78,7 +78,7 @@ struct td_port_config {
 	uint16_t rx_descriptors;
 	uint16_t tx_descriptors;
 	uint16_t mtu;          /* largest layer-3 packet; 0 leaves the driver's own */
-	uint16_t rx_interrupts;
+	uint16_t rx_interrupts; /* wanted, and configured; td_rx_wait says whether they are there */
 	uint32_t capabilities; /* to be used; those that the port lacks are left out */
 	void *pool;
 };
@@ -133,7 +133,12 @@ void td_free(struct td_packet *packets, uint16_t count);
 /* Copies the bytes of all segments; gives their number, 0 when they do not fit. */
 uint32_t td_copy(const struct td_packet *packet, uint8_t *to, uint32_t room);
 
-int td_rx_interrupt_fd(uint16_t port, uint16_t queue);
+/* Has the epoll descriptor become readable with the queue's interrupts from now on, once for each, and
+ * when there is a new guest to be asked for them; -1 ends it. -ENOTSUP where there are none. A vhost-user
+ * port is to be watched before. */
+int td_rx_wait(uint16_t port, uint16_t queue, int epoll);
+/* Asks for an interrupt with the next packet, or for no more. One thread at a time for each port, unless
+ * it is a vhost-user port. */
 int td_rx_interrupt(uint16_t port, uint16_t queue, int on);
 
 /* What is known of the guest of a vhost-user port, kept up by DPDK's own thread. */

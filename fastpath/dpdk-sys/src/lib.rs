@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
 
 /// The interface's version; a shim with another one is refused.
-pub const ABI: u32 = 1;
+pub const ABI: u32 = 2;
 /// Name of the shim's file.
 pub const SHIM: &str = "libtapd-dpdk.so.1";
 /// Environment variable that names the shim's file, before all other places.
@@ -156,7 +156,7 @@ pub struct PortConfig {
     pub tx_descriptors: u16,
     /// Largest layer-3 packet, 0 for the driver's own; in and out.
     pub mtu: u16,
-    /// Whether receive interrupts are wanted, and whether they are there; in and out.
+    /// Whether receive interrupts are wanted, and whether they are configured; in and out.
     pub rx_interrupts: u16,
     /// `CAP_` bits to be used, and those in use; in and out.
     pub capabilities: u32,
@@ -326,8 +326,8 @@ api! {
     free = b"td_free\0": unsafe extern "C" fn(*mut Packet, u16);
     /// Copies all segments of a packet.
     copy = b"td_copy\0": unsafe extern "C" fn(*const Packet, *mut u8, u32) -> u32;
-    /// Descriptor of a queue's interrupts.
-    rx_interrupt_fd = b"td_rx_interrupt_fd\0": unsafe extern "C" fn(u16, u16) -> c_int;
+    /// Has an epoll descriptor become readable with a queue's interrupts; -1 ends it.
+    rx_wait = b"td_rx_wait\0": unsafe extern "C" fn(u16, u16, c_int) -> c_int;
     /// Switches a queue's interrupts.
     rx_interrupt = b"td_rx_interrupt\0": unsafe extern "C" fn(u16, u16, c_int) -> c_int;
     /// Has what is known of a vhost-user port's guest kept up.

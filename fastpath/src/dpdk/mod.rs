@@ -3,17 +3,20 @@
 //! DPDK is loaded at run time ([`dpdk_sys`]) and started once in a process ([`Eal`]). A [`Port`] has
 //! queues, each owned by one thread at a time: received packets are borrowed from their
 //! [`RxQueue`], packets to be sent are written into buffers of a [`TxQueue`] and handed over by
-//! [`TxQueue::flush`], so that no packet outlives the memory it lies in.
+//! [`TxQueue::flush`], so that no packet outlives the memory it lies in. [`Interrupts`] wake who does
+//! not want to look all the time.
 //!
 //! Next: [`crate::uplink::dpdk`] for the underlay, [`crate::vhost`] for virtual machines.
 
 mod eal;
+mod interrupts;
 mod look;
 mod pool;
 mod port;
 mod queue;
 
 pub use eal::{Eal, EalOptions, Hugepages};
+pub use interrupts::Interrupts;
 pub use look::Shim;
 pub use pool::Pool;
 pub use port::{Port, PortInfo, PortOptions};

@@ -1,8 +1,9 @@
 //! A DPDK port: opened with its queues, stopped and removed when the last of them is dropped.
 
 use std::ffi::CString;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use std::{fmt, io};
 
@@ -37,7 +38,7 @@ pub struct PortOptions {
     pub tx_descriptors: u16,
     /// Largest layer-3 packet in bytes; the driver's own without it.
     pub mtu: Option<u16>,
-    /// Whether receive interrupts are wanted.
+    /// Whether receive interrupts are wanted; [`super::Interrupts::of`] says whether there are any.
     pub interrupts: bool,
     /// Bits of [`super::capability`]; those that the port lacks are left out.
     pub capabilities: u32,
@@ -75,6 +76,10 @@ pub(super) struct Inner {
     device: String,
     /// What is in use.
     config: PortConfig,
+    /// Held while interrupts are asked for.
+    pub(super) arming: Mutex<()>,
+    /// Whether they wake anybody.
+    pub(super) waking: AtomicBool,
     /// Of a vhost-user port; behind an `Arc` so that it stays where it is.
     vhost: Arc<VhostState>,
 }
@@ -149,6 +154,8 @@ impl Port {
             number,
             pool: options.pool.clone(),
             device: options.device.clone(),
+            arming: Mutex::default(),
+            waking: AtomicBool::new(false),
             vhost: Arc::default(),
             config: PortConfig {
                 rx_queues: options.queues,
@@ -156,7 +163,7 @@ impl Port {
                 rx_descriptors: options.rx_descriptors,
                 tx_descriptors: options.tx_descriptors,
                 mtu: options.mtu.unwrap_or(0),
-                rx_interrupts: options.interrupts.into(),
+                rx_interrupts: (options.interrupts && !is_uio_card(&options.device)).into(),
                 capabilities: options.capabilities,
                 pool: options.pool.raw(),
             },
@@ -212,10 +219,10 @@ impl Port {
         self.0.config.mtu
     }
 
-    /// Whether its queues have interrupts.
+    /// Whether its interrupts wake who reads it.
     #[must_use]
     pub fn has_interrupts(&self) -> bool {
-        self.0.config.rx_interrupts != 0
+        self.0.waking.load(Ordering::Relaxed)
     }
 
     /// What the port counted.
@@ -353,6 +360,17 @@ impl Drop for Inner {
 /// Whether a device is one of the PCI bus.
 fn is_card(device: &str) -> bool {
     device.split(',').next().unwrap_or_default().contains(':')
+}
+
+/// Whether a device is a card that Linux hands out with one interrupt for everything.
+fn is_uio_card(device: &str) -> bool {
+    let address = device.split(',').next().unwrap_or_default();
+    let driver = Path::new("/sys/bus/pci/devices").join(address).join("driver");
+    is_card(device)
+        && std::fs::read_link(driver)
+            .ok()
+            .and_then(|driver| Some(driver.file_name()?.to_string_lossy().contains("uio")))
+            .unwrap_or(false)
 }
 
 /// Name and arguments of a device.

@@ -2,7 +2,9 @@
 
 use std::fmt;
 use std::ops::Range;
-use std::sync::Arc;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 
 use dpdk_sys::{MAX_BURST, Packet};
 
@@ -18,6 +20,8 @@ pub struct RxQueue {
     packets: Box<[Packet; MAX_BURST]>,
     /// Where in `packets` those are that were received and not taken yet.
     waiting: Range<usize>,
+    /// What its interrupts make readable.
+    epoll: Option<Arc<OwnedFd>>,
 }
 
 // SAFETY: the packets' pointers are to buffers that only this queue's owner has; DPDK lets any
@@ -33,48 +37,73 @@ impl fmt::Debug for RxQueue {
 impl RxQueue {
     pub(super) fn new(port: Arc<Inner>, queue: u16) -> Self {
         let packets = Box::new([Packet::EMPTY; MAX_BURST]);
-        Self { port, queue, packets, waiting: 0..0 }
+        Self { port, queue, packets, waiting: 0..0, epoll: None }
     }
 
     /// Receives up to `limit` packets, 64 at most; they go back to their pool when the burst is
     /// dropped. Packets that [`RxBurst::keep`] kept come first, alone.
     pub fn receive(&mut self, limit: usize) -> RxBurst<'_> {
         let limit = limit.min(MAX_BURST);
-        if self.waiting.is_empty() && limit > 0 {
-            // SAFETY: the port is started and has this queue, which nobody else uses (&mut self).
-            // `packets` has room for `limit` entries, none of which is in use.
-            let count = unsafe {
-                (self.port.eal.api().rx)(
-                    self.port.number,
-                    self.queue,
-                    self.packets.as_mut_ptr(),
-                    limit as u16,
-                )
-            };
-            self.waiting = 0..usize::from(count);
-        }
+        self.fill(limit);
         let count = self.waiting.len().min(limit);
         RxBurst { queue: self, count }
     }
 
-    /// A descriptor that becomes readable with the next packet once [`Self::arm`] was called;
-    /// none where the port has no interrupts.
-    #[must_use]
-    pub fn interrupt_fd(&self) -> Option<i32> {
+    /// Has `epoll` become readable with interrupts; says whether the queue has any.
+    pub(super) fn interrupt_by(&mut self, epoll: &Arc<OwnedFd>) -> bool {
         if self.port.interrupts() == 0 {
-            return None;
+            return false;
         }
-        // SAFETY: the port is started and has this queue.
-        let fd = unsafe { (self.port.eal.api().rx_interrupt_fd)(self.port.number, self.queue) };
-        Some(fd).filter(|fd| *fd >= 0)
+        // Kept before it is used, so that it is open for as long as it is.
+        self.epoll = Some(Arc::clone(epoll));
+        let has = self.wait_with(epoll.as_raw_fd()) == 0;
+        self.port.waking.store(has, Ordering::Relaxed);
+        has
+    }
+
+    fn wait_with(&self, epoll: RawFd) -> i32 {
+        // No two workers change the interrupts of one port, nor does anybody else here.
+        self.port.eal.control(|api| {
+            // SAFETY: the port is started and has this queue; `epoll` is open, or ends it.
+            unsafe { (api.rx_wait)(self.port.number, self.queue, epoll) }
+        })
     }
 
     /// Asks for an interrupt with the next packet, or for no more; says whether the port does it.
-    pub fn arm(&mut self, on: bool) -> bool {
-        // SAFETY: as above.
+    pub(super) fn arm(&mut self, on: bool) -> bool {
+        // Drivers of cards have registers that are several queues'.
+        let _one_at_a_time = self.port.arming.lock().unwrap_or_else(PoisonError::into_inner);
+        // SAFETY: the port is started and has this queue; no other thread is in this call for it.
         let result =
             unsafe { (self.port.eal.api().rx_interrupt)(self.port.number, self.queue, on.into()) };
+        if result != 0 && on {
+            self.port.waking.store(false, Ordering::Relaxed);
+        }
         result == 0
+    }
+
+    /// Whether packets wait; they come with the next burst.
+    pub(super) fn look(&mut self) -> bool {
+        self.fill(MAX_BURST);
+        !self.waiting.is_empty()
+    }
+
+    /// Takes packets from the port, if none are left of those that were taken before.
+    fn fill(&mut self, limit: usize) {
+        if !self.waiting.is_empty() || limit == 0 {
+            return;
+        }
+        // SAFETY: the port is started and has this queue, which nobody else uses (&mut self).
+        // `packets` has room for `limit` entries, none of which is in use.
+        let count = unsafe {
+            (self.port.eal.api().rx)(
+                self.port.number,
+                self.queue,
+                self.packets.as_mut_ptr(),
+                limit as u16,
+            )
+        };
+        self.waiting = 0..usize::from(count);
     }
 }
 
@@ -135,6 +164,9 @@ impl Drop for RxQueue {
         let count = self.waiting.len();
         // What waits goes back as well.
         drop(RxBurst { queue: self, count });
+        if self.epoll.is_some() {
+            self.wait_with(-1);
+        }
     }
 }
 

@@ -2,13 +2,14 @@
 
 use std::io;
 use std::os::fd::RawFd;
+use std::time::{Duration, Instant};
 
 use encap::wire::buf::{BufPool, Burst, Received, Transmit};
 
 use super::UplinkError;
 use super::dpdk::DpdkUplink;
 use super::socket::UdpUplink;
-use crate::port::{DatagramCapabilities, DatagramPort, TxReport};
+use crate::port::{Armed, DatagramCapabilities, DatagramPort, TxReport};
 
 /// A worker's port to the underlay.
 #[derive(Debug)]
@@ -52,6 +53,26 @@ impl DatagramPort for Uplink {
         match self {
             Self::Udp(uplink) => uplink.poll_fd(),
             Self::Dpdk(uplink) => uplink.poll_fd(),
+        }
+    }
+    fn arm(&mut self) -> Armed {
+        match self {
+            Self::Udp(uplink) => uplink.arm(),
+            Self::Dpdk(uplink) => uplink.arm(),
+        }
+    }
+
+    fn disarm(&mut self) {
+        match self {
+            Self::Udp(uplink) => uplink.disarm(),
+            Self::Dpdk(uplink) => uplink.disarm(),
+        }
+    }
+
+    fn longest_wait(&self, now: Instant) -> Duration {
+        match self {
+            Self::Udp(uplink) => uplink.longest_wait(now),
+            Self::Dpdk(uplink) => uplink.longest_wait(now),
         }
     }
 }

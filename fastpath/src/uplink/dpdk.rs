@@ -37,6 +37,7 @@ use crate::neighbor::{
 };
 use crate::port::TxReport;
 use crate::underlay::{LocalAddress, RxChecksum, UdpChecksum, UnderlayCounters};
+use crate::wake::Waker;
 use exception::Exception;
 use sender::{Run, Sender};
 
@@ -48,6 +49,8 @@ const DESCRIPTORS: u16 = 1024;
 const XDP_BUFFERS: u32 = 2 * 2048;
 /// What every port takes, in bytes (IEEE 802.3).
 const ETHERNET_MTU: u16 = 1500;
+/// A driver whose interrupts are left alone: with them it calls back when its port is gone (22.11).
+const VIRTIO_USER: &str = "net_virtio_user";
 /// UDP ports of a node, from its base port on.
 const PORT_COUNT: u16 = 16;
 /// What happened and nobody has asked for yet; the oldest gives way.
@@ -130,6 +133,8 @@ pub struct DpdkUplinkOptions {
     pub udp_checksum: bool,
     /// Workers that serve it, each by a queue of its own.
     pub workers: usize,
+    /// Whether the port is to wake workers that have nothing to do, if it can.
+    pub interrupts: bool,
 }
 
 /// Why a DPDK uplink cannot be had.
@@ -198,6 +203,8 @@ struct Shared {
     routes: Routes,
     /// When the neighbours want to be looked at, in microseconds since `started`.
     due_us: AtomicU64,
+    /// Wakes the worker that serves them.
+    due_sooner: Waker,
     started: Instant,
     events: Mutex<VecDeque<DpdkEvent>>,
     queues: Vec<Mutex<TxQueue>>,
@@ -246,7 +253,9 @@ impl Shared {
         } else {
             neighbors.poll_timeout().map_or(u64::MAX, |at| self.us(at))
         };
-        self.due_us.store(due, Ordering::Relaxed);
+        if due < self.due_us.swap(due, Ordering::Relaxed) {
+            self.due_sooner.wake();
+        }
         while let Some(event) = neighbors.poll_event() {
             self.tell(DpdkEvent::Neighbor(event));
         }
@@ -299,7 +308,7 @@ impl DpdkPort {
                 rx_descriptors: DESCRIPTORS,
                 tx_descriptors: DESCRIPTORS,
                 mtu: Some(options.mtu),
-                interrupts: false,
+                interrupts: options.interrupts && !options.device.starts_with(VIRTIO_USER),
                 capabilities: capability::RX_IP_SUM
                     | capability::RX_L4_SUM
                     | capability::TX_UDP_SUM,
@@ -377,6 +386,7 @@ impl DpdkPort {
             neighbors: Mutex::new(neighbors),
             generation: AtomicU64::new(0),
             due_us: AtomicU64::new(0),
+            due_sooner: Waker::new().map_err(setup("make a descriptor for it"))?,
             started,
             events: Mutex::default(),
             queues: tx.into_iter().map(Mutex::new).collect(),
@@ -385,7 +395,10 @@ impl DpdkPort {
         let uplinks: Vec<_> = rx
             .into_iter()
             .enumerate()
-            .map(|(number, rx)| DpdkUplink::new(&shared, rx, number, exceptions.next()))
+            .map(|(number, rx)| {
+                let exception = exceptions.next();
+                DpdkUplink::new(&shared, rx, number, exception, options.interrupts)
+            })
             .collect();
         let sender = Sender::new(Arc::clone(&shared), 0, Arc::default());
         let of_uplinks = uplinks.iter().map(|uplink| Arc::clone(&uplink.share.sender.counters));

@@ -1,14 +1,17 @@
 //! What a worker does when nothing comes: it gives the core to others, and blocks when that has gone
 //! on for a while.
 //!
-//! A port that cannot be waited for (a polled device, memory) has to be looked at: with such a port
-//! the worker never blocks, it sleeps. The sleeps begin short and grow, so that an answer to what was
-//! just sent is met soon and an idle node costs little.
+//! Before it blocks, every port is asked to wake it ([`Armed`]): a card or a guest that is polled does
+//! not, and has to be told. What came in before a port was told is looked for after that, by the port.
+//!
+//! A port that cannot be waited for (a device without interrupts, memory) has to be looked at: with such
+//! a port the worker never blocks, it sleeps. The sleeps begin short and grow, so that an answer to what
+//! was just sent is met soon and an idle node costs little. Ports that have interrupts end the long ones.
 
 use std::time::{Duration, Instant};
 
 use super::Worker;
-use crate::port::{DatagramPort, FramePort};
+use crate::port::{Armed, DatagramPort, FramePort};
 use crate::process;
 
 /// How long a worker polls on after the last packet before it blocks: shorter than a context
@@ -97,11 +100,44 @@ impl<F: FramePort, D: DatagramPort> Worker<F, D> {
             return;
         }
         if let Rest::Sleep(time) = rest {
-            return self.sleep(time);
+            if time < QUIET_SLEEP || self.armed || self.arm() {
+                self.sleep(time);
+            }
+            return;
         }
-        self.counters.waits.add(1);
+        if !self.arm() {
+            return;
+        }
         let longest = if self.datapath.has_waiting() { HANDSHAKE_WAIT } else { LONGEST_WAIT };
-        self.wait(longest);
+        let due = self.uplinks.iter().map(|uplink| uplink.longest_wait(now));
+        let longest = due.fold(longest, Duration::min);
+        if !longest.is_zero() {
+            self.counters.waits.add(1);
+            self.wait(longest);
+        }
+    }
+
+    /// Asks the ports to wake this worker; says whether it may wait.
+    fn arm(&mut self) -> bool {
+        self.armed = true;
+        let ports = self.ports.iter_mut().map(|slot| slot.port.arm());
+        let armed = ports.chain(self.uplinks.iter_mut().map(DatagramPort::arm));
+        let (mut pending, mut impossible) = (false, false);
+        for result in armed {
+            pending |= result == Armed::Pending;
+            impossible |= result == Armed::Impossible;
+        }
+        if impossible {
+            self.watch();
+        }
+        !pending && !impossible
+    }
+
+    /// Lets the ports be: the worker looks at them by itself.
+    pub(super) fn disarm(&mut self) {
+        self.armed = false;
+        self.ports.iter_mut().for_each(|slot| slot.port.disarm());
+        self.uplinks.iter_mut().for_each(DatagramPort::disarm);
     }
 
     fn sleep(&mut self, time: Duration) {
@@ -118,8 +154,16 @@ impl<F: FramePort, D: DatagramPort> Worker<F, D> {
     }
 
     fn wait(&mut self, longest: Duration) {
-        if self.poll_set.wait(longest) {
-            self.woken = self.waker.clear();
+        if !self.poll_set.wait(longest) {
+            return;
+        }
+        self.woken = self.waker.clear();
+        if !self.woken {
+            self.counters.wakes.add(1);
+        }
+        if !self.idle.waitable {
+            // Or what woke it would end the next sleep, too.
+            self.disarm();
         }
     }
 }

@@ -13,3 +13,4 @@ mod support;
 mod basics;
 mod vhost;
 mod uplink;
+mod interrupts;

@@ -46,6 +46,7 @@ fn uplink_options(device: &str, end: usize, v6: bool) -> DpdkUplinkOptions {
         exception_tap: None,
         udp_checksum: true,
         workers: 1,
+        interrupts: true,
     }
 }
 

@@ -1,7 +1,8 @@
 //! vhost-user ports, with DPDK's own virtio driver in the place of a guest.
 
+use std::mem::ManuallyDrop;
 use std::os::unix::net::UnixListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use encap::wire::buf::{
     Checksum, FrameBurst, Offload, OutFrame, PacketBuf, Pieces, SegmentKind, Span,
@@ -15,27 +16,43 @@ use fastpath::vhost::{VhostError, VhostEvent, VhostOptions, VhostPort, VhostQueu
 
 use crate::support::{alone, options, wait_for, with_dpdk};
 
-fn socket(name: &str) -> PathBuf {
+pub(crate) fn socket(name: &str) -> PathBuf {
     let path = std::env::temp_dir().join(format!("tapd-test-{}-{name}.sock", std::process::id()));
     let _ = std::fs::remove_file(&path);
     path
 }
 
-struct Pair {
-    port: VhostPort,
-    queues: Vec<VhostQueue>,
-    guest: Guest,
+pub(crate) struct Pair {
+    pub(crate) port: VhostPort,
+    pub(crate) queues: Vec<VhostQueue>,
+    pub(crate) guest: Guest,
 }
 
 /// A virtio card as a guest drives it.
-struct Guest {
+pub(crate) struct Guest {
     _port: Port,
-    rx: Vec<RxQueue>,
-    tx: Vec<TxQueue>,
+    pub(crate) rx: Vec<RxQueue>,
+    pub(crate) tx: Vec<TxQueue>,
 }
 
 impl Guest {
-    fn start(eal: &Eal, pool: &Pool, socket: &std::path::Path, queues: u16, server: bool) -> Self {
+    pub(crate) fn start(eal: &Eal, pool: &Pool, socket: &Path, queues: u16, server: bool) -> Self {
+        Self::open(eal, pool, socket, queues, server, false)
+    }
+
+    /// One that can wait. Its driver calls back when it has been closed, so it is not to be.
+    pub(crate) fn with_interrupts(eal: &Eal, pool: &Pool, socket: &Path) -> ManuallyDrop<Self> {
+        ManuallyDrop::new(Self::open(eal, pool, socket, 1, false, true))
+    }
+
+    fn open(
+        eal: &Eal,
+        pool: &Pool,
+        socket: &Path,
+        queues: u16,
+        server: bool,
+        interrupts: bool,
+    ) -> Self {
         let device = format!(
             "net_virtio_user,path={},queues={queues},queue_size=256,server={}",
             socket.display(),
@@ -54,7 +71,7 @@ impl Guest {
             rx_descriptors: 256,
             tx_descriptors: 256,
             mtu: None,
-            interrupts: false,
+            interrupts,
             capabilities,
             pool: pool.clone(),
         };
@@ -62,14 +79,14 @@ impl Guest {
         Self { _port: port, rx, tx }
     }
 
-    fn send(&mut self, queue: usize, frame: &[u8]) {
+    pub(crate) fn send(&mut self, queue: usize, frame: &[u8]) {
         let tx = &mut self.tx[queue];
         tx.push(frame.len()).unwrap().copy_from_slice(frame);
         assert_eq!(tx.flush(0), 1);
     }
 
     /// The next frame on a queue, its flags and segment size.
-    fn receive(&mut self, queue: usize) -> (Vec<u8>, u32, Option<u16>) {
+    pub(crate) fn receive(&mut self, queue: usize) -> (Vec<u8>, u32, Option<u16>) {
         let rx = &mut self.rx[queue];
         wait_for("a frame for the guest", || {
             let burst = rx.receive(1);
@@ -81,25 +98,26 @@ impl Guest {
     }
 }
 
-fn vhost_options(eal: &Eal, socket: &std::path::Path, queues: u16, workers: usize) -> VhostOptions {
+pub(crate) fn vhost_options(eal: &Eal, socket: &Path, queues: u16, workers: usize) -> VhostOptions {
     VhostOptions {
         socket: socket.to_owned(),
         client: false,
         queues,
         workers,
         offload: OffloadSwitches::ALL,
+        interrupts: true,
         pool: Pool::new(eal, 2000, 2048).unwrap(),
     }
 }
 
-fn connected(port: &mut VhostPort) -> u64 {
+pub(crate) fn connected(port: &mut VhostPort) -> u64 {
     wait_for("the guest", || match port.poll() {
         Some(VhostEvent::Connected { features }) => Some(features),
         _ => None,
     })
 }
 
-fn pair(eal: &Eal, name: &str, queues: u16, workers: usize) -> Pair {
+pub(crate) fn pair(eal: &Eal, name: &str, queues: u16, workers: usize) -> Pair {
     let socket = socket(name);
     let (mut port, queues_of_port) =
         VhostPort::open(eal, &vhost_options(eal, &socket, queues, workers)).unwrap();
@@ -115,7 +133,7 @@ fn pair(eal: &Eal, name: &str, queues: u16, workers: usize) -> Pair {
     Pair { port, queues: queues_of_port, guest }
 }
 
-fn read(queue: &mut VhostQueue, burst: &mut FrameBurst) {
+pub(crate) fn read(queue: &mut VhostQueue, burst: &mut FrameBurst) {
     burst.clear();
     wait_for("a frame of the guest", || {
         queue.rx_burst(burst).unwrap();
@@ -123,11 +141,14 @@ fn read(queue: &mut VhostQueue, burst: &mut FrameBurst) {
     });
 }
 
-fn burst() -> FrameBurst {
+pub(crate) fn burst() -> FrameBurst {
     FrameBurst::new(160 << 10, 64)
 }
 
-fn write(queue: &mut VhostQueue, frames: &[(Vec<u8>, Checksum)]) -> fastpath::port::TxReport {
+pub(crate) fn write(
+    queue: &mut VhostQueue,
+    frames: &[(Vec<u8>, Checksum)],
+) -> fastpath::port::TxReport {
     let mut pieces = Pieces::default();
     let mut out = Vec::new();
     for (piece, (frame, checksum)) in frames.iter().enumerate() {
@@ -426,9 +447,9 @@ fn sockets_that_are_taken_are_refused_and_stale_ones_removed() {
         std::fs::write(&path, b"a file").unwrap();
         assert!(matches!(open(), Err(VhostError::NoSocket(_))));
         std::fs::remove_file(&path).unwrap();
-        let nowhere = vhost_options(&eal, std::path::Path::new("/nonexistent/a"), 1, 1);
+        let nowhere = vhost_options(&eal, Path::new("/nonexistent/a"), 1, 1);
         assert!(matches!(VhostPort::open(&eal, &nowhere), Err(VhostError::NoDirectory(_))));
-        let bad = vhost_options(&eal, std::path::Path::new("/tmp/a,b"), 1, 1);
+        let bad = vhost_options(&eal, Path::new("/tmp/a,b"), 1, 1);
         assert!(matches!(VhostPort::open(&eal, &bad), Err(VhostError::BadPath(_))));
     });
 }

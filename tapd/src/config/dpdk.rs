@@ -32,11 +32,13 @@ pub(crate) struct DpdkConfig {
     pub(crate) shim: Option<PathBuf>,
     /// Longest sleep of an idle worker with a port that cannot wake it, at most 10 ms.
     pub(crate) max_sleep: Duration,
+    /// Whether ports that can wake idle workers do it.
+    pub(crate) interrupts: bool,
 }
 
 impl DpdkConfig {
     /// Every key with its value, for people.
-    pub(super) fn values(&self) -> [(&'static str, String); 5] {
+    pub(super) fn values(&self) -> [(&'static str, String); 6] {
         let shim = self.shim.as_ref();
         [
             ("memory_mb", self.memory_mb.to_string()),
@@ -44,6 +46,7 @@ impl DpdkConfig {
             ("eal", format!("[{}]", self.eal.join(", "))),
             ("shim", shim.map_or_else(|| "looked for".to_owned(), |p| p.display().to_string())),
             ("max_sleep_us", self.max_sleep.as_micros().to_string()),
+            ("interrupts", self.interrupts.to_string()),
         ]
     }
 }
@@ -223,6 +226,7 @@ pub(super) fn validate(raw: RawDpdk, faults: &mut Collector) -> DpdkConfig {
         eal: raw.eal.into_iter().map(|argument| argument.value).collect(),
         shim: raw.shim.map(|shim| shim.value.into()),
         max_sleep: Duration::from_micros(max_sleep_us.into()),
+        interrupts: or(raw.interrupts, true),
     }
 }
 

@@ -24,6 +24,7 @@ pub(super) struct RawDpdk {
     pub(super) eal: Vec<Located<String>>,
     pub(super) shim: Field<String>,
     pub(super) max_sleep_us: Field<u32>,
+    pub(super) interrupts: Field<bool>,
 }
 
 /// `dpdk` of a link.
@@ -84,6 +85,7 @@ pub(super) fn read_dpdk(table: &Table, faults: &mut Collector) -> RawDpdk {
             .map_or_else(Vec::new, |list| list.value),
         shim: fields.text("shim"),
         max_sleep_us: fields.integer("max_sleep_us", 0..=10_000),
+        interrupts: fields.boolean("interrupts"),
     }
 }
 

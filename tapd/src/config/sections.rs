@@ -73,8 +73,10 @@ pub(super) const OFFLOAD: Section = Section {
         "bundles",
     ],
 };
-pub(super) const DPDK: Section =
-    Section { title: "[dpdk]", keys: &["memory_mb", "hugepages", "eal", "shim", "max_sleep_us"] };
+pub(super) const DPDK: Section = Section {
+    title: "[dpdk]",
+    keys: &["memory_mb", "hugepages", "eal", "shim", "max_sleep_us", "interrupts"],
+};
 pub(super) const NODE: Section = Section {
     title: "[[nodes]]",
     keys: &["id", "name", "addresses", "links", "policy", "protect"],

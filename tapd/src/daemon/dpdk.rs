@@ -88,7 +88,7 @@ fn vm_buffers(memory_mb: u32) -> u32 {
 }
 
 fn eal_options(config: &Config) -> EalOptions {
-    let DpdkConfig { memory_mb, hugepages, eal, shim, max_sleep: _ } = &config.dpdk;
+    let DpdkConfig { memory_mb, hugepages, eal, shim, max_sleep: _, interrupts: _ } = &config.dpdk;
     let links = config.own_node().map_or(&[][..], |own| own.links.as_slice());
     let ports = links.iter().filter_map(|link| link.dpdk.as_ref());
     let card = |port: &DpdkPort| match &port.port {
@@ -129,6 +129,7 @@ pub(super) fn uplink_options(
         exception_tap: port.exception_tap.clone(),
         udp_checksum: port.udp_checksum,
         workers: config.daemon.workers,
+        interrupts: config.dpdk.interrupts,
     }
 }
 

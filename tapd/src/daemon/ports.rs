@@ -255,6 +255,9 @@ fn below(row: &mut PortReply, port: &Port) {
         row.mac = Some(info.mac.to_string());
         row.numa_node = info.numa_node;
     }
+    if port.has_interrupts() {
+        row.offloads.push("interrupts".to_owned());
+    }
     if let Ok(stats) = port.stats() {
         row.rx_packets = stats.rx_packets;
         row.rx_bytes = stats.rx_bytes;

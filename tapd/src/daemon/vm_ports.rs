@@ -99,6 +99,7 @@ impl Network {
                 segmentation_tcp: offload.tap_tcp,
                 segmentation_udp: offload.tap_udp,
             },
+            interrupts: config.dpdk.interrupts,
             pool: dpdk.vm_pool().map_err(Failure::cannot_start)?,
         };
         let (port, queues) = VhostPort::open(&dpdk.eal, &options).map_err(Failure::cannot_start)?;

@@ -375,6 +375,7 @@ mod tests {
                 eal: Vec::new(),
                 shim: None,
                 max_sleep: std::time::Duration::ZERO,
+                interrupts: true,
             };
             lines(|report| check_memory(&machine, &config, cards, running, report)).remove(0)
         };

@@ -1,6 +1,7 @@
 //! The exception tap: what reaches a DPDK port and is not ours belongs to the host.
 
 use std::io;
+use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -8,6 +9,7 @@ use encap::forward::policer::Policer;
 use encap::wire::buf::{Checksum, FrameBurst, OutFrame, PacketBuf, Pieces, Span};
 
 use super::DpdkUplinkError;
+use crate::port::FramePort;
 use crate::tap::{MAX_SUPER_FRAME_LEN, OffloadSwitches, Tap, TapOptions, TapQueue};
 use crate::underlay::LocalAddress;
 
@@ -74,6 +76,11 @@ impl Exception {
         let span = Span { piece: 0, start: 0, len: frame.len() };
         let out = OutFrame { span, checksum: Checksum::Complete };
         self.queue.write_burst(&mut pieces, &[out]).sent == 1
+    }
+
+    /// Readable while the host has frames.
+    pub(super) fn poll_fd(&self) -> Option<RawFd> {
+        self.queue.poll_fd()
     }
 
     /// Whether it is time to ask the host again.

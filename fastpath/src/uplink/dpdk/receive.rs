@@ -4,9 +4,10 @@
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::RawFd;
+use std::slice;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use encap::forward::policer::Policer;
 use encap::wire::buf::{BufPool, Burst, PacketBuf, Received, Transmit, UplinkId};
@@ -14,9 +15,9 @@ use encap::wire::buf::{BufPool, Burst, PacketBuf, Received, Transmit, UplinkId};
 use super::exception::Exception;
 use super::sender::{Run, Sender};
 use super::{Shared, lock};
-use crate::dpdk::{RxPacket, RxQueue};
+use crate::dpdk::{Interrupts, RxPacket, RxQueue};
 use crate::neighbor::Neighbors;
-use crate::port::{DatagramCapabilities, DatagramPort, MAX_BURST, TxReport};
+use crate::port::{Armed, DatagramCapabilities, DatagramPort, MAX_BURST, TxReport};
 use crate::underlay::{
     Classified, IPV4_HEADER_LEN, IPV6_HEADER_LEN, UDP_HEADER_LEN, UnderlayCounters, classify,
     echo_reply,
@@ -31,6 +32,8 @@ const MAX_FRAME_LEN: usize = 65_535 + 18;
 #[derive(Debug)]
 pub struct DpdkUplink {
     rx: RxQueue,
+    /// Those of its queue, the host's frames, and neighbours that want something done.
+    interrupts: Option<Interrupts>,
     pub(super) share: Share,
 }
 
@@ -50,10 +53,12 @@ pub(super) struct Share {
 impl DpdkUplink {
     pub(super) fn new(
         shared: &Arc<Shared>,
-        rx: RxQueue,
+        mut rx: RxQueue,
         number: usize,
         exception: Option<Exception>,
+        interrupts: bool,
     ) -> Self {
+        let interrupts = if interrupts { Interrupts::of(slice::from_mut(&mut rx)) } else { None };
         let share = Share {
             sender: Sender::new(Arc::clone(shared), number, Arc::default()),
             underlay: Arc::default(),
@@ -62,7 +67,8 @@ impl DpdkUplink {
             first: number == 0,
             scratch: Vec::new(),
         };
-        Self { rx, share }
+        let interrupts = interrupts.filter(|interrupts| share.wake_by(interrupts));
+        Self { rx, interrupts, share }
     }
 
     /// The local attachment that datagrams are labelled with.
@@ -73,6 +79,21 @@ impl DpdkUplink {
 }
 
 impl Share {
+    /// Has the descriptor become readable with what else is to be done; says whether that is possible.
+    fn wake_by(&self, interrupts: &Interrupts) -> bool {
+        let neighbors =
+            self.first.then(|| interrupts.add(self.sender.shared.due_sooner.fd(), true));
+        let exception = self.exception.as_ref().and_then(Exception::poll_fd);
+        let exception = exception.map(|fd| interrupts.add(fd, false));
+        match neighbors.into_iter().chain(exception).find_map(Result::err) {
+            Some(error) => {
+                log::warn!("a DPDK port is polled: {error}");
+                false
+            }
+            None => true,
+        }
+    }
+
     /// Sends what the neighbours want sent, when that is due.
     fn look_at_neighbors(&mut self, now: Instant) {
         let shared = &self.sender.shared;
@@ -227,7 +248,7 @@ fn append(buf: &mut PacketBuf, payload: &[u8]) -> bool {
 impl DatagramPort for DpdkUplink {
     fn rx_burst(&mut self, pool: &mut BufPool, received: &mut Burst<Received>) -> io::Result<()> {
         let now = Instant::now();
-        let Self { rx, share } = self;
+        let Self { rx, share, .. } = self;
         if share.first {
             share.look_at_neighbors(now);
         }
@@ -261,6 +282,32 @@ impl DatagramPort for DpdkUplink {
     }
 
     fn poll_fd(&self) -> Option<RawFd> {
-        None
+        self.interrupts.as_ref().map(Interrupts::fd)
+    }
+
+    fn arm(&mut self) -> Armed {
+        let Some(interrupts) = &self.interrupts else { return Armed::Ready };
+        let armed = interrupts.arm(slice::from_mut(&mut self.rx));
+        if armed == Armed::Impossible {
+            log::warn!("a DPDK port refuses its interrupts: it is polled from now on");
+            self.interrupts = None;
+        }
+        armed
+    }
+
+    fn disarm(&mut self) {
+        if let Some(interrupts) = &self.interrupts {
+            interrupts.disarm(slice::from_mut(&mut self.rx));
+        }
+    }
+
+    /// Until the neighbours want to be looked at.
+    fn longest_wait(&self, now: Instant) -> Duration {
+        if !self.share.first {
+            return Duration::MAX;
+        }
+        let shared = &self.share.sender.shared;
+        let due = shared.due_us.load(Ordering::Relaxed);
+        Duration::from_micros(due.saturating_sub(shared.us(now)))
     }
 }

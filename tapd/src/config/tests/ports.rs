@@ -221,16 +221,18 @@ fn how_dpdk_runs() {
         eal: Vec::new(),
         shim: None,
         max_sleep: Duration::from_micros(100),
+        interrupts: true,
     };
     assert_eq!(config.dpdk, defaults);
     let all = "memory_mb = 64\nhugepages = true\neal = ['--log-level=8']\nshim = '/opt/s.so'\n\
-        max_sleep_us = 0";
+        max_sleep_us = 0\ninterrupts = false";
     let changed = DpdkConfig {
         memory_mb: 64,
         hugepages: Hugepages::Always,
         eal: vec!["--log-level=8".to_owned()],
         shim: Some("/opt/s.so".into()),
         max_sleep: Duration::ZERO,
+        interrupts: false,
     };
     assert_eq!(load(all).dpdk, changed);
     assert_eq!(load("hugepages = false").dpdk.hugepages, Hugepages::Never);
