@@ -53,7 +53,17 @@ impl Guests {
     /// Boots them, with addresses.
     fn boot(cards: Cards, change: impl FnOnce(&mut ClusterConfig)) -> Result<Self> {
         let lanes = Lanes::plain(Family::V4, 2)?;
-        let mut config = lanes.give_to_dpdk()?;
+        let config = lanes.give_to_dpdk()?;
+        Self::boot_over(lanes, config, cards, change)
+    }
+
+    /// The same over these cables.
+    fn boot_over(
+        lanes: Lanes,
+        mut config: ClusterConfig,
+        cards: Cards,
+        change: impl FnOnce(&mut ClusterConfig),
+    ) -> Result<Self> {
         config.networks[0].subnets.truncate(1);
         config.sections = "[dpdk]\nmemory_mb = 128\nhugepages = false\n".to_owned();
         change(&mut config);
@@ -189,6 +199,45 @@ fn flow_guests_with_two_queues_make_their_own_sockets() {
         let queues = guests.one.run("ls -d /sys/class/net/eth0/queues/tx-* | wc -l")?;
         ensure!(queues == "2", "the guest has {queues} queues");
         guests.one.ping(TWO, 5, 1472)?;
+        guests.check_file()?;
+        guests.power_off()
+    });
+}
+
+/// What the node's workers counted under this name.
+fn count(node: &Node, name: &str) -> Result<u64> {
+    let shown = node.show("counters")?;
+    let workers = shown["workers"].as_array().ok_or_else(|| anyhow!("no workers in {shown}"))?;
+    let counts = workers.iter().map(|worker| worker["counters"][name].as_u64());
+    counts.sum::<Option<u64>>().ok_or_else(|| anyhow!("no {name} in {shown}"))
+}
+
+#[test]
+fn flow_guests_wake_nodes_that_have_nothing_to_do() {
+    case(|| {
+        let lanes = Lanes::plain(Family::V4, 1)?;
+        let config = lanes.config();
+        let mut guests = Guests::boot_over(lanes, config, PLAIN, |_| {})?;
+        let counts = |node: &Node| -> Result<[u64; 2]> {
+            Ok([count(node, "waits")?, count(node, "wakes")?])
+        };
+        let before = counts(&guests.alpha)?;
+        // Long enough apart for everybody to sleep between them.
+        guests.one.run_within(&format!("ping -q -c 10 -i 1 -W 5 {TWO}"), PATIENCE)?;
+        guests.one.reboot()?;
+        guests.one.set_address(0, &format!("{ONE}/24"))?;
+        guests.one.ping_until_answer(TWO, PATIENCE)?;
+        guests.one.ping(TWO, 5, 56)?;
+        let after = counts(&guests.alpha)?;
+        for (node, name) in [(&guests.alpha, "alpha"), (&guests.beta, "beta")] {
+            ensure!(count(node, "sleeps")? == 0, "{name} naps and looks: its ports do not wake it");
+        }
+        let [waits, wakes] = [0, 1].map(|at| after[at] - before[at]);
+        ensure!(wakes > 20 && waits >= wakes, "{wakes} wake-ups in {waits} waits");
+        for node in [&guests.alpha, &guests.beta] {
+            let shown = node.show("ports")?;
+            ensure!(shown.to_string().contains("\"interrupts\""), "{shown}");
+        }
         guests.check_file()?;
         guests.power_off()
     });
