@@ -1,6 +1,5 @@
 //! What the paths of links take: sizes that change, black holes, fragments.
 
-
 use encap::forward::policy::Policy;
 use encap::forward::protect::Protect;
 use encap::link::liveness::{Cause, State};
