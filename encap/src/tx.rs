@@ -21,10 +21,12 @@ use crate::tables::{NetworkEntry, Tables, To};
 use crate::wire::buf::{FrameBurst, FrameRef, Offload, Transmits};
 use crate::wire::ethernet::{EthernetView, MacAddr};
 use crate::wire::header::Handle;
+use alike::Alike;
 use bundle::Bundle;
 
 mod local;
 mod outbound;
+mod alike;
 mod pack;
 mod bundle;
 mod resend;
@@ -55,6 +57,8 @@ struct Pass<'t, 'o> {
     out: &'o mut Transmits,
     /// At the end of `out`: not sealed yet, as more may come in.
     bundle: Option<Bundle<'t>>,
+    /// How the last frame left, where others may leave so.
+    alike: Option<Alike<'t>>,
 }
 
 impl Pass<'_, '_> {
@@ -146,7 +150,7 @@ impl Datapath {
         let tables = arc_swap::Guard::into_inner(self.tables.load());
         let mut plan = std::mem::take(&mut self.plan);
         self.port = plan.port;
-        let mut pass = Pass { now, tables: &tables, out, bundle: None };
+        let mut pass = Pass { now, tables: &tables, out, bundle: None, alike: None };
         let done = self.work_off(&mut pass, &mut plan, frames);
         self.close_bundle(&mut pass);
         self.plan = plan;
@@ -198,7 +202,7 @@ impl Datapath {
             return;
         }
         self.waiting_generation = tables.generation;
-        let mut pass = Pass { now, tables: &tables, out, bundle: None };
+        let mut pass = Pass { now, tables: &tables, out, bundle: None, alike: None };
         for _ in 0..self.waiting.len() {
             let Some(mut waiting) = self.waiting.pop_front() else { break };
             let connecting = tables.peer(waiting.peer).is_some_and(|peer| peer.connecting);

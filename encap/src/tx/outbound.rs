@@ -20,6 +20,7 @@ use crate::wire::header::{CLEAR_OVERHEAD, Handle, InnerHeader, Kind, SEALED_OVER
 use crate::wire::inner_ip::{InnerIp, protocol};
 
 use super::Pass;
+use super::alike::{Alike, Shape};
 
 /// Smallest MTU of an IPv6 path, in bytes (RFC 8200 section 5).
 const MIN_IPV6_MTU: usize = 1280;
@@ -50,6 +51,13 @@ pub(super) struct Outbound<'t> {
     pub(super) compression: Option<(Level, u64)>,
 }
 
+impl Outbound<'_> {
+    /// Largest frame whose sender need not be told that it is too large, in bytes.
+    pub(super) fn largest_frame(&self) -> usize {
+        told_payload(self.peer, self.limit).saturating_sub(self.overhead)
+    }
+}
+
 impl Datapath {
     /// Seals a frame for one peer: in segments if it is a super-frame, in fragments where the path
     /// takes no datagram of its size.
@@ -67,7 +75,7 @@ impl Datapath {
         };
         self.keep_awake(peer);
         let outcome = self
-            .prepare(pass, peer, network, frame, offload)
+            .look_up(pass, peer, network, frame, offload, more)
             .and_then(|outbound| self.pack(pass, &outbound, frame, *offload, more));
         match outcome {
             Ok(()) => {
@@ -79,6 +87,34 @@ impl Datapath {
             }
             Err(reason) => self.counters.count_drop(reason),
         }
+    }
+
+    /// How the frame leaves: as the one before it, or as is found out now.
+    #[inline]
+    fn look_up<'t>(
+        &mut self,
+        pass: &mut Pass<'t, '_>,
+        peer: &'t PeerEntry,
+        network: &'t NetworkEntry,
+        frame: &mut [u8],
+        offload: &mut Offload,
+        more: bool,
+    ) -> Result<Outbound<'t>, DropReason> {
+        // Of a super-frame it is the segments that leave.
+        if offload.segmentation.is_some() {
+            return self.prepare(pass, peer, network, frame, offload);
+        }
+        let alike = pass.alike.as_ref();
+        if let Some(mut outbound) = alike.and_then(|alike| alike.find(network, peer.index, frame)) {
+            let (suite, handle) = (outbound.session.facts().suite, outbound.inner.handle);
+            outbound.inner.kind = self.mark_checksum(frame, offload, suite, handle)?;
+            return Ok(outbound);
+        }
+        let outbound = self.prepare(pass, peer, network, frame, offload)?;
+        if more && let Some(shape) = Shape::of(frame) {
+            pass.alike = Alike::new(shape, network, &outbound);
+        }
+        Ok(outbound)
     }
 
     /// Decides on links, size and mark.
@@ -110,10 +146,7 @@ impl Datapath {
         }
         let limit = largest_payload(peer, links);
         if let Some(ip) = &inner_ip {
-            // The explicit VNI is for the moments before the peer named the network: sizes that
-            // senders are told do not depend on it.
-            let max_l3 =
-                limit.max(peer.expected_udp_payload).saturating_sub(overhead + ip.l3_offset);
+            let max_l3 = told_payload(peer, limit).saturating_sub(overhead + ip.l3_offset);
             self.fit_sender(now, network, frame, *offload, ip, max_l3);
         }
         let dscp = network.dscp.as_ref().unwrap_or(&peer.dscp);
@@ -217,6 +250,12 @@ fn headers_len(frame: &[u8], ip: &InnerIp) -> usize {
     } else {
         l4 + UDP_HEADER_LEN
     }
+}
+
+/// The UDP payload that senders of larger packets are told of. The explicit VNI is for the moments
+/// before the peer named the network: what they are told does not depend on it.
+fn told_payload(peer: &PeerEntry, limit: usize) -> usize {
+    limit.max(peer.expected_udp_payload)
 }
 
 /// Largest UDP payload that may leave by these links.

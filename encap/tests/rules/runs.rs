@@ -2,9 +2,14 @@
 //! equal datagrams in runs, payloads compressed.
 
 use encap::compress::Level;
+use encap::datapath::Deliveries;
+use encap::forward::marks::Dscp;
+use encap::forward::policy::Policy;
+use encap::forward::protect::Protect;
 use encap::handshake::features::Features;
-use encap::wire::buf::{SegmentKind, Segmentation, Transmits};
+use encap::wire::buf::{SegmentKind, Segmentation, Transmit, Transmits};
 use encap::wire::bundle;
+use etherparse::{IpHeaders, Ipv4Header, Ipv6Header, PacketBuilder, TcpOptionElement};
 
 use super::*;
 
@@ -51,6 +56,123 @@ fn acquainted(mut world: World) -> World {
     world.transmit(0, &frame(mac(2), mac(1), &[1; 40]));
     world.run_for(ms(50));
     world
+}
+
+/// An IP packet to node 1's host, of any kind.
+fn any_packet(random: &mut Random) -> Vec<u8> {
+    let builder = PacketBuilder::ethernet2(mac(1).0, mac(2).0);
+    let tos = [0, 0, 0, 0, 1, 2, 3, 0xb8][random.below(8) as usize];
+    let (ipv4, ipv6) = (
+        Ipv4Header {
+            time_to_live: 9,
+            dscp: (tos >> 2).try_into().unwrap(),
+            ecn: (tos & 3).try_into().unwrap(),
+            dont_fragment: true,
+            source: [10, 0, 0, 1],
+            destination: [10, 0, 0, random.below(2) as u8],
+            ..Default::default()
+        },
+        Ipv6Header {
+            traffic_class: tos,
+            source: [0xfd; 16],
+            destination: [random.below(2) as u8; 16],
+            ..Default::default()
+        },
+    );
+    let ip = match random.below(3) {
+        0 => IpHeaders::Ipv6(ipv6, Default::default()),
+        _ => IpHeaders::Ipv4(ipv4, Default::default()),
+    };
+    let builder = match random.below(6) {
+        0 => builder.single_vlan(7.try_into().unwrap()).ip(ip),
+        _ => builder.ip(ip),
+    };
+    let len = [1, 20, 600, 1_360, 1_380, 1_420][random.below(6) as usize] + random.below(8);
+    let payload = vec![len as u8; len as usize];
+    let mut bytes = Vec::new();
+    match random.below(6) {
+        0 => {
+            let options = [TcpOptionElement::MaximumSegmentSize(1_460)];
+            let syn = builder.tcp(1, 2, 3, 4).syn().options(&options).unwrap();
+            syn.write(&mut bytes, &[]).unwrap();
+        }
+        1 | 2 => builder.tcp(1, 2, 3, 4).ack(5).write(&mut bytes, &payload).unwrap(),
+        _ => builder.udp(1, 2).write(&mut bytes, &payload).unwrap(),
+    }
+    // Fragments, options and extensions that are none, ends in the middle.
+    match random.below(12) {
+        0 => bytes[20] |= 0x20,
+        1 => bytes[14] += 1,
+        2 => bytes.truncate(15 + random.below(60) as usize),
+        _ => {}
+    }
+    bytes
+}
+
+/// What was found out for one frame is used for the next ones that are like it: that must not be
+/// seen from outside.
+#[test]
+fn frames_that_come_at_once_leave_as_each_would_alone() {
+    let policies =
+        [Policy::Passive, Policy::Active { copies: 0 }, Policy::FlowHash, Policy::RoundRobin];
+    let protects = [Protect::Off, Protect::Control, Protect::All];
+    let mut alike = 0;
+    for seed in 1..=24 {
+        let world = || {
+            let policy = policies[seed as usize % 4];
+            let world = World::pair(seed, 1 + (seed / 4 % 2) as u8, |config| {
+                // Bundles are the one thing that frames do together.
+                config.features = Features::NONE;
+                config.suites = vec![[Suite::Clear, Suite::Aes256Gcm][(seed / 8) as usize % 2]];
+                for peer in &mut config.peers {
+                    (peer.policy, peer.dscp) = (policy, Dscp::Inherit);
+                    peer.protect = protects[(seed / 2) as usize % 3];
+                }
+            });
+            acquainted(world)
+        };
+        let (mut together, mut single) = (world(), world());
+        let mut random = Random(seed);
+        for _ in 0..20 {
+            let mut frames = vec![any_packet(&mut random)];
+            while frames.len() < 24 {
+                let last = frames[frames.len() - 1].clone();
+                let like = random.below(2) == 0;
+                alike += u32::from(like);
+                frames.push(if like { last } else { any_packet(&mut random) });
+            }
+            // A run goes by one link, then by the next: each link's own order is what counts.
+            let by_link = |sent: &[Transmits]| {
+                let mut all: Vec<_> = sent.iter().flat_map(Transmits::datagrams).collect();
+                all.sort_by_key(|(run, _)| run.uplink.0);
+                let one = |(run, bytes): (&Transmit, &[u8])| {
+                    (run.uplink, run.remote, run.mark, bytes.to_vec())
+                };
+                all.into_iter().map(one).collect::<Vec<_>>()
+            };
+            // Checksums are complete, or the receiver's to complete.
+            let mut partial = |bytes: &[u8]| derive_partial(bytes).filter(|_| random.below(2) == 0);
+            let offload = |checksum| Offload { checksum, segmentation: None };
+            let checksums: Vec<_> = frames.iter().map(|bytes| partial(bytes)).collect();
+            let frames = frames.iter().zip(checksums);
+            let frames = frames
+                .map(|(bytes, checksum)| {
+                    (&bytes[..], checksum.map_or_else(Offload::default, offload))
+                })
+                .collect::<Vec<_>>();
+            let sent = [sent_at_once(&mut together, &frames)];
+            let alone = frames.iter().map(|frame| sent_at_once(&mut single, &[*frame]));
+            let alone: Vec<_> = alone.collect();
+            assert!(by_link(&sent) == by_link(&alone), "seed {seed}");
+            let told = |world: &mut World| {
+                let mut out = Deliveries::default();
+                world.nodes[0].datapath.take_returns(&mut out);
+                out.iter().map(|(_, bytes)| bytes.to_vec()).collect::<Vec<_>>()
+            };
+            assert!(told(&mut together) == told(&mut single), "seed {seed}: what senders are told");
+        }
+    }
+    assert!(alike > 1_000);
 }
 
 #[test]
@@ -213,7 +335,7 @@ fn rule_p2_the_policer_counts_segments() {
 
 /// A TCP super-frame to node 1's host with its partial checksum, and so many bytes of payload.
 pub(super) fn super_frame(payload: usize) -> (Vec<u8>, Checksum) {
-    let builder = etherparse::PacketBuilder::ethernet2(mac(1).0, mac(2).0)
+    let builder = PacketBuilder::ethernet2(mac(1).0, mac(2).0)
         .ipv4([10, 0, 0, 1], [10, 0, 0, 2], 64)
         .tcp(1_000, 2_000, 7, 512)
         .ack(1)
@@ -222,7 +344,7 @@ pub(super) fn super_frame(payload: usize) -> (Vec<u8>, Checksum) {
     let mut bytes = Vec::new();
     builder.write(&mut bytes, &payload).unwrap();
     bytes[20] = 0x40; // DF
-    let mut header = etherparse::Ipv4Header::from_slice(&bytes[14..]).unwrap().0;
+    let mut header = Ipv4Header::from_slice(&bytes[14..]).unwrap().0;
     header.header_checksum = header.calc_header_checksum();
     bytes[14..34].copy_from_slice(&header.to_bytes());
     // The pseudo-header's sum over the whole length, as a kernel leaves it.
