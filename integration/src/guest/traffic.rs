@@ -82,9 +82,12 @@ impl Guest {
     /// # Errors
     /// It did not arrive within `deadline`.
     pub fn get_file(&mut self, from: &str, deadline: Duration) -> Result<String> {
-        // At the end of its input nc would tell the other one to stop: this one has no end.
-        let line =
-            format!("[ -p /tmp/open ] || mkfifo /tmp/open; nc {from} {PORT} <>/tmp/open | md5sum");
+        // At the end of its input nc would tell the other one to stop: this one has no end. The
+        // other one listens once it has come round to it.
+        let line = format!(
+            "[ -p /tmp/open ] || mkfifo /tmp/open; for try in $(seq 100); do \
+             nc {from} {PORT} <>/tmp/open 2>/dev/null && break; sleep 0.1; done | md5sum"
+        );
         first_word(&self.run_within(&line, deadline)?)
     }
 

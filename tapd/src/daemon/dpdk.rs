@@ -74,7 +74,15 @@ impl Dpdk {
         if let Some(pool) = &self.vm_pool {
             return Ok(pool.clone());
         }
-        let pool = Pool::new(&self.eal, vm_buffers(self.memory_mb), VM_BUFFER_LEN)?;
+        let mut count = vm_buffers(self.memory_mb);
+        let pool = loop {
+            match Pool::new(&self.eal, count, VM_BUFFER_LEN) {
+                // What uplinks with many queues took is more than half, or lies in the middle.
+                Err(DpdkError::NoMemory { .. }) if count > MIN_VM_BUFFERS => count /= 2,
+                made => break made?,
+            }
+        };
+        info!("VM ports share {} packet buffers of {VM_BUFFER_LEN} bytes", pool.count());
         Ok(self.vm_pool.insert(pool).clone())
     }
 }
