@@ -44,7 +44,8 @@ pub(crate) fn alone(body: impl FnOnce()) {
         .unwrap();
     let text =
         [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
-    assert!(output.status.success() && text[0].contains("1 passed"), "{}\n{}", text[0], text[1]);
+    let passed = output.status.success() && text[0].contains("1 passed");
+    assert!(passed, "{}\n{}\n{}", output.status, text[0], text[1]);
 }
 
 fn shim() -> Option<PathBuf> {
