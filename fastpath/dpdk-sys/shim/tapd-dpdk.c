@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <semaphore.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -10,6 +11,7 @@
 #include <sys/epoll.h>
 #include <unistd.h>
 
+#include <rte_alarm.h>
 #include <rte_common.h>
 #include <rte_dev.h>
 #include <rte_eal.h>
@@ -131,6 +133,41 @@ static void forget_callbacks(uint16_t port, enum rte_eth_event_type type)
 		usleep(100);
 }
 
+static void close_port(uint16_t port)
+{
+	rte_eth_dev_stop(port);
+	rte_eth_dev_close(port);
+}
+
+struct closing {
+	uint16_t port;
+	sem_t done;
+};
+
+static void close_on_alarm(void *argument)
+{
+	struct closing *closing = argument;
+
+	close_port(closing->port);
+	sem_post(&closing->done);
+}
+
+/* memif hears on DPDK's interrupt thread that the other end has gone, and frees what closing frees too,
+ * without a lock: both have to happen on one thread. */
+static void close_between_interrupts(uint16_t port)
+{
+	struct closing closing = { .port = port };
+
+	sem_init(&closing.done, 0, 0);
+	if (rte_eal_alarm_set(1, close_on_alarm, &closing) == 0) {
+		while (sem_wait(&closing.done) != 0)
+			;
+	} else {
+		close_port(port);
+	}
+	sem_destroy(&closing.done);
+}
+
 int td_port_remove(uint16_t port)
 {
 	struct rte_eth_dev_info info;
@@ -141,8 +178,10 @@ int td_port_remove(uint16_t port)
 	result = rte_eth_dev_info_get(port, &info);
 	if (result < 0)
 		return result;
-	rte_eth_dev_stop(port);
-	rte_eth_dev_close(port);
+	if (info.driver_name != NULL && strcmp(info.driver_name, "net_memif") == 0)
+		close_between_interrupts(port);
+	else
+		close_port(port);
 	forget_kicks(port);
 	return info.device != NULL ? rte_dev_remove(info.device) : 0;
 }
