@@ -35,6 +35,7 @@ pub mod forward;
 pub mod crypto;
 pub mod handshake;
 pub mod link;
+pub mod channel;
 pub mod stats;
 pub mod event;
 mod timer;
