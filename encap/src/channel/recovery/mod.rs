@@ -23,6 +23,8 @@ mod reordering;
 pub mod rtt;
 mod sent;
 #[cfg(test)]
+mod simulation;
+#[cfg(test)]
 mod tests;
 
 use ecn::{EcnCheck, EcnCounts};
