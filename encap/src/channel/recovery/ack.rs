@@ -143,7 +143,7 @@ impl AckSchedule {
     }
 
     /// The peer has acknowledged a packet with the ACK of this serial number: what that reported is
-    /// not repeated.
+    /// not repeated. Of several, the newest is enough.
     pub fn on_ack_heard(&mut self, serial: u64) {
         self.received.on_report_heard(serial);
     }
@@ -199,6 +199,18 @@ mod tests {
         assert!(schedule.timeout().is_some_and(|at| at <= now));
         assert!(schedule.poll_ack(now, &mut ranges).is_some());
         assert_eq!(ranges, [PacketRange { first: 0, last: 1 }]);
+    }
+
+    /// The round trip is that of the largest number, so its wait is what is taken off.
+    #[test]
+    fn the_delay_is_that_of_the_largest_number() {
+        let now = Instant::now();
+        let mut ranges = Vec::new();
+        let mut schedule = AckSchedule::default();
+        schedule.on_received(now, 5, true, 0);
+        schedule.on_received(now + US * 300, 3, true, 0);
+        let head = schedule.poll_ack(now + US * 310, &mut ranges).unwrap();
+        assert_eq!(head.delay, US * 310);
     }
 
     #[test]

@@ -284,6 +284,13 @@ impl<T> Recovery<T> {
         !self.ecn.broken
     }
 
+    /// Probe timeouts since anything was heard: from the second on, what is lost here had better
+    /// leave by another link.
+    #[must_use]
+    pub const fn timeouts_in_a_row(&self) -> u32 {
+        self.timeouts
+    }
+
     /// What happened since the beginning.
     #[must_use]
     pub const fn counters(&self) -> Counters {

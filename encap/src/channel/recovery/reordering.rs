@@ -192,6 +192,19 @@ mod tests {
         assert_eq!(seen, [None, Some(64), Some(32), Some(16), Some(8), Some(4), Some(3)]);
     }
 
+    /// A wrong loss now and then keeps the limits as wide as they are.
+    #[test]
+    fn only_losses_in_a_row_that_stay_losses_narrow() {
+        let mut limits = Reordering::default();
+        let rtt = rtt(MS * 40);
+        for round in 0..20_u64 {
+            let first = round * 1_000;
+            limits.on_spurious(first, Cause::Packets, 40, MS, first + 1, &rtt);
+            (1..12).for_each(|loss| limits.on_lost(first + loss * 10, first + loss * 10 + 5));
+            assert_eq!(limits.packets(), Some(41), "{round}");
+        }
+    }
+
     #[test]
     fn a_short_path_is_not_judged_below_the_granularity() {
         assert_eq!(Reordering::default().delay(&rtt(MS / 20)), GRANULARITY);

@@ -78,6 +78,22 @@ fn gives_back_what_arrived() {
     assert_eq!(sender.recovery.bytes_in_flight(), 100);
 }
 
+/// RFC 9002 section 5.1: only when the largest number is news; and times that go back are none.
+#[test]
+fn measures_by_the_largest_number_alone() {
+    let mut sender = Sender::new(MS * 10);
+    sender.send(2);
+    let sent = sender.now;
+    sender.now -= MS * 5;
+    sender.send(1);
+    sender.now = sent + MS * 10;
+    sender.ack(&[(2, 2)]).unwrap();
+    assert_eq!((sender.out.acked[0].sent, sender.out.rtt_sample), (sent, Some(MS * 10)));
+    sender.wait(MS * 2);
+    sender.ack(&[(2, 2), (0, 0)]).unwrap();
+    assert_eq!((sender.acked(), sender.out.rtt_sample), (vec![0], None));
+}
+
 /// RFC 9002 section 6.1.1: three packets behind.
 #[test]
 fn lost_when_three_later_ones_arrived() {
@@ -118,6 +134,7 @@ fn probes_after_a_timeout_and_then_half_as_often() {
         assert_eq!((sender.out.probes, sender.lost()), (probes, vec![]));
         sender.send(u64::from(probes));
     }
+    assert_eq!(sender.recovery.timeouts_in_a_row(), 4);
     // Too early: nothing happens.
     let due = sender.recovery.timeout();
     sender.recovery.on_timeout(sender.now, &mut sender.out);
