@@ -33,6 +33,7 @@ pub mod wire;
 pub mod offload;
 pub mod forward;
 pub mod crypto;
+pub mod channel;
 pub mod handshake;
 pub mod link;
 pub mod channel;

@@ -3,3 +3,6 @@
 //! Pure state machines. Nothing here knows keys, sockets or the peer.
 
 pub mod recovery;
+//! Raw channels: messages and streams between nodes beside the Ethernet frames.
+
+pub mod congestion;
