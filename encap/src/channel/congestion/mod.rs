@@ -17,10 +17,13 @@
 use std::fmt::Debug;
 use std::time::{Duration, Instant};
 
+pub mod cubic;
 pub mod new_reno;
 pub mod fixed;
+mod hystart;
 mod episode;
 
+pub use cubic::Cubic;
 pub use fixed::Fixed;
 pub use new_reno::NewReno;
 
@@ -207,7 +210,8 @@ mod tests {
         /// Whatever is told, the window has its bounds, and a loss never makes it larger.
         #[test]
         fn windows_have_bounds(calls in prop::collection::vec((call(), 0_u64..50_000_000), 1..300)) {
-            let mut controllers: [Box<dyn Controller>; 2] = [
+            let mut controllers: [Box<dyn Controller>; 3] = [
+                Box::new(Cubic::new(1_200)),
                 Box::new(NewReno::new(1_200)),
                 Box::new(Fixed::new(1_200, 1_000_000)),
             ];
