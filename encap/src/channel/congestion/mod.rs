@@ -1,8 +1,8 @@
 //! Congestion control: how many bytes may be on their way to one peer by one link, and how fast
 //! they leave.
 //!
-//! A [`Controller`] holds the window of one (peer, link). It is told what happens and when, and has
-//! no clock.
+//! A [`Controller`] holds the window of one (peer, link); a [`pacer::Pacer`] spreads that window
+//! over the round trip. Both are told what happens and when; neither has a clock.
 //!
 //! For each acknowledgement that comes in the owner calls, in this order:
 //!
@@ -17,6 +17,7 @@
 use std::fmt::Debug;
 use std::time::{Duration, Instant};
 
+pub mod pacer;
 pub mod cubic;
 pub mod new_reno;
 pub mod fixed;
@@ -26,6 +27,7 @@ mod episode;
 pub use cubic::Cubic;
 pub use fixed::Fixed;
 pub use new_reno::NewReno;
+pub use pacer::Pacer;
 
 /// What a sender may have on its way before the first acknowledgement, in packets of full size
 /// (RFC 6928, RFC 9002 section 7.2; without the latter's bound of 14,720 bytes, which packets of
