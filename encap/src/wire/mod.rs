@@ -12,3 +12,5 @@ pub mod long;
 pub mod reader;
 pub mod heartbeat;
 pub mod control;
+pub mod varint;
+pub mod channel;
