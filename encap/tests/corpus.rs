@@ -74,6 +74,11 @@ fn corpus_compressed() {
 }
 
 #[test]
+fn corpus_channel() {
+    replay("channel");
+}
+
+#[test]
 fn corpus_decapsulate() {
     replay("decapsulate");
 }

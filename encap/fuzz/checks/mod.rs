@@ -3,6 +3,7 @@
 //! `tests/corpus.rs` replays the corpus through these same functions, so that a target and its
 //! regression test cannot drift apart.
 
+mod channel;
 mod formats;
 mod pair;
 mod script;
@@ -12,6 +13,7 @@ mod script;
 #[path = "../../tests/world/mod.rs"]
 mod world;
 
+pub use channel::channel;
 pub use formats::{bundle, compressed, control, frame_view, header, hello, long_header};
 pub use script::decapsulate;
 
@@ -27,5 +29,6 @@ pub const TARGETS: &[(&str, Check)] = &[
     ("hello", hello),
     ("bundle", bundle),
     ("compressed", compressed),
+    ("channel", channel),
     ("decapsulate", decapsulate),
 ];
