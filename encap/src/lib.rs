@@ -35,6 +35,7 @@ pub mod forward;
 pub mod crypto;
 pub mod channel;
 pub mod handshake;
+pub mod channel;
 pub mod link;
 pub mod channel;
 pub mod stats;

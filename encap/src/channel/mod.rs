@@ -6,3 +6,56 @@ pub mod recovery;
 //! Raw channels: messages and streams between nodes beside the Ethernet frames.
 
 pub mod congestion;
+//! What goes out waits in [`outgoing`], which fills packets with frames of
+//! [`crate::wire::channel`]; what comes in is put together in [`incoming`]. Neither knows of packet
+//! numbers: they are told what was acknowledged and what was lost.
+
+pub mod outgoing;
+pub mod incoming;
+mod spans;
+
+/// What a frame carried of a channel: kept with the packet that it went out in, and given back when
+/// that was acknowledged or lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Carried {
+    /// Bytes of a stream.
+    Stream {
+        /// Where they begin.
+        offset: u64,
+        /// How many.
+        len: u32,
+        /// Whether the end was said with them.
+        fin: bool,
+    },
+    /// A message or a piece of one.
+    Message {
+        /// Which message.
+        id: u64,
+        /// Where the piece begins.
+        offset: u32,
+        /// Bytes of the piece.
+        len: u32,
+    },
+    /// That a message was given up.
+    Expired {
+        /// Which message.
+        id: u64,
+    },
+    /// That credit is short.
+    Blocked {
+        /// Bytes since the beginning that are needed.
+        at: u64,
+    },
+    /// That no more messages will be begun.
+    Close,
+    /// Credit in bytes.
+    MaxData {
+        /// Bytes since the beginning.
+        limit: u64,
+    },
+    /// Credit in messages.
+    MaxMessages {
+        /// Messages since the beginning.
+        limit: u64,
+    },
+}

@@ -1,0 +1,241 @@
+//! What a peer cannot send that obeys, and what memory that costs.
+
+use super::*;
+
+fn credit(window: u64, memory: &mut Memory) -> Credit {
+    Credit::new(Instant::now(), window, TOP_WINDOW, memory)
+}
+
+fn messages(ordered: bool, window: u64) -> (IncomingMessages, Memory) {
+    let mut memory = Memory::new(LIMIT);
+    let credit = credit(window, &mut memory);
+    (IncomingMessages::new(CHANNEL, ordered, credit), memory)
+}
+
+fn piece(id: u64, offset: u32, total: u32, bytes: &[u8]) -> Message<'_> {
+    Message { channel: CHANNEL, id, priority: 0, offset, total, bytes }
+}
+
+fn stream(offset: u64, fin: bool, bytes: &[u8]) -> Stream<'_> {
+    Stream { channel: CHANNEL, offset, fin, bytes }
+}
+
+#[test]
+fn messages_that_cannot_be_have_a_name() {
+    let (mut to, mut memory) = messages(false, 1000);
+    assert_eq!(to.on_message(&piece(0, 0, 1001, b"a")), Err(Fault::BeyondCredit));
+    assert_eq!(to.on_message(&piece(0, 0, 600, b"a")), Ok(()));
+    assert_eq!(to.on_message(&piece(1, 0, 401, b"a")), Err(Fault::BeyondCredit));
+    assert_eq!(to.on_expired(1, 401, &mut memory), Err(Fault::BeyondCredit));
+    assert_eq!(to.on_message(&piece(0, 1, 599, b"a")), Err(Fault::ConflictingLength));
+    assert_eq!(to.on_message(&piece(1, 2, 2, b"a")), Err(Fault::ConflictingLength));
+    let long = piece(1, 0, MAX_MESSAGE_LEN + 1, b"a");
+    assert_eq!(to.on_message(&long), Err(Fault::ConflictingLength));
+    assert_eq!(to.on_expired(0, 599, &mut memory), Err(Fault::ConflictingLength));
+    let far = piece(MESSAGE_WINDOW, 0, 1, b"a");
+    assert_eq!(to.on_message(&far), Err(Fault::TooFarAhead));
+    assert_eq!(to.on_expired(u64::MAX, 0, &mut memory), Err(Fault::TooFarAhead));
+    assert_eq!(to.on_message(&piece(MESSAGE_WINDOW - 1, 0, 1, b"a")), Ok(()));
+    assert_eq!(to.on_close(MESSAGE_WINDOW - 1), Err(Fault::FinalSize));
+    assert_eq!(to.on_close(MESSAGE_WINDOW), Ok(()));
+    assert_eq!(to.on_close(MESSAGE_WINDOW + 1), Err(Fault::FinalSize));
+    assert_eq!(to.memory(), 601);
+
+    let (mut to, mut memory) = messages(true, 1000);
+    assert_eq!(to.on_close(1), Ok(()));
+    assert_eq!(to.on_message(&piece(1, 0, 1, b"a")), Err(Fault::FinalSize));
+    assert_eq!(to.on_expired(0, 900, &mut memory), Ok(()));
+    assert!(to.is_finished());
+    assert_eq!(memory.booked(), 100);
+    assert_eq!(to.on_message(&piece(0, 0, 900, b"a")), Ok(()), "late, and not wanted");
+    assert_eq!(to.memory(), 0);
+}
+
+#[test]
+fn the_first_copy_of_a_byte_holds() {
+    let (mut to, mut memory) = messages(true, 1000);
+    for (offset, bytes) in [(2, &b"cd"[..]), (3, b"xyz"), (0, b"abXX"), (4, b"ef")] {
+        assert_eq!(to.on_message(&piece(0, offset, 6, bytes)), Ok(()));
+    }
+    assert_eq!(to.next_message(&mut memory).unwrap().bytes, b"abcdyz");
+
+    let mut memory = Memory::new(LIMIT);
+    let mut to = IncomingStream::new(CHANNEL, credit(1000, &mut memory));
+    for (offset, bytes) in [(2, &b"cd"[..]), (3, b"xyz"), (0, b"abXX"), (4, b"ef")] {
+        assert_eq!(to.on_stream(&stream(offset, false, bytes)), Ok(()));
+    }
+    assert_eq!(to.readable(), b"abcdyz");
+}
+
+#[test]
+fn streams_that_cannot_be_have_a_name() {
+    let mut memory = Memory::new(LIMIT);
+    let mut to = IncomingStream::new(CHANNEL, credit(1000, &mut memory));
+    assert_eq!(to.on_stream(&stream(999, false, b"ab")), Err(Fault::BeyondCredit));
+    assert_eq!(to.on_stream(&stream(u64::MAX, false, b"ab")), Err(Fault::BeyondCredit));
+    assert_eq!(to.on_stream(&stream(99, false, b"a")), Ok(()));
+    assert_eq!(to.on_stream(&stream(98, true, b"a")), Err(Fault::FinalSize));
+    assert_eq!(to.on_stream(&stream(99, true, b"a")), Ok(()));
+    assert_eq!(to.on_stream(&stream(100, false, b"a")), Err(Fault::FinalSize));
+    assert_eq!(to.on_stream(&stream(0, true, b"a")), Err(Fault::FinalSize));
+    assert!(!to.is_finished() && to.readable().is_empty());
+}
+
+#[test]
+fn gaps_are_bounded_and_filled() {
+    let total = 1 << 16;
+    let (mut to, mut memory) = messages(false, START_WINDOW);
+    let mut refused = 0;
+    for offset in (1..total).step_by(2) {
+        match to.on_message(&piece(0, offset, total, b"a")) {
+            Ok(()) => assert_eq!(refused, 0),
+            Err(fault) => {
+                assert_eq!(fault, Fault::Gaps);
+                assert!(!fault.is_hostile());
+                refused += 1;
+            }
+        }
+    }
+    assert_eq!(total / 2 - refused, 16 + total / 256);
+    // What fills gaps is taken.
+    let all = vec![b'a'; total as usize];
+    assert_eq!(to.on_message(&piece(0, 0, total, &all[1..])), Ok(()));
+    assert_eq!(to.on_message(&piece(0, total - 1, total, b"a")), Ok(()));
+    assert!(to.next_message(&mut memory).unwrap().bytes == all);
+
+    let mut memory = Memory::new(LIMIT);
+    let mut to = IncomingStream::new(CHANNEL, credit(1 << 16, &mut memory));
+    let taken =
+        (1..1 << 16).step_by(2).take_while(|at| to.on_stream(&stream(*at, false, b"a")).is_ok());
+    assert_eq!(taken.count(), 16 + 256);
+    assert_eq!(to.on_stream(&stream(0, false, &all[..1000])), Ok(()));
+    assert_eq!(to.readable(), &all[..1000]);
+}
+
+#[test]
+fn credit_is_said_by_halves_again_when_lost_and_grows() {
+    let start = Instant::now();
+    let mut memory = Memory::new(LIMIT);
+    let mut credit = Credit::new(start, 1000, 4000, &mut memory);
+    let at = |credit: &mut Credit, ms: u64, memory: &mut Memory| {
+        credit.poll(start + Duration::from_millis(ms), RTT, 1, memory)
+    };
+    assert_eq!(at(&mut credit, 100, &mut memory), None);
+    credit.release(499, &mut memory);
+    assert_eq!(at(&mut credit, 100, &mut memory), None);
+    credit.release(1, &mut memory);
+    assert_eq!(at(&mut credit, 100, &mut memory), Some(1500));
+    assert_eq!(at(&mut credit, 100, &mut memory), None);
+    credit.on_lost(1000);
+    assert_eq!(at(&mut credit, 100, &mut memory), None, "an old one");
+    credit.on_lost(1500);
+    assert_eq!(at(&mut credit, 100, &mut memory), Some(1500));
+    assert_eq!(memory.booked(), 1000);
+    // Another half within two round trips.
+    credit.release(500, &mut memory);
+    assert_eq!(at(&mut credit, 103, &mut memory), Some(3000));
+    assert_eq!(credit.window(), 2000);
+    for ms in [104, 105, 106] {
+        credit.release(credit.outstanding(), &mut memory);
+        at(&mut credit, ms, &mut memory).unwrap();
+    }
+    assert_eq!(credit.window(), 4000, "it grows no further");
+    credit.set_window(1 << 30);
+    assert_eq!((credit.window(), memory.booked()), (4000, 4000));
+    credit.close(&mut memory);
+    assert_eq!(memory.booked(), 0);
+}
+
+#[test]
+fn memory_is_shared_and_a_large_message_always_gets_its_turn() {
+    let mut memory = Memory::new(LIMIT);
+    // Idle windows take three quarters at most.
+    let mut channels: Vec<_> = (0..100)
+        .map(|_| IncomingMessages::new(CHANNEL, true, credit(START_WINDOW, &mut memory)))
+        .collect();
+    assert_eq!(memory.booked(), LIMIT / 4 * 3);
+    assert_eq!(channels[99].credit_mut().granted(), 0);
+    let (now, long) = (Instant::now(), u64::from(MAX_MESSAGE_LEN));
+    assert!(channels[98].next_frame(now, RTT, &mut memory).is_none());
+    channels[98].on_blocked(long);
+    channels[99].on_blocked(long);
+    let (frame, _) = channels[99].next_frame(now, RTT, &mut memory).unwrap();
+    assert_eq!(frame, Frame::MaxData { channel: CHANNEL, limit: long });
+    assert!(channels[98].next_frame(now, RTT, &mut memory).is_none(), "all or nothing");
+    assert_eq!(memory.booked(), LIMIT);
+    channels.pop().unwrap().close(&mut memory);
+    let (frame, _) = channels[98].next_frame(now, RTT, &mut memory).unwrap();
+    assert_eq!(frame, Frame::MaxData { channel: CHANNEL, limit: long });
+    // What no window will ever be is not granted.
+    let mut other = Memory::new(1 << 40);
+    let mut to = IncomingMessages::new(CHANNEL, true, credit(START_WINDOW, &mut other));
+    to.on_blocked(u64::MAX);
+    assert!(to.next_frame(now, RTT, &mut other).is_none());
+}
+
+#[test]
+fn more_urgent_messages_are_delivered_first() {
+    let (mut to, mut memory) = messages(false, 1000);
+    for (id, priority) in [(0, 7), (1, 3), (2, 3), (3, 0)] {
+        to.on_message(&Message { priority, ..piece(id, 0, 1, b"a") }).unwrap();
+    }
+    let ids: Vec<_> =
+        std::iter::from_fn(|| to.next_message(&mut memory)).map(|got| got.id).collect();
+    assert_eq!(ids, [3, 1, 2, 0]);
+}
+
+fn unreliable(id: u32, offset: u32, total: u32, bytes: &[u8]) -> Unreliable<'_> {
+    Unreliable { channel: CHANNEL, id, priority: 0, offset, total, bytes }
+}
+
+#[test]
+fn unreliable_messages_come_once() {
+    let now = Instant::now();
+    let mut to = IncomingUnreliable::new();
+    let mut random = Random(7);
+    let mut delivered = std::collections::BTreeSet::new();
+    // Past 2^32, in jumps, with copies and stragglers.
+    let mut newest = (1u64 << 32) - 3000;
+    to.on_message(now, &unreliable(0x4000_0000, 0, 1, b"a")).unwrap();
+    to.on_message(now, &unreliable(0xa000_0000, 0, 1, b"a")).unwrap();
+    for _ in 0..20_000 {
+        newest += random.below(3) / 2 * random.below(5);
+        let id = newest - random.below(6000);
+        let got = to.on_message(now, &unreliable(id as u32, 0, 1, b"a"));
+        match got {
+            Ok(Some(got)) => assert!(got.id == id && delivered.insert(id), "{id} again"),
+            Err(UnreliableDrop::Duplicate) => assert!(delivered.contains(&id)),
+            Err(UnreliableDrop::TooOld) => assert!(newest - id >= 4096),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(newest > 1 << 32 && delivered.len() > 5000);
+}
+
+#[test]
+fn unreliable_pieces_are_bounded_in_number_and_time() {
+    let start = Instant::now();
+    let mut to = IncomingUnreliable::new();
+    let half = |id, offset| unreliable(id, offset, 4, if offset == 0 { b"ab" } else { b"cd" });
+    assert_eq!(to.on_message(start, &half(0, 2)), Ok(None));
+    assert_eq!(to.on_message(start, &half(0, 2)), Err(UnreliableDrop::Duplicate));
+    let other = unreliable(0, 0, 5, b"ab");
+    assert_eq!(to.on_message(start, &other), Err(UnreliableDrop::ConflictingLength));
+    assert_eq!(to.on_message(start, &half(0, 0)).unwrap().unwrap().bytes, b"abcd");
+    assert_eq!(to.on_message(start, &half(0, 0)), Err(UnreliableDrop::Duplicate));
+
+    for id in 1..=MAX_OPEN_UNRELIABLE as u32 + 1 {
+        let long = unreliable(id, 0, MAX_UNRELIABLE_LEN, b"ab");
+        assert_eq!(to.on_message(start, &long), Ok(None));
+        assert!(to.memory() <= UNRELIABLE_MEMORY);
+    }
+    assert_eq!(to.take_given_up(), 1);
+    assert_eq!(to.on_message(start, &half(1, 2)), Err(UnreliableDrop::Duplicate), "given up");
+    let later = start + Duration::from_secs(1);
+    to.on_message(later, &half(50, 0)).unwrap();
+    assert_eq!((to.take_given_up(), to.memory()), (MAX_OPEN_UNRELIABLE as u64, 4));
+    // An id far ahead leaves what was open behind.
+    to.on_message(later, &half(50_000, 0)).unwrap();
+    assert_eq!((to.take_given_up(), to.memory()), (1, 4));
+    assert_eq!(to.on_message(later, &half(50, 2)), Err(UnreliableDrop::TooOld));
+}
