@@ -11,6 +11,8 @@ mod faults;
 const CHANNEL: ChannelId = ChannelId { number: 3, opener: Opener::Sender };
 const LIMIT: u64 = 64 << 20;
 const RTT: Duration = Duration::from_millis(2);
+/// Steps within which every exchange of the tests ends, many times what it takes.
+const MAX_STEPS: u32 = 20_000;
 
 /// The xorshift of Marsaglia.
 struct Random(u64);
@@ -128,7 +130,7 @@ impl Net {
     }
 
     fn run(&mut self, halves: &mut impl Halves) {
-        for _ in 0..100_000 {
+        for _ in 0..MAX_STEPS {
             self.step(halves);
             if halves.is_over() {
                 return;

@@ -147,6 +147,28 @@ fn credit_is_said_by_halves_again_when_lost_and_grows() {
 }
 
 #[test]
+fn credit_in_messages_is_said_by_halves_and_again_when_lost() {
+    let (mut to, mut memory) = messages(false, 1000);
+    let now = Instant::now();
+    for id in 0..MESSAGE_WINDOW / 2 {
+        assert_eq!(to.next_frame(now, RTT, &mut memory), None, "{id}");
+        to.on_message(&piece(id, 0, 0, b"")).unwrap();
+        assert_eq!(to.next_frame(now, RTT, &mut memory), None, "not taken by the program");
+        to.next_message(&mut memory).unwrap();
+    }
+    let limit = MESSAGE_WINDOW / 2 * 3;
+    let said = to.next_frame(now, RTT, &mut memory).unwrap();
+    assert_eq!(said.0, Frame::MaxMessages { channel: CHANNEL, limit });
+    assert_eq!(to.next_frame(now, RTT, &mut memory), None);
+    to.on_lost(&Carried::MaxMessages { limit: MESSAGE_WINDOW });
+    assert_eq!(to.next_frame(now, RTT, &mut memory), None, "an old one");
+    to.on_lost(&said.1);
+    assert_eq!(to.next_frame(now, RTT, &mut memory), Some(said));
+    to.on_message(&piece(limit - 1, 0, 0, b"")).unwrap();
+    assert_eq!(to.on_message(&piece(limit, 0, 0, b"")), Err(Fault::TooFarAhead));
+}
+
+#[test]
 fn memory_is_shared_and_a_large_message_always_gets_its_turn() {
     let mut memory = Memory::new(LIMIT);
     // Idle windows take three quarters at most.
