@@ -1,17 +1,25 @@
-//! Channel packets and unreliable messages: read or refused, bounded, and written back the same.
+//! Channel packets and unreliable messages: read or refused, bounded, and written back the same;
+//! and what receivers make of them stays within their memory.
 
+use std::time::{Duration, Instant};
+
+use encap::channel::incoming::{Credit, IncomingMessages, IncomingStream, Memory};
 use encap::wire::channel::unreliable::{MAX_UNRELIABLE_LEN, Unreliable};
 use encap::wire::channel::{
-    Ack, Frame, Frames, MAX_ACK_RANGES, MAX_MESSAGE_LEN, MAX_NAME_LEN, MAX_PRIORITY,
-    PACKET_HEADER_LEN, PacketHeader, write_ack,
+    Ack, ChannelId, Frame, Frames, MAX_ACK_RANGES, MAX_MESSAGE_LEN, MAX_NAME_LEN, MAX_PRIORITY,
+    Opener, PACKET_HEADER_LEN, PacketHeader, write_ack,
 };
+
+/// Credit of a receiver in bytes: large enough for several messages, small enough to be run out of.
+const WINDOW: u64 = 32 << 10;
 
 /// The same bytes as a channel packet and as an unreliable message.
 pub fn channel(data: &[u8]) {
     match PacketHeader::read(data) {
         Ok((header, frames)) => {
             assert_eq!(header.write(), data[..PACKET_HEADER_LEN]);
-            packet(frames, &data[PACKET_HEADER_LEN..]);
+            packet(frames.clone(), &data[PACKET_HEADER_LEN..]);
+            receive(frames);
         }
         Err(_) => assert!(data.len() < PACKET_HEADER_LEN),
     }
@@ -80,4 +88,56 @@ fn ranges(ack: &Ack<'_>) {
     Frame::Ack(*ack).write(&mut first);
     assert!(write_ack(ack.path, ack.delay, ranges, ack.ecn, first.len(), &mut second));
     assert_eq!(first, second);
+}
+
+/// The frames as of one channel, whichever they name, to a receiver of each mode.
+fn receive(frames: Frames<'_>) {
+    let (now, mut memory) = (Instant::now(), Memory::new(64 << 20));
+    let mut credit = || Credit::new(now, WINDOW, WINDOW * 2, &mut memory);
+    let (a, b, c) = (credit(), credit(), credit());
+    let channel = ChannelId { number: 0, opener: Opener::Receiver };
+    let mut stream = IncomingStream::new(channel, a);
+    let mut messages =
+        [IncomingMessages::new(channel, true, b), IncomingMessages::new(channel, false, c)];
+    let mut next = 0;
+    for frame in frames.flatten() {
+        if let Frame::Stream(bytes) = frame {
+            // A fault leaves all as it was.
+            let _ = stream.on_stream(&bytes);
+        }
+        for to in &mut messages {
+            let _ = match frame {
+                Frame::Message(message) => to.on_message(&message),
+                Frame::Expired { id, total, .. } => to.on_expired(id, total, &mut memory),
+                Frame::Close { count, .. } => to.on_close(count),
+                Frame::Blocked { at, .. } => {
+                    to.on_blocked(at);
+                    Ok(())
+                }
+                _ => Ok(()),
+            };
+        }
+        let held: usize = messages.iter().map(IncomingMessages::memory).sum();
+        // A block at each end of the stream is not full.
+        let blocks = stream.memory().saturating_sub(32 << 10);
+        assert!((held + blocks) as u64 <= memory.booked());
+        // PING stands for a program that reads, and for credit that is sent.
+        if frame == Frame::Ping {
+            stream.consume(usize::MAX, &mut memory);
+            stream.next_frame(now, Duration::ZERO, &mut memory);
+            let [ordered, unordered] = &mut messages;
+            while let Some(delivery) = ordered.next_message(&mut memory) {
+                assert!(delivery.id >= next, "ordered messages come in order");
+                next = delivery.id + 1;
+            }
+            unordered.next_message(&mut memory);
+            for to in &mut messages {
+                to.next_frame(now, Duration::ZERO, &mut memory);
+            }
+        }
+    }
+    assert!(memory.booked() <= 6 * WINDOW);
+    stream.close(&mut memory);
+    messages.into_iter().for_each(|to| to.close(&mut memory));
+    assert_eq!(memory.booked(), 0);
 }
