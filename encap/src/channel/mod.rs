@@ -1,18 +1,17 @@
 //! Raw channels: messages and streams between nodes, beside the Ethernet frames.
 //!
-//! Pure state machines. Nothing here knows keys, sockets or the peer.
-
-pub mod recovery;
-//! Raw channels: messages and streams between nodes beside the Ethernet frames.
-
-pub mod congestion;
 //! What goes out waits in [`outgoing`], which fills packets with frames of
 //! [`crate::wire::channel`]; what comes in is put together in [`incoming`]. Neither knows of packet
-//! numbers: they are told what was acknowledged and what was lost.
+//! numbers: they are told what was acknowledged and what was lost, which [`recovery`] finds out for
+//! each path. [`congestion`] says how much may be on its way.
+//!
+//! Pure state machines. Nothing here knows keys, sockets or the peer.
 
 pub mod outgoing;
 pub mod incoming;
 mod spans;
+pub mod recovery;
+pub mod congestion;
 
 /// What a frame carried of a channel: kept with the packet that it went out in, and given back when
 /// that was acknowledged or lost.
