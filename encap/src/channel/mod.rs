@@ -10,6 +10,7 @@
 pub mod outgoing;
 pub mod incoming;
 mod spans;
+pub mod hub;
 pub mod recovery;
 pub mod congestion;
 

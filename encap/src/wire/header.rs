@@ -151,10 +151,14 @@ pub enum Kind {
     Fragment = 2,
     /// Several small frames of the network that the handle names ([`super::bundle`]).
     Bundle = 3,
+    /// A packet of channels ([`super::channel`]).
+    Channel = 4,
     /// Heartbeats, acknowledgements, bindings.
     Control = 5,
     /// A path-MTU probe.
     Probe = 7,
+    /// An unreliable message of a channel ([`super::channel::unreliable`]).
+    Unreliable = 8,
     /// As [`Kind::Frame`], with the L4 checksum still partial.
     FramePartialChecksum = 9,
     /// The payload of kind 0, 3 or 9, compressed.
@@ -168,8 +172,10 @@ impl Kind {
             1 => Some(Self::FrameWithVni),
             2 => Some(Self::Fragment),
             3 => Some(Self::Bundle),
+            4 => Some(Self::Channel),
             5 => Some(Self::Control),
             7 => Some(Self::Probe),
+            8 => Some(Self::Unreliable),
             9 => Some(Self::FramePartialChecksum),
             10 => Some(Self::Compressed),
             _ => None,

@@ -209,6 +209,17 @@ impl OutgoingMessages {
         self.kept
     }
 
+    /// Messages that the peer is not known to have.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.messages.len()
+    }
+
+    /// Another name, before anything was handed out.
+    pub(in crate::channel) const fn set_channel(&mut self, channel: ChannelId) {
+        self.channel = channel;
+    }
+
     /// Whether the peer has, or knows to be given up, all messages, and knows that there are no
     /// more.
     #[must_use]

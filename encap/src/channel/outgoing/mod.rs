@@ -27,7 +27,7 @@ fn piece_len(left: u64, header: usize, room: usize) -> Option<usize> {
 
 /// Something that is said once, and again if that was lost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Notice {
+pub(in crate::channel) enum Notice {
     /// There is no reason to say it yet.
     Idle,
     /// It is to be said.
@@ -39,7 +39,7 @@ enum Notice {
 }
 
 impl Notice {
-    fn on_lost(&mut self) {
+    pub(in crate::channel) fn on_lost(&mut self) {
         if *self == Self::Said {
             *self = Self::Due;
         }

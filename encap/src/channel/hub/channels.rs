@@ -1,0 +1,127 @@
+//! A configured channel, and what it has with each peer.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Instant;
+
+use super::conduit::ConduitId;
+use super::{
+    ChannelConfig, ChannelEvent, ChannelKey, PeerReport, PeerState, ReceivedMessage, StreamKey,
+};
+use crate::channel::incoming::Delivery;
+use crate::id::NodeId;
+
+/// What a message that waits for its program counts besides its bytes.
+const INBOX_COST: usize = 128;
+/// Bytes of unreliable messages that wait for their program: a moment's worth.
+pub(super) const DATAGRAM_INBOX: usize = 4 << 20;
+
+/// What a channel has with a peer.
+#[derive(Debug)]
+pub(super) struct Membership {
+    /// By which this node's messages go there.
+    pub(super) out: Option<ConduitId>,
+    /// By which the peer's come.
+    pub(super) input: Option<ConduitId>,
+    /// The peer said that it does not have the channel.
+    pub(super) refused: bool,
+    /// Programs know that it can be reached.
+    pub(super) up: bool,
+    pub(super) stats: PeerReport,
+}
+
+impl Membership {
+    pub(super) const fn new(peer: NodeId) -> Self {
+        let stats = PeerReport {
+            peer,
+            state: PeerState::Idle,
+            messages_out: 0,
+            bytes_out: 0,
+            messages_in: 0,
+            bytes_in: 0,
+            queued: 0,
+            waiting: 0,
+            expired: 0,
+            given_up: 0,
+            resent: 0,
+            dropped: 0,
+            streams: 0,
+        };
+        Self { out: None, input: None, refused: false, up: false, stats }
+    }
+
+    /// A conduit is no more.
+    pub(super) fn forget(&mut self, id: ConduitId) {
+        self.out.take_if(|out| *out == id);
+        self.input.take_if(|input| *input == id);
+    }
+}
+
+/// A configured channel.
+#[derive(Debug)]
+pub(super) struct Channel {
+    pub(super) config: ChannelConfig,
+    pub(super) peers: BTreeMap<NodeId, Membership>,
+    /// Messages for programs that are in no conduit: unreliable ones, and those of conduits that
+    /// are over.
+    pub(super) inbox: VecDeque<ReceivedMessage>,
+    inbox_bytes: usize,
+    /// Programs know that there is something to read.
+    told: bool,
+    /// Streams that peers opened and no program has accepted, with when they are refused.
+    pub(super) waiting: VecDeque<(StreamKey, NodeId, Instant)>,
+    /// The peer whose message was the last one to be read.
+    pub(super) last_read: Option<NodeId>,
+}
+
+impl Channel {
+    pub(super) const fn new(config: ChannelConfig) -> Self {
+        Self {
+            config,
+            peers: BTreeMap::new(),
+            inbox: VecDeque::new(),
+            inbox_bytes: 0,
+            told: false,
+            waiting: VecDeque::new(),
+            last_read: None,
+        }
+    }
+
+    /// Whether this node may take part.
+    pub(super) fn takes(&self, node: NodeId) -> bool {
+        self.config.peers.as_ref().is_none_or(|peers| peers.contains(&node))
+    }
+
+    pub(super) fn member(&mut self, node: NodeId) -> &mut Membership {
+        self.peers.entry(node).or_insert_with(|| Membership::new(node))
+    }
+
+    /// There is something to read, which programs hear once.
+    pub(super) fn tell(&mut self, key: ChannelKey, events: &mut VecDeque<ChannelEvent>) {
+        if !std::mem::replace(&mut self.told, true) {
+            events.push_back(ChannelEvent::Readable(key));
+        }
+    }
+
+    /// All was read.
+    pub(super) const fn on_empty(&mut self) {
+        self.told = false;
+    }
+
+    /// A message for the inbox, which the caller bounds.
+    pub(super) fn take_in(&mut self, from: NodeId, delivery: Delivery) {
+        let Delivery { priority, bytes, .. } = delivery;
+        self.inbox_bytes += bytes.len() + INBOX_COST;
+        self.inbox.push_back(ReceivedMessage { from, priority, bytes });
+    }
+
+    pub(super) fn pop(&mut self) -> Option<ReceivedMessage> {
+        let message = self.inbox.pop_front()?;
+        self.inbox_bytes -= message.bytes.len() + INBOX_COST;
+        Some(message)
+    }
+
+    /// Whether the inbox has room for one more unreliable message.
+    pub(super) const fn has_room(&self) -> bool {
+        self.inbox_bytes < DATAGRAM_INBOX
+    }
+}

@@ -1,0 +1,187 @@
+//! One link to a peer: what is on its way there, how fast it may leave, and what came from there.
+
+use std::time::{Duration, Instant};
+
+use super::association::Item;
+use super::{Congestion, PathReport};
+use crate::channel::congestion::{Controller, Cubic, Fixed, NewReno, Pacer, Rtt};
+use crate::channel::recovery::ack::{AckSchedule, MAX_ACK_DELAY};
+use crate::channel::recovery::{Outcome, Recovery};
+use crate::id::NodeId;
+use crate::wire::header::SEALED_OVERHEAD;
+
+/// How late a worker's timers are, besides what it is at when they fire: what flows into the pacer's
+/// bucket in that time is not lost.
+const TIMER_LATENESS: Duration = Duration::from_micros(200);
+
+/// What a packet carried.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Sent {
+    first: Option<Item>,
+    /// Most packets carry one thing: no memory is taken for it.
+    more: Vec<Item>,
+    /// The ACK that it carried: of which path, and its serial number.
+    pub(super) ack: Option<(u8, u64)>,
+}
+
+impl Sent {
+    pub(super) fn push(&mut self, item: Item) {
+        if self.first.is_none() {
+            self.first = Some(item);
+        } else {
+            self.more.push(item);
+        }
+    }
+
+    pub(super) const fn is_empty(&self) -> bool {
+        self.first.is_none()
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Item> {
+        self.first.iter().chain(&self.more)
+    }
+}
+
+/// A link to a peer.
+#[derive(Debug)]
+pub(super) struct Path {
+    pub(super) recovery: Recovery<Sent>,
+    pub(super) acks: AckSchedule,
+    controller: Box<dyn Controller>,
+    pacer: Pacer,
+    /// Bytes of a full datagram's UDP payload.
+    size: u16,
+    /// There was nothing to send when the window had room.
+    app_limited: bool,
+    /// When the pacer lets the next packet leave.
+    pub(super) paced_until: Option<Instant>,
+    largest_acked: Option<u64>,
+    /// Packets sent that ask for an acknowledgement.
+    sent: u64,
+}
+
+impl Path {
+    /// A path whose packets carry at most `room` bytes.
+    pub(super) fn new(now: Instant, room: usize, congestion: Congestion) -> Self {
+        let size = datagram_size(room);
+        let controller: Box<dyn Controller> = match congestion {
+            Congestion::Cubic => Box::new(Cubic::new(size)),
+            Congestion::NewReno => Box::new(NewReno::new(size)),
+            Congestion::Fixed(rate) => Box::new(Fixed::new(size, rate)),
+        };
+        Self {
+            recovery: Recovery::new(MAX_ACK_DELAY),
+            acks: AckSchedule::default(),
+            controller,
+            pacer: Pacer::new(now, Pacer::burst_of(size, true), TIMER_LATENESS),
+            size,
+            app_limited: true,
+            paced_until: None,
+            largest_acked: None,
+            sent: 0,
+        }
+    }
+
+    pub(super) fn set_room(&mut self, room: usize) {
+        let size = datagram_size(room);
+        if size != self.size {
+            self.size = size;
+            self.controller.on_mtu_update(size);
+            self.pacer.set_burst(Pacer::burst_of(size, true));
+        }
+    }
+
+    /// Smoothed round trip.
+    pub(super) fn rtt(&self) -> Duration {
+        self.recovery.rtt().smoothed()
+    }
+
+    fn rtts(&self) -> Rtt {
+        let rtt = self.recovery.rtt();
+        Rtt { latest: rtt.latest(), min: rtt.min(), smoothed: rtt.smoothed() }
+    }
+
+    /// Whether one more full packet may leave now.
+    pub(super) fn may_send(&mut self, now: Instant) -> bool {
+        let size = u64::from(self.size);
+        let in_flight = self.recovery.bytes_in_flight();
+        if in_flight + size > self.controller.window() || !self.recovery.can_send() {
+            self.app_limited = false;
+            return false;
+        }
+        let delay = self.pacer.delay(now, size);
+        self.paced_until = delay.map(|delay| now + delay);
+        if delay.is_some() {
+            self.app_limited = false;
+        }
+        delay.is_none()
+    }
+
+    /// There is nothing more to send though it could leave.
+    pub(super) fn on_idle(&mut self) {
+        self.app_limited = true;
+    }
+
+    /// A packet with `payload` bytes leaves: false if there is no room to keep track of it.
+    pub(super) fn on_sent(&mut self, now: Instant, payload: usize, sent: Sent) -> bool {
+        let number = self.recovery.next_number();
+        let bytes = u32::try_from(payload + SEALED_OVERHEAD).unwrap_or(u32::MAX);
+        let asks = !sent.is_empty();
+        if self.recovery.on_sent(now, number, bytes, asks, false, sent).is_err() {
+            return false;
+        }
+        if asks {
+            self.sent += 1;
+            self.controller.on_sent(now, bytes.into(), number);
+            self.pacer.on_sent(now, bytes.into());
+        }
+        true
+    }
+
+    /// Tells the congestion control what an ACK or a timeout told.
+    pub(super) fn on_outcome(&mut self, now: Instant, outcome: &Outcome<Sent>, by_ack: bool) {
+        let (rtt, limited) = (self.rtts(), self.app_limited);
+        for spurious in &outcome.spurious {
+            self.controller.on_spurious(now, spurious.sent, spurious.bytes.into());
+        }
+        for packet in &outcome.acked {
+            self.controller.on_ack(now, packet.sent, packet.bytes.into(), limited, &rtt);
+        }
+        if let Some(newest) = outcome.acked.last() {
+            self.largest_acked = self.largest_acked.max(Some(newest.number));
+            if outcome.ce_increase > 0 {
+                self.controller.on_ecn(now, newest.sent);
+            }
+        }
+        if by_ack {
+            let in_flight = self.recovery.bytes_in_flight();
+            self.controller.on_end_acks(now, in_flight, limited, self.largest_acked);
+        }
+        if let Some(newest) = outcome.lost.last() {
+            let (persistent, bytes) = (outcome.persistent, outcome.lost_bytes);
+            self.controller.on_congestion_event(now, newest.sent, persistent, bytes);
+        }
+        let rate = self.controller.pacing_rate(&self.rtts());
+        self.pacer.set_rate(now, rate);
+    }
+
+    pub(super) fn report(&self, peer: NodeId, link: u8) -> PathReport {
+        let counters = self.recovery.counters();
+        PathReport {
+            peer,
+            link,
+            rtt: self.rtt(),
+            window: self.controller.window(),
+            in_flight: self.recovery.bytes_in_flight(),
+            sent: self.sent,
+            lost: counters.lost,
+            spurious: counters.spurious,
+            timeouts: counters.probe_timeouts,
+            congestion: self.controller.name(),
+        }
+    }
+}
+
+fn datagram_size(room: usize) -> u16 {
+    u16::try_from(room + SEALED_OVERHEAD).unwrap_or(u16::MAX)
+}

@@ -1,0 +1,344 @@
+//! What programs do.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant;
+
+use super::association::Reply;
+use super::conduit::{Datagram, Datagrams, Stream};
+use super::{
+    Body, Channel, ChannelConfig, ChannelEvent, ChannelKey, Conduit, ConduitId, Hub, Membership,
+    ReceivedMessage, SendError, SendOptions, SendRefused, StreamError, StreamKey, StreamRead,
+};
+use crate::channel::incoming::{Credit, IncomingStream, START_WINDOW, TOP_WINDOW};
+use crate::channel::outgoing::{Notice, Options, OutgoingMessages, OutgoingStream, PushError};
+use crate::id::NodeId;
+use crate::wire::channel::unreliable::MAX_UNRELIABLE_LEN;
+use crate::wire::channel::{MAX_MESSAGE_LEN, Mode};
+
+/// Streams that this node may have open with one peer.
+const MAX_STREAMS: usize = 1024;
+/// The largest code of a reset: what a variable-length number holds.
+const MAX_CODE: u64 = (1 << 62) - 1;
+
+impl Hub {
+    /// Sets the channels that there are from now on. One whose key and configuration stay goes on;
+    /// others end: their streams fail and their messages are given up.
+    pub fn configure(&mut self, _now: Instant, channels: Vec<(ChannelKey, ChannelConfig)>) {
+        let mut wanted: BTreeMap<ChannelKey, ChannelConfig> = channels.into_iter().collect();
+        let old: BTreeSet<ChannelKey> = self.channels.keys().copied().collect();
+        for key in old {
+            let same = self
+                .channels
+                .get(&key)
+                .zip(wanted.get(&key))
+                .is_some_and(|(had, wants)| had.config == *wants);
+            if same {
+                wanted.remove(&key);
+            } else {
+                self.remove_channel(key);
+            }
+        }
+        for (key, config) in wanted {
+            self.channels.insert(key, Channel::new(config));
+        }
+        let nodes: Vec<NodeId> = self.peers.keys().copied().collect();
+        nodes.into_iter().for_each(|node| self.tell_reachable(node));
+        self.work = true;
+    }
+
+    fn remove_channel(&mut self, key: ChannelKey) {
+        let nodes: Vec<NodeId> = self.peers.keys().copied().collect();
+        for node in nodes {
+            let Some(peer) = self.peers.get_mut(&node) else { continue };
+            let of_it = |_: &ConduitId, conduit: &mut Conduit| conduit.channel == key;
+            let over: Vec<Conduit> =
+                peer.conduits.extract_if(.., of_it).map(|(_, conduit)| conduit).collect();
+            for conduit in over {
+                if let Some(peer) = self.peers.get_mut(&node) {
+                    peer.reply(conduit.id, Reply::Reset(0));
+                }
+                self.end(node, conduit, StreamError::PeerGone);
+            }
+        }
+        self.channels.remove(&key);
+    }
+
+    /// The nodes that a message to all is for: those of the channel's peers that can be reached.
+    #[must_use]
+    pub fn reachable(&self, key: ChannelKey) -> Vec<NodeId> {
+        let Some(channel) = self.channels.get(&key) else { return Vec::new() };
+        let peers = self.peers.values().filter(|peer| peer.is_reachable());
+        peers.map(|peer| peer.node).filter(|node| channel.takes(*node)).collect()
+    }
+
+    /// Takes a message for one peer.
+    ///
+    /// # Errors
+    /// The message comes back, with the reason.
+    pub fn send(
+        &mut self,
+        now: Instant,
+        key: ChannelKey,
+        to: NodeId,
+        options: SendOptions,
+        bytes: Vec<u8>,
+    ) -> Result<(), SendRefused> {
+        let refuse = |error, bytes| Err(SendRefused { error, bytes });
+        let Some(channel) = self.channels.get_mut(&key) else {
+            return refuse(SendError::NoChannel, bytes);
+        };
+        let limit = match channel.config.mode {
+            Mode::Stream => return refuse(SendError::NoChannel, bytes),
+            Mode::Unreliable => MAX_UNRELIABLE_LEN,
+            Mode::Ordered | Mode::Unordered => MAX_MESSAGE_LEN,
+        };
+        if bytes.len() > limit as usize {
+            return refuse(SendError::TooLong, bytes);
+        }
+        let peer = self.peers.get_mut(&to).filter(|peer| peer.view.is_some());
+        let Some(peer) = peer.filter(|_| channel.takes(to)) else {
+            return refuse(SendError::NoPeer, bytes);
+        };
+        let reachable = peer.is_reachable();
+        let (config, member) =
+            (&channel.config, channel.peers.entry(to).or_insert_with(|| Membership::new(to)));
+        let len = bytes.len() as u64;
+        if config.mode == Mode::Unreliable && (!reachable || member.refused) {
+            // Nobody waits for a moment that may never come.
+            member.stats.dropped += 1;
+            return Ok(());
+        }
+        let id = *member.out.get_or_insert_with(|| {
+            let id = ConduitId { ours: true, number: peer.next_number };
+            peer.next_number += 1;
+            let body = outgoing(id, config);
+            peer.insert(Conduit::new(id, key, body, (0, 0)));
+            id
+        });
+        let Some(conduit) = peer.conduits.get_mut(&id) else {
+            return refuse(SendError::NoPeer, bytes);
+        };
+        let deadline = options.ttl.map(|ttl| now + ttl);
+        let priority = options.priority;
+        let mut first = false;
+        let refused = match &mut conduit.body {
+            Body::MessagesOut(messages) => {
+                let pushed = messages.try_push(now, bytes, Options { priority, deadline });
+                pushed.err().map(|refused| match refused.error {
+                    PushError::TooLong => (SendError::TooLong, refused.bytes),
+                    PushError::Full | PushError::Closed => (SendError::Full, refused.bytes),
+                })
+            }
+            Body::DatagramsOut(datagrams) => {
+                first = datagrams.queue.is_empty();
+                let pushed = datagrams.push(Datagram { priority, deadline, bytes });
+                pushed.err().map(|bytes| (SendError::Full, bytes))
+            }
+            _ => return refuse(SendError::NoChannel, bytes),
+        };
+        if let Some((error, bytes)) = refused {
+            conduit.full |= error == SendError::Full;
+            return refuse(error, bytes);
+        }
+        member.stats.messages_out += 1;
+        member.stats.bytes_out += len;
+        if first {
+            peer.datagrams.push(id);
+        }
+        peer.look_at(deadline);
+        peer.activate(id);
+        self.work = true;
+        Ok(())
+    }
+
+    /// The next message that came in a channel; peers take turns.
+    pub fn next_message(&mut self, key: ChannelKey) -> Option<ReceivedMessage> {
+        let channel = self.channels.get_mut(&key)?;
+        if let Some(message) = channel.pop() {
+            return Some(message);
+        }
+        // Those behind the last one first, then from the beginning.
+        let last = channel.last_read;
+        let (before, behind): (Vec<_>, Vec<_>) = channel
+            .peers
+            .iter()
+            .filter_map(|(node, member)| Some((*node, member.input?)))
+            .partition(|(node, _)| last.is_some_and(|last| *node <= last));
+        for (node, id) in behind.into_iter().chain(before) {
+            let Some(peer) = self.peers.get_mut(&node) else { continue };
+            let Some(conduit) = peer.conduits.get_mut(&id) else { continue };
+            let Body::MessagesIn(messages) = &mut conduit.body else { continue };
+            let Some(delivery) = messages.next_message(&mut self.memory) else { continue };
+            // There may be credit to say.
+            peer.activate(id);
+            self.work = true;
+            channel.last_read = Some(node);
+            if let Some(member) = channel.peers.get_mut(&node) {
+                member.stats.messages_in += 1;
+                member.stats.bytes_in += delivery.bytes.len() as u64;
+            }
+            let (priority, bytes) = (delivery.priority, delivery.bytes);
+            return Some(ReceivedMessage { from: node, priority, bytes });
+        }
+        channel.on_empty();
+        None
+    }
+
+    /// Asks a peer for a stream. [`ChannelEvent::StreamOpened`] or [`ChannelEvent::StreamFailed`]
+    /// will say what came of it; bytes may be written before.
+    ///
+    /// # Errors
+    /// [`SendError::NoChannel`], [`SendError::NoPeer`], or [`SendError::Full`] while there are as
+    /// many streams as there may be.
+    pub fn open_stream(
+        &mut self,
+        now: Instant,
+        key: ChannelKey,
+        to: NodeId,
+    ) -> Result<StreamKey, SendError> {
+        let channel = self.channels.get_mut(&key).ok_or(SendError::NoChannel)?;
+        if channel.config.mode != Mode::Stream {
+            return Err(SendError::NoChannel);
+        }
+        let peer = self.peers.get_mut(&to).filter(|peer| peer.view.is_some());
+        let peer = peer.filter(|_| channel.takes(to)).ok_or(SendError::NoPeer)?;
+        if peer.conduits.keys().filter(|id| id.ours).count() >= MAX_STREAMS {
+            return Err(SendError::Full);
+        }
+        let id = ConduitId { ours: true, number: peer.next_number };
+        peer.next_number += 1;
+        let stream_key = StreamKey(self.next_stream);
+        self.next_stream += 1;
+        let credit = Credit::new(now, START_WINDOW, TOP_WINDOW, &mut self.memory);
+        let offer = (credit.granted(), 0);
+        let output = OutgoingStream::new(id.outward(), channel.config.send_buffer, 0);
+        let input = IncomingStream::new(id.outward(), credit);
+        let stream = Stream { key: stream_key, output, input, told_readable: false, taken: true };
+        peer.insert(Conduit::new(id, key, Body::Stream(Box::new(stream)), offer));
+        self.streams.insert(stream_key, (to, id));
+        channel.member(to).stats.messages_out += 1;
+        self.work = true;
+        Ok(stream_key)
+    }
+
+    /// Takes a stream that a peer asks for.
+    pub fn accept_stream(&mut self, _now: Instant, key: ChannelKey) -> Option<(StreamKey, NodeId)> {
+        let channel = self.channels.get_mut(&key)?;
+        while let Some((stream_key, node, _)) = channel.waiting.pop_front() {
+            let Some((_, id)) = self.streams.get(&stream_key) else { continue };
+            let Some(peer) = self.peers.get_mut(&node) else { continue };
+            let Some(conduit) = peer.conduits.get_mut(id) else { continue };
+            let Body::Stream(stream) = &mut conduit.body else { continue };
+            stream.taken = true;
+            conduit.greeting = Notice::Due;
+            peer.activate(*id);
+            self.work = true;
+            channel.member(node).stats.messages_in += 1;
+            return Some((stream_key, node));
+        }
+        None
+    }
+
+    /// Takes bytes of a stream as far as there is room, and says how many; when not all,
+    /// [`ChannelEvent::StreamWritable`] will come.
+    pub fn write_stream(&mut self, key: StreamKey, bytes: &[u8]) -> usize {
+        let Some((node, id)) = self.streams.get(&key).copied() else { return 0 };
+        let Some(peer) = self.peers.get_mut(&node) else { return 0 };
+        let Some(conduit) = peer.conduits.get_mut(&id) else { return 0 };
+        let Body::Stream(stream) = &mut conduit.body else { return 0 };
+        let taken = stream.output.try_push(bytes);
+        conduit.full |= taken < bytes.len();
+        let channel = self.channels.get_mut(&conduit.channel);
+        if let Some(member) = channel.and_then(|channel| channel.peers.get_mut(&node)) {
+            member.stats.bytes_out += taken as u64;
+        }
+        if taken > 0 {
+            peer.activate(id);
+            self.work = true;
+        }
+        taken
+    }
+
+    /// Nothing more will be written.
+    pub fn finish_stream(&mut self, key: StreamKey) {
+        let Some((node, id)) = self.streams.get(&key).copied() else { return };
+        let Some(peer) = self.peers.get_mut(&node) else { return };
+        if let Some(Conduit { body: Body::Stream(stream), .. }) = peer.conduits.get_mut(&id) {
+            stream.output.finish();
+            peer.activate(id);
+            self.work = true;
+        }
+    }
+
+    /// Gives the stream up, with a code for the peer's program, below 2^62. The key is forgotten.
+    pub fn reset_stream(&mut self, key: StreamKey, code: u64) {
+        let Some((node, id)) = self.streams.remove(&key) else { return };
+        let Some(peer) = self.peers.get_mut(&node) else { return };
+        if let Some(conduit) = peer.conduits.remove(&id) {
+            peer.reply(id, Reply::Reset(code.min(MAX_CODE)));
+            conduit.close(&mut self.memory);
+            self.work = true;
+        }
+    }
+
+    /// What can be read of a stream.
+    #[must_use]
+    pub fn read_stream(&self, key: StreamKey) -> StreamRead<'_> {
+        let place = self.streams.get(&key);
+        let conduit = place.and_then(|(node, id)| self.peers.get(node)?.conduits.get(id));
+        let Some(Conduit { body: Body::Stream(stream), .. }) = conduit else {
+            return StreamRead::Nothing;
+        };
+        match stream.input.readable() {
+            [] if stream.input.is_finished() => StreamRead::End,
+            [] => StreamRead::Nothing,
+            bytes => StreamRead::Bytes(bytes),
+        }
+    }
+
+    /// The program took so many bytes of what [`Self::read_stream`] gave.
+    pub fn consume_stream(&mut self, key: StreamKey, len: usize) {
+        let Some((node, id)) = self.streams.get(&key).copied() else { return };
+        let Some(peer) = self.peers.get_mut(&node) else { return };
+        let Some(conduit) = peer.conduits.get_mut(&id) else { return };
+        let Body::Stream(stream) = &mut conduit.body else { return };
+        stream.input.consume(len, &mut self.memory);
+        if stream.input.readable().is_empty() {
+            stream.told_readable = false;
+        }
+        let channel = self.channels.get_mut(&conduit.channel);
+        if let Some(member) = channel.and_then(|channel| channel.peers.get_mut(&node)) {
+            member.stats.bytes_in += len as u64;
+        }
+        peer.activate(id);
+        self.work = true;
+        self.check_done(node, id);
+    }
+
+    /// Ends a stream of which both sides have all.
+    pub(super) fn check_done(&mut self, node: NodeId, id: ConduitId) {
+        let Some(peer) = self.peers.get_mut(&node) else { return };
+        let done = match peer.conduits.get(&id) {
+            Some(Conduit { body: Body::Stream(stream), .. }) => {
+                stream.output.is_done() && stream.input.is_finished()
+            }
+            _ => false,
+        };
+        if done && let Some(Conduit { body: Body::Stream(stream), .. }) = peer.conduits.remove(&id)
+        {
+            self.streams.remove(&stream.key);
+            self.events.push_back(ChannelEvent::StreamDone(stream.key));
+            stream.input.close(&mut self.memory);
+        }
+    }
+}
+
+fn outgoing(id: ConduitId, config: &ChannelConfig) -> Body {
+    let channel = id.outward();
+    if config.mode == Mode::Unreliable {
+        return Body::DatagramsOut(Datagrams::new(channel));
+    }
+    let ordered = config.mode == Mode::Ordered;
+    let messages = OutgoingMessages::new(channel, ordered, config.send_buffer, 0, 0);
+    Body::MessagesOut(Box::new(messages))
+}
