@@ -9,6 +9,8 @@ use std::time::Instant;
 
 use arc_swap::ArcSwap;
 
+use crate::channel::hub::Hub;
+pub use crate::channels::ChannelInput;
 use crate::compress::{Compressor, Decompressor};
 use crate::crypto::seal::{SealError, TxLane};
 use crate::crypto::session::Session;
@@ -357,6 +359,12 @@ pub struct Datapath {
     pub(crate) moves: Policer,
     /// Rations notices of loop probes.
     pub(crate) probes: Policer,
+    /// All channels of the node, in the first worker's.
+    pub(crate) hub: Option<Box<Hub>>,
+    /// The tables that the hub was last told of.
+    pub(crate) hub_generation: u64,
+    /// What came for the hub, in another worker's.
+    pub(crate) channel_inputs: Vec<ChannelInput>,
     /// Passes over all sockets that are complete.
     passes: Arc<AtomicU64>,
 }
@@ -406,6 +414,9 @@ impl Datapath {
             unknown_sources: Policer::new(clock.0, STRANGERS_PER_SECOND, STRANGERS_PER_SECOND / 10),
             moves: Policer::new(clock.0, MOVES_PER_SECOND, MOVES_PER_SECOND / 10),
             probes: Policer::new(clock.0, 10, 10),
+            hub: None,
+            hub_generation: 0,
+            channel_inputs: Vec::new(),
             passes: Arc::default(),
         }
     }

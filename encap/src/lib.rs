@@ -26,6 +26,7 @@ pub mod reassembly;
 pub mod compress;
 pub mod datapath;
 pub mod vtep;
+mod channels;
 mod paths;
 mod peer;
 pub mod tables;

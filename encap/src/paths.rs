@@ -625,6 +625,7 @@ impl Paths {
             },
             max_udp_payload: path.pmtu.size(),
             base_udp_payload: path.base(),
+            rtt: (path.estimate.srtt(), path.estimate.jitter()),
         };
         self.list.iter().map(entry).collect()
     }

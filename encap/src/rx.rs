@@ -123,7 +123,7 @@ impl Datapath {
     fn take<'t>(
         &mut self,
         now: Instant,
-        tables: &'t Tables,
+        tables: &'t Arc<Tables>,
         held: &mut Option<Held<'t>>,
         from: From,
         datagram: &mut [u8],
@@ -264,7 +264,7 @@ impl Datapath {
     fn dispatch(
         &mut self,
         now: Instant,
-        tables: &Tables,
+        tables: &Arc<Tables>,
         origin: &Origin<'_>,
         bytes: &mut [u8],
         at: Span,
@@ -286,6 +286,11 @@ impl Datapath {
                 self.counters.probes_in.add(1);
                 control.push(ControlInput::Probe { slot, session, id, size: origin.size });
                 Ok(())
+            }
+            Kind::Channel | Kind::Unreliable => {
+                agreed(origin, Features::CHANNELS)?;
+                let what = (inner.kind, origin.mark & ECN_CE);
+                self.receive_channel(now, tables, origin.peer, facts.boot, what, payload)
             }
             Kind::Fragment => {
                 let Some(mut whole) = self.reassemble(now, tables, origin, payload)? else {

@@ -73,6 +73,19 @@ drop_reasons! {
     PeerNoPath = "peer_no_path",
     /// Frame of a network whose tap is part of a loop, which was broken here.
     NetworkLooped = "network_looped",
+    /// Channel packet or unreliable message that does not parse.
+    ChannelInvalid = "channel_invalid",
+    /// Channel packet or unreliable message of a process or a channel that is over.
+    ChannelStale = "channel_stale",
+    /// Channel packet or unreliable message that was here before.
+    ChannelDuplicate = "channel_duplicate",
+    /// Channel packet or unreliable message that no node sends that keeps to the rules.
+    ChannelFault = "channel_fault",
+    /// Channel packet or unreliable message for which there was no room; the former comes again.
+    ChannelNoRoom = "channel_no_room",
+    /// Channel packet or unreliable message that the worker which serves channels was too slow to
+    /// take over from another one; the former comes again.
+    ChannelQueueFull = "channel_queue_full",
     /// Frame that the key in force may not seal any more; a new epoch or handshake is due.
     KeyExhausted = "key_exhausted",
     /// Frame of a network that this node does not have (any more).
@@ -217,6 +230,10 @@ pub struct Counters {
     pub mss_clamped: Counter,
     /// ICMP messages to senders of packets larger than the path.
     pub too_big_sent: Counter,
+    /// Channel packets and unreliable messages received.
+    pub channel_packets_in: Counter,
+    /// Channel packets and unreliable messages made.
+    pub channel_packets_out: Counter,
     /// Frames that were marked as having met congestion (RFC 6040).
     pub ecn_marked: Counter,
     /// Payloads sent compressed.
@@ -269,6 +286,8 @@ impl Default for Counters {
             resend_overruns: Counter::default(),
             mss_clamped: Counter::default(),
             too_big_sent: Counter::default(),
+            channel_packets_in: Counter::default(),
+            channel_packets_out: Counter::default(),
             ecn_marked: Counter::default(),
             compressed: Counter::default(),
             compress_bytes_in: Counter::default(),
@@ -333,6 +352,12 @@ impl Counters {
             ("resend_overruns", "datagrams that a full resend ring lost", &self.resend_overruns),
             ("mss_clamped", "connections whose segment size was lowered", &self.mss_clamped),
             ("too_big_sent", "ICMP messages about too large packets", &self.too_big_sent),
+            (
+                "channel_packets_in",
+                "channel packets and messages received",
+                &self.channel_packets_in,
+            ),
+            ("channel_packets_out", "channel packets and messages made", &self.channel_packets_out),
             ("ecn_marked", "frames marked as having met congestion", &self.ecn_marked),
             ("compressed", "payloads sent compressed", &self.compressed),
             ("compress_bytes_in", "bytes of these before", &self.compress_bytes_in),

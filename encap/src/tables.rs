@@ -59,6 +59,9 @@ pub struct LinkEntry {
     pub max_udp_payload: usize,
     /// Largest UDP payload in bytes that any path takes: what is larger tests this one.
     pub base_udp_payload: usize,
+    /// Round trip by heartbeats when this was published, and its mean deviation; zero while it is
+    /// not known.
+    pub rtt: (Duration, Duration),
 }
 
 /// How a datagram's origin fits the links of a peer.

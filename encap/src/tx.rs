@@ -28,6 +28,7 @@ mod local;
 mod outbound;
 mod alike;
 mod pack;
+pub(crate) use pack::address;
 mod bundle;
 mod resend;
 

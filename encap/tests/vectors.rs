@@ -380,6 +380,7 @@ fn session(vectors: &Vectors, initiator: bool, suite: Suite) -> Session {
         local_slot,
         remote_slot,
         suite,
+        boot: 0,
         features: Features::NONE,
         limits: KeyLimits::AES_256_GCM,
     };

@@ -65,6 +65,7 @@ impl Seal {
             local_slot: slot,
             remote_slot: slot,
             suite,
+            boot: 0,
             features: Features::SUPPORTED,
             limits: KeyLimits::of(suite),
         };

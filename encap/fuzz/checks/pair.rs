@@ -165,7 +165,7 @@ impl Pair {
             Kind::FrameWithVni => payload.get(4..).map(<[u8]>::to_vec),
             Kind::Control | Kind::Fragment | Kind::Probe => None,
             // Of neither end: no pair here names a feature.
-            Kind::Bundle | Kind::Compressed => None,
+            Kind::Bundle | Kind::Compressed | Kind::Channel | Kind::Unreliable => None,
         };
         self.note_sealed(from, sealed.clone(), frame);
         self.push_genuine(from, sealed.clone());

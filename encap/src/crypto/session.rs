@@ -43,6 +43,8 @@ pub struct SessionFacts {
     pub suite: Suite,
     /// What both sides take (rule G10).
     pub features: Features,
+    /// The number that the peer's process drew when it was started.
+    pub boot: u64,
     /// How much one key may seal.
     pub limits: KeyLimits,
 }
@@ -354,6 +356,7 @@ mod tests {
             remote_slot: Slot(6),
             suite: Suite::Aes256Gcm,
             features: Features::NONE,
+            boot: 0,
             limits,
         };
         let other = SessionFacts { local_slot: Slot(6), remote_slot: Slot(5), ..facts };

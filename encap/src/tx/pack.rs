@@ -210,7 +210,7 @@ impl Datapath {
 }
 
 /// Where datagrams of a link go, if that is known.
-pub(super) fn address(
+pub(crate) fn address(
     peer: &PeerEntry,
     link: LinkIndex,
 ) -> Option<(LinkIndex, UplinkId, std::net::SocketAddr)> {

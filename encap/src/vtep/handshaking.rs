@@ -348,7 +348,8 @@ impl Vtep {
             self.release_slot(slot);
             return Err(DropReason::HandshakeInvalid);
         };
-        let agreed = (suite, self.config.features.agree(hello.features, suite));
+        let features = self.config.features.agree(hello.features, suite);
+        let agreed = (suite, features, hello.boot);
         let session = self.make_session(index, (slot, hello.slot), agreed, &agreement, false);
         let payload = response_datagram(header, key, &message);
         let established = Established {
@@ -484,7 +485,8 @@ impl Vtep {
             }
         };
         let slots = (outgoing.slot, welcome.slot);
-        let agreed = (welcome.suite, self.config.features.agree(welcome.features, welcome.suite));
+        let features = self.config.features.agree(welcome.features, welcome.suite);
+        let agreed = (welcome.suite, features, welcome.boot);
         let session = self.make_session(index, slots, agreed, &agreement, true);
         let established = Established {
             session,

@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 
+use crate::channel::hub::{Hub, HubOptions};
 use crate::crypto::key::ClusterKey;
 use crate::crypto::session::Session;
 use crate::datapath::{ControlInput, Datapath};
@@ -199,7 +200,10 @@ impl Vtep {
         self.next_worker += 1;
         let bucket = u8::try_from(worker).unwrap_or(0) % Lane::CONTROL_BUCKET;
         let lane = Lane::new(bucket, 0);
-        let datapath = Datapath::new(Arc::clone(&self.tables), self.clock, worker, lane);
+        let mut datapath = Datapath::new(Arc::clone(&self.tables), self.clock, worker, lane);
+        if worker == 0 {
+            datapath.hub = Some(Box::new(Hub::new(HubOptions::default())));
+        }
         self.passes.push(datapath.passes());
         datapath
     }

@@ -68,7 +68,7 @@ impl Vtep {
         &mut self,
         peer: PeerIndex,
         (local_slot, remote_slot): (Slot, Slot),
-        (suite, features): (Suite, Features),
+        (suite, features, boot): (Suite, Features, u64),
         agreement: &Agreement,
         initiator: bool,
     ) -> Arc<Session> {
@@ -79,7 +79,8 @@ impl Vtep {
         let limits = self.config.limits.key.at_most(KeyLimits::of(suite));
         let serial = self.next_serial;
         self.next_serial += 1;
-        let facts = SessionFacts { serial, peer, local_slot, remote_slot, suite, features, limits };
+        let facts =
+            SessionFacts { serial, peer, local_slot, remote_slot, suite, features, boot, limits };
         let session = Arc::new(Session::new(facts, tx, rx));
         if let Some(place) = self.sessions.get_mut(local_slot.0 as usize) {
             *place = Some(Arc::clone(&session));

@@ -101,7 +101,7 @@ fn lost_when_three_later_ones_arrived() {
     sender.send(6);
     sender.wait(MS * 10);
     sender.ack(&[(2, 2)]).unwrap();
-    assert_eq!(sender.lost(), []);
+    assert_eq!(sender.lost(), [0_u64; 0]);
     sender.ack(&[(2, 3)]).unwrap();
     assert_eq!(sender.lost(), [0]);
     assert_eq!((sender.out.lost_bytes, sender.out.lost[0].item), (100, 1_000));
@@ -117,7 +117,7 @@ fn lost_when_overdue() {
     sender.send(2);
     sender.wait(MS * 40);
     sender.ack(&[(1, 1)]).unwrap();
-    assert_eq!(sender.lost(), []);
+    assert_eq!(sender.lost(), [0_u64; 0]);
     assert_eq!(sender.fire(), MS * 10);
     assert_eq!((sender.lost(), sender.out.probes), (vec![0], 0));
     assert_eq!((sender.recovery.timeout(), sender.out.persistent), (None, false));
