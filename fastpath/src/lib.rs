@@ -8,6 +8,7 @@
 pub mod tap;
 pub mod vhost;
 pub mod overlay;
+pub mod channel;
 pub mod vnet;
 pub mod port;
 pub mod worker;

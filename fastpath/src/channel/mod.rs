@@ -1,0 +1,6 @@
+//! Raw channels as programs on this node see them: records on UNIX sockets.
+//!
+//! [`framing`] is the form of the records and [`pieces`] how a long message is cut into several.
+
+pub mod framing;
+pub mod pieces;
