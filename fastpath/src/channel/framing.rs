@@ -3,6 +3,16 @@
 //! Numbers are in the byte order of the host: records never leave it. On a socket of messages
 //! (`SOCK_SEQPACKET`) one record is one packet. On a socket of streams (`SOCK_STREAM`) the length in
 //! the header says where the next one begins. docs/channels.md has the layout as a table.
+//!
+//! How a connection ends:
+//! - A program that has sent all shuts the sending side of the socket down and reads to the end:
+//!   tapd hangs up when it has taken everything, however long it has to wait for room.
+//! - A stream that ended both ways is over when all that was written has arrived: then tapd hangs
+//!   up, and not before. A program that does not care may close the socket right after its FIN if
+//!   it has read the peer's: tapd takes what is in the socket all the same.
+//! - After RESET, either way, and after ERROR tapd hangs up.
+//! - A program that closes the socket otherwise is gone: its stream is reset, what it sent and tapd
+//!   has not read yet is lost, and so is what tapd wrote and it has not read.
 
 use encap::id::NodeId;
 use encap::wire::channel::{MAX_PRIORITY, Mode};
