@@ -31,10 +31,12 @@ use crate::wake::{PollSet, Waker};
 use command::Mailbox;
 use idle::Idle;
 
+pub use channels::{ChannelCommand, ChannelsReport};
 pub use command::{Command, Notice, WorkerHandle};
 
 mod deliver;
 mod command;
+mod channels;
 mod idle;
 
 /// How often keys of sessions that are over are looked for and wiped.

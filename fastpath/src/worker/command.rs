@@ -10,6 +10,7 @@ use encap::id::{LocalPort, Vni};
 use encap::stats::DropReason;
 use encap::wire::header::Handle;
 
+use super::channels::ChannelCommand;
 use super::{PortSlot, Worker, WorkerCounters};
 use crate::port::{DatagramPort, FramePort, MAX_BURST};
 use crate::uplink::UplinkError;
@@ -35,7 +36,7 @@ pub enum Notice {
     },
 }
 
-/// A change of a worker's ports while it runs.
+/// A change of what a worker serves while it runs.
 #[derive(Debug)]
 pub enum Command<F> {
     /// Serve this port too.
@@ -73,6 +74,8 @@ pub enum Command<F> {
         /// All of it.
         frame: Vec<u8>,
     },
+    /// About raw channels: for the one worker that has them.
+    Channels(ChannelCommand),
 }
 
 /// The way to a running worker.
@@ -141,6 +144,7 @@ impl<F: FramePort, D: DatagramPort> Worker<F, D> {
                     }
                 }
                 Command::Inject { handle, frame } => self.inject(handle, &frame),
+                Command::Channels(command) => self.take_channel_command(command),
             }
         }
         self.watch();
