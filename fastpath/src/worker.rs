@@ -28,10 +28,11 @@ use crate::port::{DatagramPort, FramePort, MAX_BURST};
 use crate::uplink::RX_BATCH;
 use crate::wake::{PollSet, Waker};
 
+use channels::Channels;
 use command::Mailbox;
 use idle::Idle;
 
-pub use channels::{ChannelCommand, ChannelsReport};
+pub use channels::{ChannelCommand, ChannelsReport, HandOver};
 pub use command::{Command, Notice, WorkerHandle};
 
 mod deliver;
@@ -153,6 +154,7 @@ pub struct Worker<F, D> {
     error_notices: Policer,
     /// Local ports that are gone, until the control thread has taken the news.
     gone: Vec<Notice>,
+    channels: Channels,
     options: WorkerOptions,
     idle: Idle,
     /// The wait was ended by the control thread: it wants two passes over all ports.
@@ -193,6 +195,7 @@ impl<F: FramePort, D: DatagramPort> Worker<F, D> {
             counters: Arc::clone(&counters),
         };
         let now = Instant::now();
+        let channels = Channels::new(HandOver::new(waker.clone()));
         let ToControl { notices: control, pulses, waker: control_waker } = to_control;
         let worker = Self {
             datapath,
@@ -209,6 +212,7 @@ impl<F: FramePort, D: DatagramPort> Worker<F, D> {
             counters,
             error_notices: Policer::new(now, ERROR_NOTICES_PER_SECOND, ERROR_NOTICES_PER_SECOND),
             gone: Vec::new(),
+            channels,
             idle: Idle::new(now, options.max_sleep),
             options,
             woken: false,
@@ -254,10 +258,12 @@ impl<F: FramePort, D: DatagramPort> Worker<F, D> {
         Ok(())
     }
 
-    /// Frames that went by, either way.
+    /// Frames and packets of channels that went by, either way.
     fn frames_seen(&self) -> u64 {
         let counters = self.datapath.counters();
-        counters.frames_in.get().wrapping_add(counters.frames_out.get())
+        [&counters.frames_in, &counters.frames_out, &counters.channel_packets_in]
+            .iter()
+            .fold(counters.channel_packets_out.get(), |sum, one| sum.wrapping_add(one.get()))
     }
 
     /// One turn of the loop: a burst of every port in both directions; gives the number of packets.
@@ -269,7 +275,9 @@ impl<F: FramePort, D: DatagramPort> Worker<F, D> {
             self.take_commands();
         }
         // Heartbeats first: `now` is when they are read, which is what round trips are measured by.
-        let moved = self.underlay_to_overlay(now)? + self.overlay_to_underlay(now);
+        let moved = self.underlay_to_overlay(now)?
+            + self.overlay_to_underlay(now)
+            + self.serve_channels(now);
         self.datapath.end_pass();
         Ok(moved)
     }
@@ -406,6 +414,7 @@ impl<F: FramePort, D: DatagramPort> Worker<F, D> {
             self.deliver();
             self.hand_over();
             self.take_returns();
+            self.hand_over_channels();
         }
         self.take_errors();
         Ok(moved)

@@ -388,6 +388,12 @@ impl Hub {
         }
     }
 
+    /// Whether [`Self::poll_event`] has something.
+    #[must_use]
+    pub fn has_events(&self) -> bool {
+        !self.events.is_empty()
+    }
+
     /// What programs are to hear of, oldest first.
     pub fn poll_event(&mut self) -> Option<ChannelEvent> {
         self.events.pop_front()

@@ -86,7 +86,9 @@ impl<F: FramePort, D: DatagramPort> Worker<F, D> {
         let ports = self.ports.iter().map(|slot| slot.port.poll_fd());
         let all = || ports.clone().chain(self.uplinks.iter().map(DatagramPort::poll_fd));
         self.idle.waitable = all().all(|fd| fd.is_some());
-        self.poll_set.set(std::iter::once(self.waker.fd()).chain(all().flatten()));
+        let channels = self.channels.fd();
+        let own = std::iter::once(self.waker.fd()).chain(channels);
+        self.poll_set.set(own.chain(all().flatten()));
     }
 
     /// Nothing to do.
@@ -99,7 +101,9 @@ impl<F: FramePort, D: DatagramPort> Worker<F, D> {
         if std::mem::take(&mut self.woken) {
             return;
         }
+        let Some(channels) = self.channel_rest(now) else { return };
         if let Rest::Sleep(time) = rest {
+            let time = time.min(channels);
             if time < QUIET_SLEEP || self.armed || self.arm() {
                 self.sleep(time);
             }
@@ -110,7 +114,7 @@ impl<F: FramePort, D: DatagramPort> Worker<F, D> {
         }
         let longest = if self.datapath.has_waiting() { HANDSHAKE_WAIT } else { LONGEST_WAIT };
         let due = self.uplinks.iter().map(|uplink| uplink.longest_wait(now));
-        let longest = due.fold(longest, Duration::min);
+        let longest = due.fold(longest.min(channels), Duration::min);
         if !longest.is_zero() {
             self.counters.waits.add(1);
             self.wait(longest);
