@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::{Duration, Instant};
 
+use encap::channel::hub::HubOptions;
 use encap::crypto::aead::Suite;
 use encap::crypto::bench::Load;
 use encap::crypto::key::ClusterKey;
@@ -79,6 +80,7 @@ fn config(me: u8, suite: Suite, bundles: bool) -> VtepConfig {
             compression: None,
         }],
         limits: Limits { bum_rate: 0, ..Limits::default() },
+        channels: HubOptions::default(),
         workers: 1,
         start_stamp: 1,
     }

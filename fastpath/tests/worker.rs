@@ -9,6 +9,7 @@ use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use encap::channel::hub::HubOptions;
 use encap::crypto::aead::Suite;
 use encap::crypto::key::ClusterKey;
 use encap::datapath::ControlInput;
@@ -92,6 +93,7 @@ fn config(me: u8, vnis: &[u32]) -> VtepConfig {
             })
             .collect(),
         limits: Limits { bum_rate: 0, ..Limits::default() },
+        channels: HubOptions::default(),
         workers: 1,
         start_stamp: 1,
     }

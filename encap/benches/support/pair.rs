@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
+use encap::channel::hub::HubOptions;
 use encap::crypto::aead::Suite;
 use encap::crypto::key::ClusterKey;
 use encap::datapath::{Datapath, Deliveries};
@@ -192,6 +193,7 @@ fn config(me: u8, other: u8, suite: Suite, vni: Vni) -> VtepConfig {
             compression: None,
         }],
         limits: Limits { bum_rate: 0, ..Limits::default() },
+        channels: HubOptions::default(),
         workers: 1,
         start_stamp: 1_000_000,
     }

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use crate::channel::hub::HubOptions;
 use crate::compress::Level;
 use crate::crypto::aead::Suite;
 use crate::crypto::key::ClusterKey;
@@ -183,6 +184,8 @@ pub struct VtepConfig {
     pub networks: Vec<NetworkConfig>,
     /// Rates and times.
     pub limits: Limits,
+    /// What holds for all raw channels together. Fixed for the life of a [`super::Vtep`].
+    pub channels: HubOptions,
     /// Number of workers, 1 to 15.
     pub workers: usize,
     /// A number that is larger at every start of the node while its clock is right:

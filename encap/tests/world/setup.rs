@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
+use encap::channel::hub::HubOptions;
 use encap::crypto::aead::Suite;
 use encap::crypto::key::ClusterKey;
 use encap::handshake::features::Features;
@@ -57,6 +58,7 @@ pub fn config(me: u16, count: u16) -> VtepConfig {
             ..network()
         }],
         limits: Limits { bum_rate: 0, ..Limits::default() },
+        channels: HubOptions::default(),
         workers: 1,
         start_stamp: 1_000_000,
     }

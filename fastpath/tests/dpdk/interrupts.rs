@@ -7,6 +7,7 @@ use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use encap::channel::hub::HubOptions;
 use encap::crypto::aead::Suite;
 use encap::crypto::key::ClusterKey;
 use encap::handshake::features::Features;
@@ -221,6 +222,7 @@ fn config(vni: Vni) -> VtepConfig {
             compression: None,
         }],
         limits: Limits { bum_rate: 0, ..Limits::default() },
+        channels: HubOptions::default(),
         workers: 1,
         start_stamp: 1,
     }
