@@ -5,10 +5,12 @@ use std::fmt;
 
 use encap::id::{NodeId, Vni};
 
+use super::channels::{ChannelConfig, congestion_name, mode_name};
+use super::traffic::Level;
 use super::{Config, DetectorConfig, MacPolicy, NetworkConfig, NodeConfig, NodeLink, TapMtu};
 
 /// Something that a running daemon can change.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) enum Change {
     /// A node is new: a peer to connect to.
     NodeAdded(NodeId),
@@ -32,6 +34,14 @@ pub(crate) enum Change {
     NetworkOptionsChanged(Vni),
     /// Other VM ports.
     VmPortsChanged(Vni),
+    /// A channel of this node is new: a socket to make.
+    ChannelAdded(String),
+    /// A channel of this node is gone: its socket goes, its programs are cut off.
+    ChannelRemoved(String),
+    /// A channel is another one, though of the same name: it ends and begins anew.
+    ChannelChanged(String),
+    /// Others may connect to a channel's socket; all else stays.
+    ChannelAccessChanged(String),
     /// The cluster's policy, protection or marks.
     TrafficChanged,
     /// Another profile, or other values of it.
@@ -74,6 +84,7 @@ pub(super) fn diff(old: &Config, new: &Config) -> Changes {
     let mut changes = Changes::default();
     nodes(old, new, &mut changes);
     networks(old, new, &mut changes);
+    channels(old, new, &mut changes);
     settings(old, new, &mut changes);
     traffic(old, new, &mut changes);
     link_options(old, new, &mut changes);
@@ -94,6 +105,7 @@ pub(super) fn with_live_changes(old: &Config, new: &Config) -> Config {
     merged.daemon.control_socket.clone_from(&old.daemon.control_socket);
     merged.offload = old.offload;
     merged.dpdk.clone_from(&old.dpdk);
+    merged.transport = old.transport;
     if let (Some(kept), Some(node)) =
         (old.own_node(), merged.nodes.iter_mut().find(|node| node.id == old.own))
     {
@@ -199,6 +211,73 @@ fn networks(old: &Config, new: &Config, changes: &mut Changes) {
     }
 }
 
+fn channels(old: &Config, new: &Config, changes: &mut Changes) {
+    // As with networks.
+    let own = old.own;
+    let before: Vec<_> = old.channels.iter().filter(|channel| channel.has(own)).collect();
+    let after: Vec<_> = new.channels.iter().filter(|channel| channel.has(own)).collect();
+    for ChannelConfig { name, .. } in &before {
+        if !after.iter().any(|other| other.name == *name) {
+            changes
+                .live(Change::ChannelRemoved(name.clone()), format_args!("channel {name} removed"));
+        }
+    }
+    for channel in &after {
+        let name = channel.name.clone();
+        match before.iter().find(|other| other.name == name) {
+            None => {
+                let line = format!("channel {name} added");
+                changes.live(Change::ChannelAdded(name), line);
+            }
+            Some(before) => channel_changes(before, channel, changes),
+        }
+    }
+}
+
+fn channel_changes(old: &ChannelConfig, new: &ChannelConfig, changes: &mut Changes) {
+    let name = &new.name;
+    let mut different = Vec::new();
+    if old.mode != new.mode {
+        different.push(format!("mode {} -> {}", mode_name(old.mode), mode_name(new.mode)));
+    }
+    if old.members != new.members {
+        let members = |channel: &ChannelConfig| {
+            channel.members.as_deref().map_or_else(|| "all".to_owned(), list)
+        };
+        different.push(format!("members {} -> {}", members(old), members(new)));
+    }
+    if old.socket != new.socket {
+        let socket = |channel: &ChannelConfig| {
+            let path = channel.socket.as_ref().map(|path| path.display().to_string());
+            path.unwrap_or_else(|| "the default".to_owned())
+        };
+        different.push(format!("socket {} -> {}", socket(old), socket(new)));
+    }
+    if old.copies != new.copies {
+        different.push(format!("copies = {}", new.copies));
+    }
+    if old.send_buffer != new.send_buffer {
+        different.push(format!("send_buffer_kb = {}", new.send_buffer >> 10));
+    }
+    if old.compression != new.compression {
+        different.push(compression(new.compression));
+    }
+    if !different.is_empty() {
+        let line = format!("channel {name} begins anew: {}", different.join(", "));
+        changes.live(Change::ChannelChanged(name.clone()), line);
+    } else if old.access != new.access {
+        let line = format!("channel {name}: socket {} -> {}", old.access, new.access);
+        changes.live(Change::ChannelAccessChanged(name.clone()), line);
+    }
+}
+
+fn compression(level: Option<Level>) -> String {
+    match level {
+        Some(level) => format!("compression = zstd, level {}", level.get()),
+        None => "compression = off".to_owned(),
+    }
+}
+
 fn network_changes(old: &NetworkConfig, new: &NetworkConfig, changes: &mut Changes) {
     let vni = new.vni;
     if old.name != new.name {
@@ -232,10 +311,7 @@ fn network_changes(old: &NetworkConfig, new: &NetworkConfig, changes: &mut Chang
         }
     }
     if old.compression != new.compression {
-        options.push(match new.compression {
-            Some(level) => format!("compression = zstd, level {}", level.get()),
-            None => "compression = off".to_owned(),
-        });
+        options.push(compression(new.compression));
     }
     if old.policy != new.policy {
         options.push(format!("policy = {}", own_or_cluster(new.policy.as_ref())));
@@ -373,6 +449,10 @@ fn restart_only(old: &Config, new: &Config, changes: &mut Changes) {
     for ((key, before), (_, after)) in old.dpdk.values().into_iter().zip(new.dpdk.values()) {
         changes.restart(format_args!("dpdk {key}"), before, after);
     }
+    let congestion = |config: &Config| congestion_name(config.transport.congestion);
+    changes.restart("congestion", congestion(old), congestion(new));
+    let memory = |config: &Config| config.transport.receive_memory >> 20;
+    changes.restart("receive_memory_mb", memory(old), memory(new));
     let own = |config: &Config| {
         let node = config.nodes.iter().find(|node| node.id == old.own);
         node.map(|node| node.links.clone()).unwrap_or_default()

@@ -18,6 +18,7 @@ mod node;
 mod links;
 mod dpdk;
 mod vhost;
+mod channels;
 mod ranges;
 mod traffic;
 mod detector;
@@ -30,11 +31,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use encap::channel::hub::HubOptions;
 use encap::crypto::aead::Suite;
 use encap::id::{NodeId, Vni};
 use encap::wire::ethernet::MacAddr;
 use ipnet::IpNet;
 
+pub(crate) use channels::{Account, ChannelConfig, Mode as ChannelMode, SocketAccess, mode_name};
 pub(crate) use derive::{derived_address, derived_mac};
 pub(crate) use detector::{DetectorConfig, Profile};
 pub(crate) use diff::{Change, Changes};
@@ -113,6 +116,10 @@ pub(crate) struct Config {
     pub(crate) links: BTreeMap<String, LinkOptions>,
     /// Every network of the cluster, by ascending VNI, also those without this node.
     pub(crate) networks: Vec<NetworkConfig>,
+    /// Every raw channel of the cluster, by ascending name, also those without this node.
+    pub(crate) channels: Vec<ChannelConfig>,
+    /// What holds for all of them: `[channel_transport]`.
+    pub(crate) transport: HubOptions,
 }
 
 /// `[cluster]`: what all nodes share.
@@ -349,12 +356,24 @@ impl Config {
             nodes,
             links,
             networks,
+            channels,
+            transport,
             portless: _,
         } = parts;
         match (own, cluster) {
-            (Ok(own), Some(cluster)) if faults.is_empty() => {
-                Ok(Self { own, cluster, detector, daemon, offload, dpdk, nodes, links, networks })
-            }
+            (Ok(own), Some(cluster)) if faults.is_empty() => Ok(Self {
+                own,
+                cluster,
+                detector,
+                daemon,
+                offload,
+                dpdk,
+                nodes,
+                links,
+                networks,
+                channels,
+                transport,
+            }),
             _ => Err(faults.into_faults(&files)),
         }
     }

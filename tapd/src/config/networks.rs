@@ -15,13 +15,13 @@ use super::traffic::Level;
 use super::{MIN_IPV6_TAP_MTU, MacPolicy, NetworkConfig, NodeConfig, StaticEntry, TapMtu, vhost};
 
 /// The nodes by everything they can be called.
-struct Names<'n> {
+pub(super) struct Names<'n> {
     by_name: HashMap<&'n str, NodeId>,
     ids: BTreeSet<NodeId>,
 }
 
 impl<'n> Names<'n> {
-    fn new(nodes: &'n [Located<NodeConfig>]) -> Self {
+    pub(super) fn new(nodes: &'n [Located<NodeConfig>]) -> Self {
         Self {
             by_name: nodes.iter().map(|node| (node.value.name.as_str(), node.value.id)).collect(),
             ids: nodes.iter().map(|node| node.value.id).collect(),
@@ -148,7 +148,8 @@ fn tap(
     Some(tap.value)
 }
 
-fn members(
+/// Nodes by their ids or names; all of them without a list.
+pub(super) fn members(
     field: Field<Vec<Located<String>>>,
     known: &Names<'_>,
     faults: &mut Collector,

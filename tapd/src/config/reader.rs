@@ -8,6 +8,7 @@ use encap::id::{NodeId, Vni};
 use encap::wire::ethernet::MacAddr;
 use ipnet::IpNet;
 
+use super::channels::{RawChannel, RawTransport, read_channel, read_transport};
 use super::fault::{At, Collector, Located};
 use super::fields::{Field, Fields, parse_with, text_of};
 use super::hardware::{RawDpdk, RawPort, RawVhost, read_dpdk, read_mac, read_port, read_vhost};
@@ -36,6 +37,8 @@ pub(super) struct Raw {
     pub(super) nodes: Vec<RawNode>,
     pub(super) links: Vec<RawLink>,
     pub(super) networks: Vec<RawNetwork>,
+    pub(super) channels: Vec<RawChannel>,
+    pub(super) transport: RawTransport,
 }
 
 #[derive(Debug)]
@@ -185,6 +188,8 @@ pub(super) fn read(tree: &Table, faults: &mut Collector) -> Raw {
     let nodes = top.tables("nodes");
     let links = top.tables("links");
     let networks = top.tables("networks");
+    let channels = top.tables("channels");
+    let transport = top.table("channel_transport");
     Raw {
         cluster: cluster.map(|found| read_cluster(found.at, found.value, faults)),
         detector: detector.map(|found| read_detector(found.value, faults)).unwrap_or_default(),
@@ -197,6 +202,11 @@ pub(super) fn read(tree: &Table, faults: &mut Collector) -> Raw {
             .into_iter()
             .map(|found| read_network(found.at, found.value, faults))
             .collect(),
+        channels: channels
+            .into_iter()
+            .map(|found| read_channel(found.at, found.value, faults))
+            .collect(),
+        transport: transport.map(|found| read_transport(found.value, faults)).unwrap_or_default(),
     }
 }
 
@@ -518,7 +528,7 @@ fn read_entry(at: At, table: &Table, faults: &mut Collector) -> RawEntry {
 }
 
 /// A node id or name.
-fn node_reference(item: &Item, faults: &mut Collector) -> Option<String> {
+pub(super) fn node_reference(item: &Item, faults: &mut Collector) -> Option<String> {
     match &item.value {
         Value::Text(name) => Some(name.clone()),
         Value::Integer(id) => Some(id.to_string()),

@@ -9,7 +9,18 @@ pub(super) struct Section {
 
 pub(super) const TOP: Section = Section {
     title: "the file",
-    keys: &["cluster", "detector", "daemon", "offload", "dpdk", "nodes", "links", "networks"],
+    keys: &[
+        "cluster",
+        "detector",
+        "daemon",
+        "offload",
+        "dpdk",
+        "nodes",
+        "links",
+        "networks",
+        "channels",
+        "channel_transport",
+    ],
 };
 pub(super) const CLUSTER: Section = Section {
     title: "[cluster]",
@@ -130,9 +141,27 @@ pub(super) const NETWORK: Section = Section {
 pub(super) const VHOST_USER: Section =
     Section { title: "a vhost_user port", keys: &["socket", "mode", "queues"] };
 pub(super) const FDB: Section = Section { title: "an fdb entry", keys: &["mac", "node"] };
+pub(super) const CHANNEL: Section = Section {
+    title: "[[channels]]",
+    keys: &[
+        "name",
+        "mode",
+        "members",
+        "socket",
+        "socket_mode",
+        "socket_owner",
+        "socket_group",
+        "copies",
+        "send_buffer_kb",
+        "compression",
+        "compression_level",
+    ],
+};
+pub(super) const CHANNEL_TRANSPORT: Section =
+    Section { title: "[channel_transport]", keys: &["congestion", "receive_memory_mb"] };
 
 /// Every section, for "did you mean" and for the test of the documentation.
-pub(super) const SECTIONS: [&Section; 15] = [
+pub(super) const SECTIONS: [&Section; 17] = [
     &TOP,
     &CLUSTER,
     &DETECTOR,
@@ -148,6 +177,8 @@ pub(super) const SECTIONS: [&Section; 15] = [
     &NETWORK,
     &VHOST_USER,
     &FDB,
+    &CHANNEL,
+    &CHANNEL_TRANSPORT,
 ];
 
 /// Edits between a mistyped key and the one that is meant, at most.

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use encap::channel::hub::HubOptions;
 use encap::id::{NodeId, Vni};
 
 use super::detector::{self, DetectorConfig};
@@ -11,9 +12,9 @@ use super::hardware::RawDpdk;
 use super::links::NodeAddress;
 use super::reader::RawDetector;
 use super::{
-    Cipher, ClusterConfig, ClusterKey, Config, DaemonConfig, DpdkPort, Dscp, MacPolicy,
-    NetworkConfig, NodeConfig, NodeLink, OffloadConfig, Policy, Port, Profile, Protect, TapMtu,
-    dpdk,
+    ChannelConfig, ChannelMode, Cipher, ClusterConfig, ClusterKey, Config, DaemonConfig, DpdkPort,
+    Dscp, MacPolicy, NetworkConfig, NodeConfig, NodeLink, OffloadConfig, Policy, Port, Profile,
+    Protect, SocketAccess, TapMtu, dpdk,
 };
 
 /// A node id.
@@ -129,5 +130,21 @@ pub(crate) fn config(nodes: Vec<NodeConfig>) -> Config {
         nodes,
         links: BTreeMap::new(),
         networks: Vec::new(),
+        channels: Vec::new(),
+        transport: HubOptions::default(),
+    }
+}
+
+/// A channel with the defaults, of all nodes.
+pub(crate) fn channel(name: &str) -> ChannelConfig {
+    ChannelConfig {
+        name: name.to_owned(),
+        mode: ChannelMode::Ordered,
+        members: None,
+        socket: None,
+        access: SocketAccess { mode: 0o600, owner: None, group: None },
+        copies: false,
+        send_buffer: 4 << 20,
+        compression: None,
     }
 }

@@ -1,3 +1,4 @@
+mod channels;
 mod links;
 mod ports;
 
@@ -420,6 +421,10 @@ fn documentation_names_every_default() {
         dpdk::DEFAULT_MAX_SLEEP_US.to_string(),
         dpdk::DEFAULT_PORT_MTU.to_string(),
         format!("\"{}\"", vhost::Mode::default().name()),
+        format!("\"{:04o}\"", super::channels::DEFAULT_SOCKET_MODE),
+        super::channels::DEFAULT_SEND_BUFFER_KB.to_string(),
+        super::channels::DEFAULT_RECEIVE_MEMORY_MB.to_string(),
+        format!("\"{}\"", super::channels::congestion_name(HubOptions::default().congestion)),
         format!("\"{}\"", Policy::default()),
         format!("\"{}\"", Protect::default()),
         format!("\"{}\"", Profile::default()),
@@ -441,7 +446,10 @@ const SEED: &str = "[cluster]\nkey_file='/dev/null/x'\nciphers=['none']\nport=1\
     [[links]]\nname='0-l'\nmtu=1400\nallow=['192.0.2.0/24','fd00::1-fd00::9']\n\
     [[networks]]\nvni=1\ntap='t'\ntap_mtu='auto'\nsubnets=['10.0.0.0/24','fd00::/64']\nmembers=[1,'a']\n\
     vhost_user=['/a',{socket='/b',mode='client',queues=2}]\n\
-    mac='derived'\nfdb=[{mac='02:00:00:00:00:05',node=2}]\n";
+    mac='derived'\nfdb=[{mac='02:00:00:00:00:05',node=2}]\n\
+    [[channels]]\nname='c'\nmode='message'\nmembers=[1,'a']\nsocket='/c'\nsocket_mode='0660'\n\
+    socket_owner='u'\nsocket_group=7\nsend_buffer_kb=64\ncompression='zstd'\ncompression_level=1\n\
+    [channel_transport]\ncongestion='fixed:1M'\nreceive_memory_mb=64\n";
 
 fn parse_any(cluster: &str, local: Option<&str>) -> bool {
     let mut faults = Collector::default();

@@ -126,8 +126,8 @@ fn integer(number: &DeInteger<'_>) -> Value {
         .map_or(Value::Other("a number that is far too large"), Value::Integer)
 }
 
-/// Lays `over` on `base`, key by key; `[[nodes]]` pair by `id`, `[[networks]]` by `vni` and
-/// `[[links]]` by `name`.
+/// Lays `over` on `base`, key by key; `[[nodes]]` pair by `id`, `[[networks]]` by `vni`,
+/// `[[links]]` and `[[channels]]` by `name`.
 pub(super) fn merge(base: &mut Table, over: Table) {
     lay_over(base, over, true);
 }
@@ -142,7 +142,7 @@ fn lay_over(base: &mut Table, over: Table, top: bool) {
         let id_key = match entry.key.as_str() {
             "nodes" if top => Some("id"),
             "networks" if top => Some("vni"),
-            "links" if top => Some("name"),
+            "links" | "channels" if top => Some("name"),
             _ => None,
         };
         match (&mut existing.item.value, entry.item.value, id_key) {

@@ -6,8 +6,10 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use encap::channel::hub::HubOptions;
 use encap::id::Vni;
 
+use super::channels::{self, ChannelConfig};
 use super::checks::{Unique, or};
 use super::detector::{self, DetectorConfig};
 use super::fault::{Collector, Located};
@@ -36,6 +38,9 @@ pub(super) struct Parts {
     pub(super) nodes: Vec<NodeConfig>,
     pub(super) links: BTreeMap<String, LinkOptions>,
     pub(super) networks: Vec<NetworkConfig>,
+    /// By ascending name.
+    pub(super) channels: Vec<ChannelConfig>,
+    pub(super) transport: HubOptions,
     /// See [`networks::Checked::portless`].
     pub(super) portless: Vec<Located<Vni>>,
 }
@@ -57,9 +62,25 @@ pub(super) fn validate(raw: Raw, files: &[PathBuf], faults: &mut Collector) -> P
     let links = nodes::validate_links(raw.links, &nodes, mesh, faults);
     let networks::Checked { networks, portless } =
         networks::validate(raw.networks, &nodes, &daemon.control_socket, faults);
+    let known = networks::Names::new(&nodes);
+    let channels =
+        channels::validate(raw.channels, &known, &networks, &daemon.control_socket, faults);
+    let transport = channels::validate_transport(raw.transport);
     let mut nodes: Vec<_> = nodes.into_iter().map(|located| located.value).collect();
     nodes.sort_by_key(|node| node.id);
-    Parts { cluster, detector, daemon, offload, dpdk, nodes, links, networks, portless }
+    Parts {
+        cluster,
+        detector,
+        daemon,
+        offload,
+        dpdk,
+        nodes,
+        links,
+        networks,
+        channels,
+        transport,
+        portless,
+    }
 }
 
 fn validate_cluster(

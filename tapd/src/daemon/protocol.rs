@@ -81,6 +81,7 @@ pub(super) fn vtep_config(
             })
             .collect(),
         limits: limits(config),
+        channels: config.transport,
         workers: config.daemon.workers,
         start_stamp: unix_micros(),
     })

@@ -1,11 +1,13 @@
 use super::*;
 use crate::config::links::{Family, NodeAddress};
-use crate::config::testing::{self, id, key, network, node, vni};
+use crate::config::testing::{self, channel, id, key, network, node, vni};
 use crate::config::vhost::Mode;
 use crate::config::{
     Cipher, DaemonConfig, DpdkPort, Dscp, Level, LinkOptions, Policy, Profile, Protect,
     StaticEntry, VhostUser, derived_mac,
 };
+use encap::channel::hub::Congestion;
+use encap::wire::channel::Mode as ChannelMode;
 use std::time::Duration;
 
 fn config() -> Config {
@@ -60,6 +62,63 @@ fn what_is_applied_while_running() {
 }
 
 #[test]
+fn channels_come_and_go_while_running() {
+    let named = |name: &str| name.to_owned();
+    let with = |change: fn(&mut ChannelConfig)| {
+        let old = Config { channels: vec![channel("a")], ..config() };
+        let mut new = old.clone();
+        change(&mut new.channels[0]);
+        let changes = old.diff(&new);
+        assert_eq!(changes.restart, Vec::<String>::new());
+        assert_eq!(old.with_live_changes(&new), new);
+        changes.live
+    };
+    assert_eq!(live(|new| new.channels.push(channel("a"))), [Change::ChannelAdded(named("a"))]);
+    assert!(with(|_| {}).is_empty());
+    let left = with(|channel| channel.members = Some(vec![id(2)]));
+    assert_eq!(left, [(Change::ChannelRemoved(named("a")), named("channel a removed"))]);
+    let renamed: Vec<_> =
+        with(|channel| channel.name = "b".into()).into_iter().map(|c| c.0).collect();
+    assert_eq!(renamed, [Change::ChannelRemoved(named("a")), Change::ChannelAdded(named("b"))]);
+    for (change, shown) in [
+        (
+            (|channel| channel.mode = ChannelMode::Stream) as fn(&mut ChannelConfig),
+            "mode message -> stream",
+        ),
+        (|channel| channel.members = Some(vec![id(1), id(2)]), "members all -> [1, 2]"),
+        (|channel| channel.socket = Some("/a".into()), "socket the default -> /a"),
+        (|channel| channel.copies = true, "copies = true"),
+        (|channel| channel.send_buffer = 64 << 10, "send_buffer_kb = 64"),
+        (|channel| channel.compression = Level::new(2), "compression = zstd, level 2"),
+    ] {
+        let expected =
+            (Change::ChannelChanged(named("a")), format!("channel a begins anew: {shown}"));
+        assert_eq!(with(change), [expected]);
+    }
+    let line = "channel a: socket 0600 -> 0660".to_owned();
+    let access = with(|channel| channel.access.mode = 0o660);
+    assert_eq!(access, [(Change::ChannelAccessChanged(named("a")), line)]);
+}
+
+#[test]
+fn channels_of_others_are_nothing_to_this_node() {
+    let others = ChannelConfig { members: Some(vec![id(2)]), ..channel("a") };
+    assert!(live(|new| new.channels.push(others)).is_empty());
+}
+
+#[test]
+fn the_transport_of_channels_needs_a_restart() {
+    let (old, mut new) = (config(), config());
+    new.transport.congestion = Congestion::Fixed(125_000);
+    new.transport.receive_memory = 64 << 20;
+    let changes = old.diff(&new);
+    assert!(changes.live.is_empty(), "{changes:?}");
+    let expected = ["congestion: cubic -> fixed:1000000", "receive_memory_mb: 128 -> 64"];
+    assert_eq!(changes.restart, expected);
+    assert_eq!(old.with_live_changes(&new), old);
+}
+
+#[test]
 fn what_frames_do_is_applied_while_running() {
     assert_eq!(live(|new| new.cluster.policy = Policy::FlowHash), [Change::TrafficChanged]);
     assert_eq!(live(|new| new.cluster.protect = Protect::All), [Change::TrafficChanged]);
@@ -111,7 +170,7 @@ fn ports_of_this_node_need_a_restart_and_those_of_others_say_nothing() {
     new.networks[0].tap = None;
     let changes = old.diff(&new);
     // The port pairs as before, so that other nodes' links change while running.
-    let live: Vec<_> = changes.live.iter().map(|(change, _)| *change).collect();
+    let live: Vec<_> = changes.live.iter().map(|(change, _)| change.clone()).collect();
     assert_eq!(live, [Change::NodeChanged(id(2))]);
     let expected = [
         "network 1: tap: tap1 -> none",
