@@ -3,7 +3,7 @@
 //! A [`worker::Worker`] runs frames to completion: it reads a burst from a tap ([`tap`]), has it
 //! sealed ([`encap::tx`]), sends it by an uplink ([`uplink`]), and the same back
 //! ([`encap::rx`]). Unsafe code is in the files that talk to the kernel only: `tap`, `interface`,
-//! `wake`, `process`, `probe`, `affinity`, and those under `uplink` and `dpdk`.
+//! `wake`, `process`, `accounts`, `probe`, `affinity`, and those under `uplink` and `dpdk`.
 
 pub mod tap;
 pub mod vhost;
@@ -22,6 +22,7 @@ pub mod counter;
 pub mod interface;
 pub mod monitor;
 mod netlink;
+pub mod accounts;
 pub mod affinity;
 pub mod process;
 pub mod probe;
