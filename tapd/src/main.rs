@@ -4,6 +4,7 @@ mod cli;
 mod config;
 mod logging;
 mod privileges;
+mod socket_file;
 mod daemon;
 mod control;
 mod show;

@@ -3,13 +3,11 @@
 //! A connection is one request. Its thread reads the line, hands an [`Incoming`] to the daemon's
 //! control loop through a bounded channel, and writes what comes back.
 
-use std::fs::{self, File, Metadata, Permissions};
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, SyncSender, TrySendError};
@@ -18,13 +16,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use serde::Serialize;
-use socket2::{Domain, SockAddr, Socket, Type};
+use socket2::{Socket, Type};
 
 use super::message::{ReplyLine, Request, RequestLine, VersionOnly};
 use super::{CONTROL_VERSION, MAX_REQUEST_LEN};
+use crate::socket_file::{self, Found, SocketFile};
 
-/// Permission bits of the socket: its owner only.
-const SOCKET_MODE: u32 = 0o600;
 /// Most connections at once, captures and watches included.
 const MAX_CONNECTIONS: usize = 16;
 /// Connections that wait at most to be accepted.
@@ -57,16 +54,26 @@ pub(crate) struct ReplySender(SyncSender<Answer>);
 enum Answer {
     Data(serde_json::Value),
     Refused(String),
+    Later(Box<dyn FnOnce() -> Result<serde_json::Value, String> + Send>),
     Stream(Box<dyn FnOnce(UnixStream) + Send>),
 }
 
 impl ReplySender {
     /// Answers with data; `()` for a request that has none.
     pub(crate) fn ok(self, data: &impl Serialize) {
-        self.send(match serde_json::to_value(data) {
+        self.send(match as_json(data) {
             Ok(value) => Answer::Data(value),
-            Err(error) => Answer::Refused(format!("cannot write the reply as JSON: {error}")),
+            Err(error) => Answer::Refused(error),
         });
+    }
+
+    /// Answers with what `make` gives, or refuses with its error. It runs on the connection's own
+    /// thread: for what another thread than the control loop has to say, which may take a moment.
+    pub(crate) fn later<T: Serialize>(
+        self,
+        make: impl FnOnce() -> Result<T, String> + Send + 'static,
+    ) {
+        self.send(Answer::Later(Box::new(move || as_json(&make()?))));
     }
 
     /// Refuses, with one sentence on why and what to do.
@@ -106,9 +113,7 @@ pub(crate) fn hung_up(stream: &UnixStream) -> bool {
 /// The listening socket; dropping it stops listening and removes the socket's file.
 #[derive(Debug)]
 pub(crate) struct Server {
-    path: PathBuf,
-    /// Device and inode of `path`: whether it is still this socket.
-    identity: (u64, u64),
+    file: SocketFile,
     /// Kept to be shut down, which ends the thread's accept.
     listener: Arc<UnixListener>,
     stopping: Arc<AtomicBool>,
@@ -124,16 +129,16 @@ impl Server {
     /// When another daemon listens there, or the socket cannot be made; says which and what to do.
     pub(crate) fn bind(path: &Path, waker: Waker) -> anyhow::Result<(Self, Receiver<Incoming>)> {
         remove_stale(path)?;
-        let listener = bind_private(path).and_then(listen).with_context(|| {
-            format!(
-                "cannot make the control socket {}; check that its directory exists and can be \
+        let listener =
+            socket_file::bind_private(path, Type::STREAM).and_then(listen).with_context(|| {
+                format!(
+                    "cannot make the control socket {}; check that its directory exists and can be \
                     written, or choose another with --control-socket",
-                path.display()
-            )
-        })?;
+                    path.display()
+                )
+            })?;
         let listener = Arc::new(listener);
-        let identity = fs::symlink_metadata(path).map(|metadata| identity(&metadata));
-        let identity = identity.with_context(|| format!("cannot look at {}", path.display()))?;
+        let file = SocketFile::new(path)?;
         // One request per connection: this queue never fills.
         let (requests, incoming) = mpsc::sync_channel(MAX_CONNECTIONS);
         let stopping = Arc::new(AtomicBool::new(false));
@@ -146,8 +151,7 @@ impl Server {
             .name("control-socket".to_owned())
             .spawn(move || acceptor.run())
             .context("cannot start the control socket's thread")?;
-        let path = path.to_owned();
-        Ok((Self { path, identity, listener, stopping, thread: Some(thread) }, incoming))
+        Ok((Self { file, listener, stopping, thread: Some(thread) }, incoming))
     }
 }
 
@@ -156,26 +160,11 @@ impl Drop for Server {
         self.stopping.store(true, Ordering::Release);
         // Wakes the accept, also where the file is gone and nobody could connect to it.
         let woken = socket2::SockRef::from(&*self.listener).shutdown(Shutdown::Both).is_ok();
-        // Another daemon's, or anything else that took its place meanwhile, stays. The number is not
-        // given to another file while the socket is open.
-        if fs::symlink_metadata(&self.path).is_ok_and(|found| identity(&found) == self.identity) {
-            let _ = fs::remove_file(&self.path);
-        }
+        self.file.remove();
         if let (true, Some(thread)) = (woken, self.thread.take()) {
             let _ = thread.join();
         }
     }
-}
-
-/// A socket at `path` that nobody can connect to yet. It is never open to others: the file that
-/// bind makes has the mode that the socket had before.
-pub(super) fn bind_private(path: &Path) -> io::Result<Socket> {
-    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
-    let file = File::from(OwnedFd::from(socket));
-    file.set_permissions(Permissions::from_mode(SOCKET_MODE))?;
-    let socket = Socket::from(OwnedFd::from(file));
-    socket.bind(&SockAddr::unix(path)?)?;
-    Ok(socket)
 }
 
 fn listen(socket: Socket) -> io::Result<UnixListener> {
@@ -183,31 +172,18 @@ fn listen(socket: Socket) -> io::Result<UnixListener> {
     Ok(OwnedFd::from(socket).into())
 }
 
-fn identity(metadata: &Metadata) -> (u64, u64) {
-    (metadata.dev(), metadata.ino())
-}
-
 /// Removes the socket of a daemon that is gone; refuses if one answers, or it is another file.
 fn remove_stale(path: &Path) -> anyhow::Result<()> {
     let shown = path.display();
-    let metadata = match fs::symlink_metadata(path) {
-        Ok(metadata) => metadata,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(error).with_context(|| format!("cannot look at {shown}")),
-    };
-    if !metadata.file_type().is_socket() {
-        bail!("{shown} exists and is not a socket; choose another path with --control-socket");
-    }
-    match UnixStream::connect(path) {
-        Ok(_) => bail!(
+    match socket_file::make_room(path)? {
+        Found::Room => Ok(()),
+        Found::NoSocket => {
+            bail!("{shown} exists and is not a socket; choose another path with --control-socket")
+        }
+        Found::Listener => bail!(
             "another tapd already listens on {shown}; stop it first, or give this one its own \
              --control-socket, port and taps"
         ),
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path)
-            .with_context(|| format!("cannot remove {shown}, left behind by an earlier daemon")),
-        Err(error) => Err(error).with_context(|| {
-            format!("cannot tell whether another tapd listens on {shown}; check its permission")
-        }),
     }
 }
 
@@ -290,6 +266,10 @@ fn serve(mut stream: UnixStream, shared: &Shared) {
     let written = match answer {
         Answer::Data(data) => write_line(&mut stream, &ReplyLine::ok(data)),
         Answer::Refused(error) => write_line(&mut stream, &ReplyLine::refused(error)),
+        Answer::Later(make) => {
+            let line = make().map_or_else(ReplyLine::refused, ReplyLine::ok);
+            write_line(&mut stream, &line)
+        }
         Answer::Stream(run) => {
             let accepted = write_line(&mut stream, &ReplyLine::ok(serde_json::Value::Null));
             accepted.map(|()| run(stream))
@@ -321,6 +301,10 @@ fn ask(request: Request, shared: &Shared) -> Answer {
             ANSWER_TIMEOUT.as_secs()
         )),
     }
+}
+
+fn as_json(data: &impl Serialize) -> Result<serde_json::Value, String> {
+    serde_json::to_value(data).map_err(|error| format!("cannot write the reply as JSON: {error}"))
 }
 
 enum ReadFault {
