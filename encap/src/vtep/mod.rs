@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 
-use crate::channel::hub::{Hub, HubOptions};
+use crate::channel::hub::Hub;
 use crate::crypto::key::ClusterKey;
 use crate::crypto::session::Session;
 use crate::datapath::{ControlInput, Datapath};
@@ -202,7 +202,7 @@ impl Vtep {
         let lane = Lane::new(bucket, 0);
         let mut datapath = Datapath::new(Arc::clone(&self.tables), self.clock, worker, lane);
         if worker == 0 {
-            datapath.hub = Some(Box::new(Hub::new(HubOptions::default())));
+            datapath.hub = Some(Box::new(Hub::new(self.config.channels)));
         }
         self.passes.push(datapath.passes());
         datapath

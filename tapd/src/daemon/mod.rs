@@ -147,12 +147,17 @@ pub(crate) fn run(mut config: Config, source: Source) -> Result<(), Failure> {
     };
     let options = || worker_options(&config, dpdk.as_ref());
     let mut workers = Vec::new();
+    let mut channel_home = None;
     for (number, queues) in uplinks.take_worker_queues().into_iter().enumerate() {
         let datapath = vtep.datapath();
         let counters = Arc::clone(datapath.counters());
-        let (worker, handle) =
+        let (mut worker, handle) =
             Worker::new(datapath, queues, to_control.clone(), capture.tap(), options())
                 .context("cannot make a worker")?;
+        match &channel_home {
+            None => channel_home = Some(worker.channel_home()),
+            Some(home) => worker.set_channel_home(home.clone()),
+        }
         let pinned = cores.get(number).copied();
         let thread = spawn(number, worker, pinned)?;
         workers.push(RunningWorker { thread, handle, counters });
