@@ -3,7 +3,8 @@
 //! A [`worker::Worker`] runs frames to completion: it reads a burst from a tap ([`tap`]), has it
 //! sealed ([`encap::tx`]), sends it by an uplink ([`uplink`]), and the same back
 //! ([`encap::rx`]). Unsafe code is in the files that talk to the kernel only: `tap`, `interface`,
-//! `wake`, `process`, `accounts`, `probe`, `affinity`, and those under `uplink` and `dpdk`.
+//! `wake`, `process`, `accounts`, `probe`, `affinity`, `channel::{batch,system}`, and those under
+//! `uplink` and `dpdk`.
 
 pub mod tap;
 pub mod vhost;

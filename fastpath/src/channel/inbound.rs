@@ -1,0 +1,308 @@
+//! Messages of a program on their way to the hub.
+
+use std::borrow::Cow;
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use encap::channel::hub::{ChannelKey, Hub, SendError, SendOptions};
+use encap::id::NodeId;
+
+use super::batch::Packet;
+use super::entry::Channel;
+use super::framing::{Code, Header, HeaderFault, Kind, MAX_RECORD_LEN};
+use super::pieces::{Joiner, PieceFault};
+
+/// Why a connection is ended; the program is told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Fault {
+    pub(super) code: Code,
+    pub(super) text: Cow<'static, str>,
+}
+
+impl Fault {
+    pub(super) fn new(code: Code, text: impl Into<Cow<'static, str>>) -> Self {
+        Self { code, text: text.into() }
+    }
+}
+
+impl From<HeaderFault> for Fault {
+    fn from(fault: HeaderFault) -> Self {
+        Self::new(Code::Invalid, fault.to_string())
+    }
+}
+
+impl From<PieceFault> for Fault {
+    fn from(fault: PieceFault) -> Self {
+        let code = match fault {
+            PieceFault::TooLong(_) => Code::TooLong,
+            PieceFault::Length => Code::Invalid,
+        };
+        Self::new(code, fault.to_string())
+    }
+}
+
+impl From<SendError> for Fault {
+    fn from(error: SendError) -> Self {
+        let code = match error {
+            SendError::Full => Code::TooMany,
+            SendError::TooLong => Code::TooLong,
+            SendError::NoChannel => Code::Closed,
+            SendError::NoPeer => Code::NoPeer,
+        };
+        Self::new(code, error.to_string())
+    }
+}
+
+/// Who a message is for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Target {
+    One(NodeId),
+    /// Each of them, once.
+    Many(Vec<NodeId>),
+}
+
+/// A message and the peers that it is still to be sent to.
+#[derive(Debug)]
+struct Outgoing {
+    to: Target,
+    options: SendOptions,
+    bytes: Vec<u8>,
+}
+
+impl Outgoing {
+    fn is_for(&self, peer: NodeId) -> bool {
+        match &self.to {
+            Target::One(one) => *one == peer,
+            Target::Many(many) => many.contains(&peer),
+        }
+    }
+
+    /// Gives it to the hub; says whether all of it was taken. Otherwise those are left that had no
+    /// room.
+    fn send(&mut self, now: Instant, hub: &mut Hub, key: ChannelKey) -> Result<bool, SendError> {
+        let options = self.options;
+        let many = match &mut self.to {
+            Target::One(to) => {
+                let bytes = std::mem::take(&mut self.bytes);
+                let Err(refused) = hub.send(now, key, *to, options, bytes) else { return Ok(true) };
+                self.bytes = refused.bytes;
+                return if refused.error == SendError::Full {
+                    Ok(false)
+                } else {
+                    Err(refused.error)
+                };
+            }
+            Target::Many(many) => many,
+        };
+        // A copy that was refused is good for the next peer.
+        let mut spare = None;
+        let mut fault = None;
+        let mut left = many.len();
+        let mut full = false;
+        many.retain(|to| {
+            left -= 1;
+            if fault.is_some() {
+                return true;
+            }
+            let bytes = match spare.take() {
+                Some(bytes) => bytes,
+                None if left == 0 && !full => std::mem::take(&mut self.bytes),
+                None => self.bytes.clone(),
+            };
+            let Err(refused) = hub.send(now, key, *to, options, bytes) else { return false };
+            if refused.error == SendError::Full {
+                full = true;
+            } else {
+                fault = Some(refused.error);
+            }
+            spare = Some(refused.bytes);
+            true
+        });
+        match fault {
+            Some(error) => Err(error),
+            None if many.is_empty() => Ok(true),
+            None => {
+                // The last one may have been offered the message itself.
+                self.bytes = spare.unwrap_or_else(|| std::mem::take(&mut self.bytes));
+                Ok(false)
+            }
+        }
+    }
+}
+
+/// What a program's messages go through.
+#[derive(Debug)]
+pub(super) struct Inbound {
+    joiner: Joiner,
+    /// The nodes that the message whose pieces come is for.
+    to: Vec<NodeId>,
+    /// Messages that came with the one that the hub had no room for, and that one first. No more
+    /// than one call reads: nothing is read while there are any.
+    waiting: VecDeque<Outgoing>,
+    /// Where packets without header go, and how.
+    pub(super) raw: Option<RawTarget>,
+}
+
+/// Where the packets of a raw descriptor go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct RawTarget {
+    /// None for all that can be reached.
+    pub(super) to: Option<NodeId>,
+    /// 0 (first) to 7 (last).
+    pub(super) priority: u8,
+}
+
+impl Inbound {
+    pub(super) fn new(max_message_len: u32) -> Self {
+        let joiner = Joiner::new(max_message_len);
+        Self { joiner, to: Vec::new(), waiting: VecDeque::new(), raw: None }
+    }
+
+    /// Whether messages wait for room in the hub.
+    pub(super) fn is_blocked(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    /// Whether room for a message to this peer is what is waited for.
+    pub(super) fn waits_for(&self, peer: NodeId) -> bool {
+        self.waiting.front().is_some_and(|message| message.is_for(peer))
+    }
+
+    /// Takes a record of an attached program.
+    pub(super) fn take_record(
+        &mut self,
+        packet: Packet<'_>,
+        now: Instant,
+        channel: &mut Channel,
+        hub: &mut Hub,
+    ) -> Result<(), Fault> {
+        if packet.truncated {
+            let text = format!("a record of more than {MAX_RECORD_LEN} bytes");
+            return Err(Fault::new(Code::TooLong, text));
+        }
+        let (header, rest) = Header::read(packet.bytes)?;
+        if header.kind != Kind::Data {
+            let text = format!("{:?} is not for a program on a channel of messages", header.kind);
+            return Err(Fault::new(Code::Invalid, text));
+        }
+        let payload = if self.joiner.is_within() || header.count == 0 {
+            rest
+        } else {
+            self.take_set(&header, rest)?
+        };
+        let Some((first, bytes)) = self.joiner.push(header, payload)? else { return Ok(()) };
+        let to = if first.count == 0 {
+            target(first.peer(), channel, hub)
+        } else {
+            several(std::mem::take(&mut self.to), channel)
+        };
+        let ttl = (first.number != 0).then(|| Duration::from_millis(first.number.into()));
+        let options = SendOptions { priority: first.priority, ttl };
+        self.submit(to, options, bytes, now, channel, hub)
+    }
+
+    /// Reads the ids in front of a payload; each node counts once.
+    fn take_set<'a>(&mut self, header: &Header, rest: &'a [u8]) -> Result<&'a [u8], Fault> {
+        let cut = || Fault::new(Code::Invalid, "a record that is too short for its set of nodes");
+        let (ids, payload) = header.split_peers(rest).ok_or_else(cut)?;
+        self.to.clear();
+        for id in ids {
+            let zero = || Fault::new(Code::NoPeer, "0 in a set of nodes");
+            self.to.push(id.ok_or_else(zero)?);
+        }
+        self.to.sort_unstable();
+        self.to.dedup();
+        Ok(payload)
+    }
+
+    /// Takes a packet of a raw descriptor.
+    pub(super) fn take_raw(
+        &mut self,
+        packet: Packet<'_>,
+        now: Instant,
+        channel: &mut Channel,
+        hub: &mut Hub,
+    ) -> Result<(), Fault> {
+        let Some(RawTarget { to, priority }) = self.raw else { return Ok(()) };
+        if packet.truncated {
+            channel.counters.dropped_raw_too_long += 1;
+            return Ok(());
+        }
+        let to = target(to, channel, hub);
+        let options = SendOptions { priority, ttl: None };
+        self.submit(to, options, packet.bytes.to_vec(), now, channel, hub)
+    }
+
+    /// Sends a message, or has it wait behind others.
+    fn submit(
+        &mut self,
+        to: Option<Target>,
+        options: SendOptions,
+        bytes: Vec<u8>,
+        now: Instant,
+        channel: &mut Channel,
+        hub: &mut Hub,
+    ) -> Result<(), Fault> {
+        let Some(to) = to else { return Ok(()) };
+        let mut message = Outgoing { to, options, bytes };
+        if self.is_blocked() {
+            self.waiting.push_back(message);
+        } else if !message.send(now, hub, channel.key)? {
+            channel.counters.held_back += 1;
+            self.waiting.push_back(message);
+        }
+        Ok(())
+    }
+
+    /// Tries messages that wait again; says how many the hub took.
+    pub(super) fn retry(
+        &mut self,
+        now: Instant,
+        hub: &mut Hub,
+        key: ChannelKey,
+    ) -> Result<usize, Fault> {
+        let mut taken = 0;
+        while let Some(message) = self.waiting.front_mut() {
+            match message.send(now, hub, key) {
+                Ok(false) => break,
+                Ok(true) => {
+                    self.waiting.pop_front();
+                    taken += 1;
+                }
+                Err(error) => {
+                    // This one is lost as any other that is wrong; the rest is counted at the end.
+                    self.waiting.pop_front();
+                    return Err(error.into());
+                }
+            }
+        }
+        Ok(taken)
+    }
+
+    /// The connection is over: counts what is lost with it.
+    pub(super) fn end(&mut self, channel: &mut Channel) {
+        channel.counters.cut_short += u64::from(self.joiner.is_within());
+        channel.counters.abandoned += self.waiting.len() as u64;
+        *self = Self::new(0);
+    }
+}
+
+/// The peer, or for none all that can be reached.
+fn target(peer: Option<NodeId>, channel: &mut Channel, hub: &Hub) -> Option<Target> {
+    match peer {
+        Some(peer) => Some(Target::One(peer)),
+        None => several(hub.reachable(channel.key), channel),
+    }
+}
+
+/// These nodes; a message to none is dropped.
+fn several(peers: Vec<NodeId>, channel: &mut Channel) -> Option<Target> {
+    match peers[..] {
+        [] => {
+            channel.counters.dropped_nobody_reachable += 1;
+            None
+        }
+        [one] => Some(Target::One(one)),
+        _ => Some(Target::Many(peers)),
+    }
+}
