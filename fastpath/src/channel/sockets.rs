@@ -123,6 +123,12 @@ impl Connections {
 }
 
 impl ChannelSockets {
+    /// The channels that there are.
+    #[must_use]
+    pub fn keys(&self) -> Vec<ChannelKey> {
+        self.channels.keys().copied().collect()
+    }
+
     /// No channels yet.
     ///
     /// # Errors
