@@ -5,6 +5,7 @@
 
 mod networks;
 mod vm_ports;
+mod channels;
 mod uplinks;
 mod dpdk;
 mod ports;
@@ -42,6 +43,7 @@ use crate::config::{Config, Source};
 use crate::control::{Events, Incoming, Server};
 use crate::exit::Failure;
 use crate::privileges;
+use channels::Channels;
 use dpdk::{Dpdk, Looked};
 use networks::Networks;
 use notices::Notices;
@@ -72,6 +74,7 @@ struct Daemon {
     dpdk: Option<Dpdk>,
     uplinks: Uplinks,
     networks: Networks,
+    channels: Channels,
     looked: Looked,
     workers: Vec<RunningWorker>,
     notices: Notices,
@@ -119,6 +122,8 @@ pub(crate) fn run(mut config: Config, source: Source) -> Result<(), Failure> {
     let mut dpdk = Dpdk::start(&config)?;
     let mut uplinks = Uplinks::open(&config, dpdk.as_ref())?;
     let mut networks = Networks::open(&config, &uplinks)?;
+    // Programs of other users may be meant: it takes a capability to give a socket away.
+    let mut channels = Channels::open(&config)?;
     let socket = &config.daemon.control_socket;
     let waker = Waker::new().context("cannot open an event descriptor")?;
     // Capabilities belong to threads: they are dropped before there are more than this one.
@@ -164,6 +169,7 @@ pub(crate) fn run(mut config: Config, source: Source) -> Result<(), Failure> {
     }
     drop(to_control);
     networks.hand_queues(&mut vtep, &workers);
+    channels.hand_over(&config, &workers);
     reload::keep_opened(&networks, &mut config);
 
     let mut daemon = Daemon {
@@ -173,6 +179,7 @@ pub(crate) fn run(mut config: Config, source: Source) -> Result<(), Failure> {
         dpdk,
         uplinks,
         networks,
+        channels,
         looked: Looked::new(started),
         workers,
         notices: Notices::default(),
@@ -372,6 +379,8 @@ impl Daemon {
         let goodbyes: Vec<_> = std::iter::from_fn(|| self.vtep.poll_transmit()).collect();
         // Nobody is left to be told what fails.
         let _ = self.uplinks.send(&goodbyes);
+        // Nobody is to connect who would not be served any more.
+        drop(self.channels);
         for worker in &self.workers {
             worker.handle.stop();
         }

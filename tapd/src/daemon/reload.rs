@@ -56,9 +56,11 @@ impl Daemon {
         self.networks.update(&config);
         self.mend_taps(&config, &mut reply);
         keep_opened(&self.networks, &mut config);
+        self.channels.keep_opened(&mut config);
         self.notices.retain(&config);
         self.config = config;
         self.reconfigure()?;
+        self.channels.hand_over(&self.config, &self.workers);
         self.watch_remotes();
         // Links that came with it have not heard of interfaces yet.
         self.look_at_interfaces();
@@ -121,6 +123,9 @@ impl Daemon {
 
     /// Closes what a change takes away.
     fn close(&mut self, change: &Change, config: &Config) {
+        if let Change::ChannelRemoved(name) | Change::ChannelChanged(name) = change {
+            return self.channels.remove(name);
+        }
         let (Change::NetworkRemoved(vni) | Change::VmPortsChanged(vni)) = change else { return };
         let Some(handle) = self.vtep.tables().handles.get(vni).copied() else { return };
         let Some(wanted) = config.own_networks().find(|network| network.vni == *vni) else {
@@ -145,6 +150,18 @@ impl Daemon {
             Change::VmPortsChanged(vni) => {
                 let network = config.own_networks().find(|network| network.vni == *vni);
                 self.open_vm_ports(config, network.ok_or("it is not in the configuration")?)
+            }
+            Change::ChannelAdded(name) | Change::ChannelChanged(name) => {
+                let channel = config.own_channels().find(|channel| channel.name == *name);
+                let channel = channel.ok_or("it is not in the configuration")?;
+                self.channels.add(config, channel).map_err(|error| format!("{error:#}"))
+            }
+            Change::ChannelAccessChanged(name) => {
+                let channel = config.own_channels().find(|channel| channel.name == *name);
+                let channel = channel.ok_or("it is not in the configuration")?;
+                self.channels
+                    .set_access(name, &channel.access)
+                    .map_err(|error| format!("{error:#}"))
             }
             _ => Ok(()),
         }
