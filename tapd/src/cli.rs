@@ -132,6 +132,8 @@ pub(crate) enum Command {
         /// What to show
         #[arg(value_enum, default_value_t)]
         topic: Topic,
+        /// Only this one, with channels
+        name: Option<String>,
         /// As JSON, for programs
         #[arg(long)]
         json: bool,
@@ -467,6 +469,7 @@ mod tests {
         assert!(parse("tapd watch --json --count 3").is_ok());
         assert!(parse("tapd watch --count 0").is_err());
         assert!(parse("tapd show links -v").is_ok());
+        assert!(parse("tapd show channels backup --json").is_ok());
     }
 
     #[test]

@@ -9,8 +9,7 @@ use std::process::ExitCode;
 pub(crate) enum Exit {
     /// Something failed while running.
     Runtime = 1,
-    /// The command line is wrong; clap exits with this itself.
-    #[allow(dead_code, reason = "listed so that the table is whole")]
+    /// The command line is wrong; mostly clap exits with this itself.
     Usage = 2,
     /// The configuration has faults.
     Config = 3,

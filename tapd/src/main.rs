@@ -47,8 +47,8 @@ fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Check(args) => check(args),
         Command::Doctor(args) => examine(args),
         Command::Keygen { file } => keygen::run(file.as_deref()),
-        Command::Show { topic, json, verbose, socket } => {
-            show::run(&socket.path, topic, json, verbose)
+        Command::Show { topic, name, json, verbose, socket } => {
+            show::run(&socket.path, topic, name, json, verbose)
         }
         Command::Fdb(command) => fdb(command),
         Command::Reload { socket } => reload(&socket.path),

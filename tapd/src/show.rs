@@ -1,5 +1,6 @@
 //! `tapd show`: a daemon's state as tables for people, or as JSON.
 
+mod channels;
 mod links;
 mod offloads;
 mod ports;
@@ -13,14 +14,28 @@ use crate::control::{
     Client, CountersReply, FdbReply, NetworkReply, PeerReply, ReloadReply, Request, StatusReply,
     Topic,
 };
-use crate::exit::Failure;
+use crate::exit::{Exit, Failure};
 
 /// What a network without a tap has in its place.
 const NO_TAP: &str = "none";
 
 /// Asks the daemon and prints.
-pub(crate) fn run(socket: &Path, topic: Topic, json: bool, verbose: bool) -> Result<(), Failure> {
-    let data: serde_json::Value = Client::connect(socket)?.request(Request::Show { topic })?;
+///
+/// # Errors
+/// Also where a topic does not take the `name`.
+pub(crate) fn run(
+    socket: &Path,
+    topic: Topic,
+    name: Option<String>,
+    json: bool,
+    verbose: bool,
+) -> Result<(), Failure> {
+    if name.is_some() && topic != Topic::Channels {
+        let message = "only `tapd show channels` takes a name";
+        return Err(Failure::message(Exit::Usage, message));
+    }
+    let request = Request::Show { topic, name };
+    let data: serde_json::Value = Client::connect(socket)?.request(request)?;
     let text = if json {
         let mut text = serde_json::to_string_pretty(&data).context("cannot write JSON")?;
         text.push('\n');
@@ -42,6 +57,7 @@ fn text(topic: Topic, data: serde_json::Value, verbose: bool) -> serde_json::Res
         Topic::Fdb => fdb_text(&serde_json::from_value::<Vec<_>>(data)?),
         Topic::Offloads => offloads::text(&serde_json::from_value(data)?),
         Topic::Ports => ports::text(&serde_json::from_value::<Vec<_>>(data)?),
+        Topic::Channels => channels::text(&serde_json::from_value(data)?),
         Topic::Neighbors => ports::neighbors_text(&serde_json::from_value::<Vec<_>>(data)?),
         Topic::Counters => counters_text(&serde_json::from_value(data)?),
     })

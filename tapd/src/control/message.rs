@@ -31,6 +31,9 @@ pub(crate) enum Request {
     Show {
         /// What about.
         topic: Topic,
+        /// Only the one of that name, where the topic is [`Topic::Channels`]; all without it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        name: Option<String>,
     },
     /// A static entry is added, or replaced. No data.
     FdbAdd {
@@ -122,6 +125,8 @@ pub(crate) enum Topic {
     Offloads,
     /// Ports of this node: taps, VM ports, uplinks
     Ports,
+    /// Raw channels of programs, their peers, and the paths that they share
+    Channels,
     /// Who is asked for MAC addresses at DPDK ports
     Neighbors,
     /// Totals, and what was dropped for which reason
@@ -632,7 +637,9 @@ mod tests {
     #[test]
     fn requests_have_this_form() {
         let show = round_trip(r#"{"version":1,"command":"show","topic":"peers"}"#);
-        assert_eq!(show, Request::Show { topic: Topic::Peers });
+        assert_eq!(show, Request::Show { topic: Topic::Peers, name: None });
+        round_trip(r#"{"version":1,"command":"show","topic":"channels"}"#);
+        round_trip(r#"{"version":1,"command":"show","topic":"channels","name":"backup"}"#);
         round_trip(
             r#"{"version":1,"command":"fdb_add","vni":100,"mac":"02:00:00:00:00:05","node":"beta"}"#,
         );

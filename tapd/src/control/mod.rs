@@ -6,10 +6,12 @@
 //! for each event, until either side hangs up.
 
 mod message;
+mod channels;
 mod server;
 mod events;
 mod client;
 
+pub(crate) use channels::{ChannelPathReply, ChannelPeerReply, ChannelReply, ChannelsReply};
 pub(crate) use client::Client;
 pub(crate) use events::{Event, Events};
 pub(crate) use message::{

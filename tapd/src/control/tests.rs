@@ -56,7 +56,7 @@ impl Drop for Daemon {
 
 fn echo(incoming: Incoming) {
     match incoming.request {
-        Request::Show { topic: Topic::Status } => {
+        Request::Show { topic: Topic::Status, .. } => {
             incoming.reply.ok(&StatusReply { name: "alpha".into(), ..Default::default() });
         }
         Request::Reload => incoming.reply.refuse("line 7 is wrong"),
@@ -76,7 +76,7 @@ fn echo(incoming: Incoming) {
 fn requests_are_answered_and_the_loop_is_woken() {
     let daemon = Daemon::start(echo);
     let status: StatusReply =
-        daemon.client().request(Request::Show { topic: Topic::Status }).unwrap();
+        daemon.client().request(Request::Show { topic: Topic::Status, name: None }).unwrap();
     assert_eq!(status.name, "alpha");
     daemon.client().request::<()>(Request::FdbFlush { vni: None }).unwrap();
     assert_eq!(daemon.wakes.load(Ordering::SeqCst), 2);

@@ -1,6 +1,8 @@
 //! Raw channels: their sockets are made here, while tapd may still give them to others, and handed
 //! to the worker that has the channels.
 
+mod report;
+
 use std::fs::{self, DirBuilder, Permissions};
 use std::io;
 use std::os::fd::OwnedFd;

@@ -23,7 +23,7 @@ impl Daemon {
         let Incoming { request, reply } = incoming;
         let now = Instant::now();
         match request {
-            Request::Show { topic } => self.show(now, topic, reply),
+            Request::Show { topic, name } => self.show(now, topic, name.as_deref(), reply),
             Request::FdbAdd { vni, mac, node } => {
                 let outcome = self.node(&node).and_then(|node| {
                     self.vtep.fdb_add(now, vni, mac, node).map_err(|error| error.to_string())
@@ -93,7 +93,7 @@ impl Daemon {
         }
     }
 
-    fn show(&self, now: Instant, topic: Topic, reply: ReplySender) {
+    fn show(&self, now: Instant, topic: Topic, name: Option<&str>, reply: ReplySender) {
         match topic {
             Topic::Status => reply.ok(&self.status(now)),
             Topic::Peers => reply.ok(&self.peers(now)),
@@ -102,6 +102,7 @@ impl Daemon {
             Topic::Fdb => reply.ok(&self.fdb(now)),
             Topic::Offloads => reply.ok(&self.offloads(now)),
             Topic::Ports => reply.ok(&self.port_rows()),
+            Topic::Channels => self.show_channels(name, reply),
             Topic::Neighbors => reply.ok(&self.neighbor_rows()),
             Topic::Counters => reply.ok(&self.counters()),
         }

@@ -47,7 +47,7 @@ pub(super) fn running(socket: &Path, config: Option<&Config>, report: &mut Repor
         }
         Ok(_) => {}
     }
-    let request = Request::Show { topic: Topic::Status };
+    let request = Request::Show { topic: Topic::Status, name: None };
     let asked = Client::connect(socket).and_then(|client| client.request::<StatusReply>(request));
     let status = match asked {
         Ok(status) => status,

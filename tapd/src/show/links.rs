@@ -156,7 +156,7 @@ pub(super) fn elided(text: &str, width: usize) -> String {
 }
 
 /// `9999us`, `9999ms`, `10s`: at most four digits for what a network can take.
-fn micros(us: u64) -> String {
+pub(super) fn micros(us: u64) -> String {
     match us {
         0..10_000 => format!("{us}us"),
         10_000..10_000_000 => format!("{}ms", us / 1_000),
