@@ -208,6 +208,7 @@ fn view(peer: &PeerEntry, turn: &mut u32) -> PeerView {
             links: ordered.chain(others.iter()).filter_map(link_view).collect(),
             chosen: peer.ways.choose(policy, 0, turn),
             live: known.union(peer.ways.live),
+            compression: facts.features.contains(Features::COMPRESSION),
             failures: peer.failures,
         }
     });

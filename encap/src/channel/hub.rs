@@ -22,10 +22,12 @@ use crate::wire::channel::Mode;
 
 use association::Association;
 use conduit::{Body, Conduit, ConduitId};
+use encoding::{Decoder, Encoder};
 
 mod association;
 mod channels;
 mod conduit;
+mod encoding;
 mod path;
 mod programs;
 mod receive;
@@ -41,6 +43,7 @@ pub use transmit::{Packet, Progress};
 pub use view::{LEAST_ROOM, LinkView, PeerView, SessionView};
 
 use channels::{Channel, Membership};
+use programs::next_decoded;
 
 /// A configured channel on this node; never used again for another one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -224,6 +227,8 @@ pub struct Hub {
     ranges: Vec<PacketRange>,
     /// Conduits of which something was acknowledged.
     heard: Vec<ConduitId>,
+    encoder: Encoder,
+    decoder: Decoder,
 }
 
 impl Hub {
@@ -244,6 +249,8 @@ impl Hub {
             buf: Vec::new(),
             ranges: Vec::new(),
             heard: Vec::new(),
+            encoder: Encoder::default(),
+            decoder: Decoder::default(),
         }
     }
 
@@ -318,6 +325,7 @@ impl Hub {
     /// came are for programs nevertheless.
     fn end(&mut self, node: NodeId, conduit: Conduit, error: StreamError) -> u64 {
         let (id, key, full) = (conduit.id, conduit.channel, conduit.full);
+        let encoded = conduit.encoded;
         let mut lost = 0;
         let channel = self.channels.get_mut(&key);
         match conduit.body {
@@ -333,7 +341,10 @@ impl Hub {
             }
             Body::MessagesIn(mut messages) => {
                 if let Some(channel) = channel {
-                    while let Some(delivery) = messages.next_message(&mut self.memory) {
+                    let (memory, decoder) = (&mut self.memory, &mut self.decoder);
+                    while let Some(delivery) =
+                        next_decoded(&mut messages, memory, decoder, encoded, None)
+                    {
                         channel.take_in(node, delivery);
                     }
                     if let Some(member) = channel.peers.get_mut(&node) {

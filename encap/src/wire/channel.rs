@@ -24,7 +24,7 @@
 //! | 0x07 | BLOCKED | channel, credit in bytes that it needs to go on | sender |
 //! | 0x08 | MAX_DATA | channel, credit in bytes since the beginning | receiver |
 //! | 0x09 | MAX_MESSAGES | channel, count of messages since the beginning | receiver |
-//! | 0x10 | OPEN | channel, mode (8), credit in bytes, count of messages, name as bytes | opener |
+//! | 0x10 | OPEN | channel, mode (8, see below), credit in bytes, count of messages, name as bytes | opener |
 //! | 0x11 | ACCEPT | channel, credit in bytes, count of messages | who was asked |
 //! | 0x12 | REFUSE | channel, reason | who was asked |
 //! | 0x13 | CLOSE | channel, final size: count of message ids that were used | sender |
@@ -35,7 +35,8 @@
 //!
 //! A *channel* field is the opener's number (32 bits) times two, plus 0 where the frame's sender
 //! opened the channel and 1 where its receiver did: each side counts its own. Modes: 0 stream, 1
-//! ordered messages, 2 unordered messages, 3 unreliable messages. Priorities: 0 goes first, 7 last
+//! ordered messages, 2 unordered messages, 3 unreliable messages; with 16 added, each message begins
+//! with a byte that says how it is encoded. Priorities: 0 goes first, 7 last
 //! (as the urgency of RFC 9218 section 4.1).
 //!
 //! Message ids of a channel and direction count from 0 in the order in which messages are begun. A
@@ -62,6 +63,9 @@ pub const MAX_MESSAGE_LEN: u32 = 16 << 20;
 pub const MAX_NAME_LEN: usize = 128;
 /// The last priority; 0 is the first.
 pub const MAX_PRIORITY: u8 = 7;
+
+/// In the mode of an OPEN: messages begin with a byte that says how they are encoded.
+const ENCODED: u8 = 16;
 
 mod code {
     pub(super) const PADDING: u8 = 0x00;
@@ -306,6 +310,8 @@ pub enum Frame<'a> {
         channel: ChannelId,
         /// What it carries.
         mode: Mode,
+        /// Each message begins with a byte that says how it is encoded.
+        encoded: bool,
         /// First credit in bytes for the other side.
         credit: u64,
         /// First credit in messages for the other side.
@@ -402,9 +408,9 @@ impl Frame<'_> {
             Self::Blocked { channel, at } => plain(code::BLOCKED, channel, &[*at]),
             Self::MaxData { channel, limit } => plain(code::MAX_DATA, channel, &[*limit]),
             Self::MaxMessages { channel, limit } => plain(code::MAX_MESSAGES, channel, &[*limit]),
-            Self::Open { channel, mode, credit, messages, name } => {
+            Self::Open { channel, mode, encoded, credit, messages, name } => {
                 plain(code::OPEN, channel, &[]);
-                out.push(*mode as u8);
+                out.push(*mode as u8 | if *encoded { ENCODED } else { 0 });
                 write_varint(*credit, out);
                 write_varint(*messages, out);
                 write_bytes(name.as_bytes(), out);
@@ -563,13 +569,17 @@ fn read_total(reader: &mut Reader<'_>, code: u8) -> Result<u32, FrameFault> {
 
 fn read_open<'a>(channel: ChannelId, reader: &mut Reader<'a>) -> Result<Frame<'a>, FrameFault> {
     let invalid = FrameFault::Value(code::OPEN);
-    let mode = Mode::from_code(reader.u8()?).ok_or(invalid)?;
+    let code = reader.u8()?;
+    let (mode, encoded) = (Mode::from_code(code & !ENCODED).ok_or(invalid)?, code & ENCODED != 0);
+    if encoded && mode == Mode::Stream {
+        return Err(invalid);
+    }
     let (credit, messages) = (read_varint(reader)?, read_varint(reader)?);
     let name = std::str::from_utf8(read_bytes(reader)?).map_err(|_| invalid)?;
     if name.is_empty() || name.len() > MAX_NAME_LEN {
         return Err(invalid);
     }
-    Ok(Frame::Open { channel, mode, credit, messages, name })
+    Ok(Frame::Open { channel, mode, encoded, credit, messages, name })
 }
 
 fn read_message<'a>(

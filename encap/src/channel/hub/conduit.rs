@@ -109,6 +109,8 @@ pub(super) struct Conduit {
     pub(super) id: ConduitId,
     pub(super) channel: ChannelKey,
     pub(super) body: Body,
+    /// Its messages begin with a byte that says how they are encoded.
+    pub(super) encoded: bool,
     /// OPEN or ACCEPT.
     pub(super) greeting: Notice,
     /// Both sides know of it.
@@ -133,6 +135,7 @@ impl Conduit {
             id,
             channel,
             body,
+            encoded: false,
             greeting: Notice::Due,
             // A node that was asked knows both.
             accepted: !id.ours,
@@ -204,7 +207,10 @@ impl Conduit {
         let (channel, (credit, messages)) = (self.id.outward(), self.offer);
         let (frame, what) = if self.id.ours {
             let mode = self.mode(mode);
-            (Frame::Open { channel, mode, credit, messages, name }, What::Open)
+            (
+                Frame::Open { channel, mode, encoded: self.encoded, credit, messages, name },
+                What::Open,
+            )
         } else {
             (Frame::Accept { channel, credit, messages }, What::Accept)
         };

@@ -5,11 +5,14 @@ use std::time::Instant;
 
 use super::association::Reply;
 use super::conduit::{Datagram, Datagrams, Stream};
+use super::encoding::{Decoder, ENCODING_LEN, Undecodable};
 use super::{
     Body, Channel, ChannelConfig, ChannelEvent, ChannelKey, Conduit, ConduitId, Hub, Membership,
     ReceivedMessage, SendError, SendOptions, SendRefused, StreamError, StreamKey, StreamRead,
 };
-use crate::channel::incoming::{Credit, IncomingStream, START_WINDOW, TOP_WINDOW};
+use crate::channel::incoming::{
+    Credit, Delivery, IncomingMessages, IncomingStream, Memory, START_WINDOW, TOP_WINDOW,
+};
 use crate::channel::outgoing::{Notice, Options, OutgoingMessages, OutgoingStream, PushError};
 use crate::id::NodeId;
 use crate::wire::channel::unreliable::MAX_UNRELIABLE_LEN;
@@ -81,7 +84,7 @@ impl Hub {
         key: ChannelKey,
         to: NodeId,
         options: SendOptions,
-        bytes: Vec<u8>,
+        mut bytes: Vec<u8>,
     ) -> Result<(), SendRefused> {
         let refuse = |error, bytes| Err(SendRefused { error, bytes });
         let Some(channel) = self.channels.get_mut(&key) else {
@@ -92,7 +95,8 @@ impl Hub {
             Mode::Unreliable => MAX_UNRELIABLE_LEN,
             Mode::Ordered | Mode::Unordered => MAX_MESSAGE_LEN,
         };
-        if bytes.len() > limit as usize {
+        let spare = if channel.config.compression.is_some() { ENCODING_LEN } else { 0 };
+        if bytes.len() + spare > limit as usize {
             return refuse(SendError::TooLong, bytes);
         }
         let peer = self.peers.get_mut(&to).filter(|peer| peer.view.is_some());
@@ -111,14 +115,25 @@ impl Hub {
         let id = *member.out.get_or_insert_with(|| {
             let id = ConduitId { ours: true, number: peer.next_number };
             peer.next_number += 1;
-            let body = outgoing(id, config);
-            peer.insert(Conduit::new(id, key, body, (0, 0)));
+            let session = peer.view.as_ref().and_then(|view| view.session.as_ref());
+            let mut conduit = Conduit::new(id, key, outgoing(id, config), (0, 0));
+            conduit.encoded =
+                config.compression.is_some() && session.is_some_and(|session| session.compression);
+            peer.insert(conduit);
             id
         });
         let Some(conduit) = peer.conduits.get_mut(&id) else {
             return refuse(SendError::NoPeer, bytes);
         };
         let deadline = options.ttl.map(|ttl| now + ttl);
+        // The message comes back as it was when there is no room.
+        let original = match config.compression.filter(|_| conduit.encoded) {
+            Some(level) => {
+                let encoded = self.encoder.encode(level, &bytes);
+                Some(std::mem::replace(&mut bytes, encoded))
+            }
+            None => None,
+        };
         let priority = options.priority;
         let mut first = false;
         let refused = match &mut conduit.body {
@@ -138,7 +153,7 @@ impl Hub {
         };
         if let Some((error, bytes)) = refused {
             conduit.full |= error == SendError::Full;
-            return refuse(error, bytes);
+            return refuse(error, original.unwrap_or(bytes));
         }
         member.stats.messages_out += 1;
         member.stats.bytes_out += len;
@@ -167,8 +182,14 @@ impl Hub {
         for (node, id) in behind.into_iter().chain(before) {
             let Some(peer) = self.peers.get_mut(&node) else { continue };
             let Some(conduit) = peer.conduits.get_mut(&id) else { continue };
+            let encoded = conduit.encoded;
             let Body::MessagesIn(messages) = &mut conduit.body else { continue };
-            let Some(delivery) = messages.next_message(&mut self.memory) else { continue };
+            let member = channel.peers.get_mut(&node);
+            let decoder = &mut self.decoder;
+            let Some(delivery) = next_decoded(messages, &mut self.memory, decoder, encoded, member)
+            else {
+                continue;
+            };
             // There may be credit to say.
             peer.activate(id);
             self.work = true;
@@ -329,6 +350,33 @@ impl Hub {
             self.streams.remove(&stream.key);
             self.events.push_back(ChannelEvent::StreamDone(stream.key));
             stream.input.close(&mut self.memory);
+        }
+    }
+}
+
+/// The next message of a peer; what does not decode is counted and left out.
+pub(super) fn next_decoded(
+    messages: &mut IncomingMessages,
+    memory: &mut Memory,
+    decoder: &mut Decoder,
+    encoded: bool,
+    mut member: Option<&mut Membership>,
+) -> Option<Delivery> {
+    loop {
+        let mut delivery = messages.next_message(memory)?;
+        if !encoded {
+            return Some(delivery);
+        }
+        match decoder.decode(delivery.bytes) {
+            Ok(bytes) => {
+                delivery.bytes = bytes;
+                return Some(delivery);
+            }
+            Err(Undecodable) => {
+                if let Some(member) = &mut member {
+                    member.stats.dropped += 1;
+                }
+            }
         }
     }
 }

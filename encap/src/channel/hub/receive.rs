@@ -118,8 +118,9 @@ impl Hub {
                 self.on_ack(now, node, &ack);
                 Ok(())
             }
-            Frame::Open { channel, mode, credit, messages, name } => {
-                self.on_open(now, node, ConduitId::inward(channel), mode, (credit, messages), name)
+            Frame::Open { channel, mode, encoded, credit, name, .. } => {
+                let id = ConduitId::inward(channel);
+                self.on_open(now, node, id, (mode, encoded), credit, name)
             }
             Frame::Refuse { channel, reason } => {
                 self.on_refuse(now, node, ConduitId::inward(channel), reason);
@@ -336,8 +337,8 @@ impl Hub {
         now: Instant,
         node: NodeId,
         id: ConduitId,
-        mode: Mode,
-        credit: (u64, u64),
+        mode: (Mode, bool),
+        credit: u64,
         name: &str,
     ) -> Result<(), ChannelDrop> {
         let peer = self.peers.get_mut(&node).ok_or(ChannelDrop::Stale)?;
@@ -368,8 +369,8 @@ impl Hub {
         now: Instant,
         node: NodeId,
         id: ConduitId,
-        mode: Mode,
-        (credit, _): (u64, u64),
+        (mode, encoded): (Mode, bool),
+        credit: u64,
         name: &str,
     ) -> Result<(), u64> {
         let found = self.channels.iter_mut().find(|(_, channel)| channel.config.name == name);
@@ -378,6 +379,10 @@ impl Hub {
             .ok_or(REFUSED_NO_CHANNEL)?;
         let key = *key;
         let peer = self.peers.get_mut(&node).ok_or(REFUSED_NO_CHANNEL)?;
+        let session = peer.view.as_ref().and_then(|view| view.session.as_ref());
+        if encoded && session.is_none_or(|session| !session.compression) {
+            return Err(REFUSED_NO_CHANNEL);
+        }
         if peer.is_crowded() {
             return Err(REFUSED_BUSY);
         }
@@ -413,6 +418,7 @@ impl Hub {
             }
         };
         let mut conduit = Conduit::new(id, key, body, offer);
+        conduit.encoded = encoded;
         if mode == Mode::Stream {
             // Until a program accepts it.
             conduit.greeting = Notice::Idle;
@@ -488,7 +494,14 @@ impl Hub {
                 member.stats.dropped += 1;
                 Err(ChannelDrop::NoRoom)
             }
-            Ok(Some(delivery)) => {
+            Ok(Some(mut delivery)) => {
+                if conduit.encoded {
+                    let Ok(bytes) = self.decoder.decode(delivery.bytes) else {
+                        member.stats.dropped += 1;
+                        return Err(ChannelDrop::Fault);
+                    };
+                    delivery.bytes = bytes;
+                }
                 member.stats.messages_in += 1;
                 member.stats.bytes_in += delivery.bytes.len() as u64;
                 channel.take_in(node, delivery);

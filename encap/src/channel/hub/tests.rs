@@ -108,6 +108,7 @@ impl World {
                 links: links.clone(),
                 chosen,
                 live,
+                compression: true,
                 failures: self.failures,
             };
             let view =

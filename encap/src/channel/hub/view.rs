@@ -40,6 +40,8 @@ pub struct SessionView {
     pub chosen: LinkSet,
     /// All links that are alive.
     pub live: LinkSet,
+    /// Compressed messages may be sent.
+    pub compression: bool,
     /// How often each link failed.
     pub failures: [u32; MAX_LINKS],
 }

@@ -96,7 +96,8 @@ impl Parts {
             7 => {
                 let modes = [Mode::Stream, Mode::Ordered, Mode::Unordered, Mode::Unreliable];
                 let mode = modes[usize::from(self.small % 4)];
-                Frame::Open { channel, mode, credit: a, messages: b, name: &self.name }
+                let encoded = mode != Mode::Stream && a % 2 == 1;
+                Frame::Open { channel, mode, encoded, credit: a, messages: b, name: &self.name }
             }
             8 => Frame::Accept { channel, credit: a, messages: b },
             9 => Frame::Refuse { channel, reason: a },
@@ -136,6 +137,7 @@ fn frames_have_the_bytes_of_the_table() {
     let open = Frame::Open {
         channel: ChannelId { number: 32, opener: Opener::Sender },
         mode: Mode::Unordered,
+        encoded: false,
         credit: 64,
         messages: 2,
         name: "a",
