@@ -21,6 +21,12 @@ GUEST_PACKAGES="
     dpdk-testpmd:dpdk-dev
 "
 
+# Programs that tests with --all use as users do.
+USER_PACKAGES="
+    corosync:corosync
+    nsenter:util-linux
+"
+
 passed=0
 failed=0
 failures=()
@@ -56,6 +62,29 @@ install_packages() {
 apt_install() {
     DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" \
         </dev/null >/dev/null
+}
+
+# install_packages for packages with services: none of them is started, now or at the next boot.
+# Where there is no policy for that yet there is one while this runs.
+install_without_services() {
+    local policy=/usr/sbin/policy-rc.d made=no status=0
+    if [ ! -e $policy ]; then
+        printf '#!/bin/sh\nexit 101\n' >$policy
+        chmod 755 $policy
+        made=yes
+    fi
+    local pair service before=()
+    for pair in "$@"; do
+        command -v "${pair%%:*}" >/dev/null || before+=("${pair#*:}")
+    done
+    install_packages "$@" || status=$?
+    if command -v systemctl >/dev/null; then
+        for service in "${before[@]}"; do
+            systemctl disable --quiet "$service" >/dev/null 2>&1 || true
+        done
+    fi
+    if [ $made = yes ]; then rm -f $policy; fi
+    return $status
 }
 
 # Reads lines of `bench --list-needs` and brings what is missing: Debian packages, and crates into

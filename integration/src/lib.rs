@@ -28,3 +28,4 @@ pub mod load;
 pub mod bench;
 pub mod failover;
 pub mod guest;
+pub mod corosync;

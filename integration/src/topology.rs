@@ -175,6 +175,46 @@ impl Star {
         skip::note(format!("topology: {count} hosts at a switch ({})", switch.name()));
         Ok(Self { hosts, switch, family })
     }
+
+    /// Plugs all hosts into one more switch, number 1 to 9: bridge `switchN`, interface `underN` of
+    /// the hosts, their addresses [`second_address`]. The first switch has number 0.
+    ///
+    /// # Errors
+    /// `ip` refused.
+    pub fn add_switch(&self, number: u8) -> Result<()> {
+        let (bridge, interface) = (bridge_name(number), format!("under{number}"));
+        make_bridge(&self.switch, &bridge)?;
+        for (host, netns) in (1..).zip(&self.hosts) {
+            let port = format!("port{number}-{host}");
+            veth_pair(
+                VethEnd { netns, name: &interface },
+                VethEnd { netns: &self.switch, name: &port },
+                1500,
+            )?;
+            self.switch.ip(&["link", "set", &port, "master", &bridge])?;
+            netns.add_address(&interface, &with_prefix(second_address(number, host)))?;
+        }
+        Ok(())
+    }
+
+    /// Lets a switch die (or live again) and tells nobody: the hosts keep their carrier.
+    ///
+    /// # Errors
+    /// `ip` refused.
+    pub fn set_switch(&self, number: u8, alive: bool) -> Result<()> {
+        let state = if alive { "up" } else { "down" };
+        self.switch.ip(&["link", "set", &bridge_name(number), state]).map(|_| ())
+    }
+}
+
+/// Address of a host at switch `number` (1 and up) of [`Star::add_switch`].
+#[must_use]
+pub fn second_address(number: u8, host: u8) -> IpAddr {
+    Ipv4Addr::new(198, 18, number, host).into()
+}
+
+fn bridge_name(number: u8) -> String {
+    if number == 0 { "switch".to_owned() } else { format!("switch{number}") }
 }
 
 /// A bridge that forwards from the first moment, floods multicast and judges nothing.

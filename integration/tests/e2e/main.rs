@@ -30,3 +30,4 @@ mod roaming;
 mod bridge_loop;
 mod overload;
 mod offloads;
+mod corosync;
