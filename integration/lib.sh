@@ -107,6 +107,11 @@ install_needs() {
             cargo install --quiet --locked --root "$rivals" --target-dir "$rivals/build" \
                 "$package@$version" || echo "*** $package cannot be built" >&2
             ;;
+        folder)
+            echo "== building $proof =="
+            cargo install --quiet --locked --force --root "$rivals" --target-dir "$rivals/build" \
+                --path "$package" || echo "*** $proof cannot be built" >&2
+            ;;
         esac
     done
 }

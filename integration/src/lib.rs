@@ -1,7 +1,7 @@
 //! The harness of the end-to-end tests, the benches and the demo.
 //!
 //! Everything here drives the built `tapd` as a user would: configuration file, command line,
-//! signals and the JSON of `tapd show`. Nothing links the daemon's crates. All traffic stays in
+//! signals and the JSON of `tapd show`; channels by the library that programs use. All traffic stays in
 //! network namespaces that the harness makes and removes.
 
 pub mod sys;

@@ -65,7 +65,9 @@ impl Node {
         name: &str,
         arguments: &[&str],
     ) -> Result<Self> {
-        let socket = dir.path(&format!("{name}.sock"));
+        // A folder of its own: the sockets of channels are beside the control socket.
+        fs::create_dir_all(dir.path(name))?;
+        let socket = dir.path(name).join("tapd.sock");
         let log_file = dir.path(&format!("{name}.log"));
         let arguments: Vec<String> = arguments.iter().map(ToString::to_string).collect();
         let config_file = dir.config_file();
@@ -115,6 +117,12 @@ impl Node {
     #[must_use]
     pub fn socket(&self) -> &Path {
         &self.socket
+    }
+
+    /// The socket of one of its channels, where it is unless the configuration says otherwise.
+    #[must_use]
+    pub fn channel(&self, name: &str) -> PathBuf {
+        self.socket.with_file_name("channels").join(name)
     }
 
     /// All that it logged since the test began.

@@ -90,8 +90,8 @@ impl Offloads {
 ///  +----------------+             +----------------+
 /// ```
 ///
-/// The addresses are 2001:db8::1 and ::2 on an IPv6 underlay.
-#[derive(Debug)]
+/// The addresses are 2001:db8::1 and ::2 on an IPv6 underlay. A clone is the same two hosts.
+#[derive(Debug, Clone)]
 pub struct Pair {
     /// Host 1.
     pub alpha: Arc<Netns>,

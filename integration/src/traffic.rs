@@ -231,10 +231,24 @@ pub struct RunningIperf {
 /// # Errors
 /// iperf3 cannot be run.
 pub fn start_iperf(from: &Netns, to: IpAddr, run: IperfRun) -> Result<RunningIperf> {
+    start_iperf_with(from, to, run, &[])
+}
+
+/// The same with more arguments of iperf3's own.
+///
+/// # Errors
+/// iperf3 cannot be run.
+pub fn start_iperf_with(
+    from: &Netns,
+    to: IpAddr,
+    run: IperfRun,
+    arguments: &[&str],
+) -> Result<RunningIperf> {
     let mut command = from.command("iperf3");
     command.args(["-J", "-c", &to.to_string(), "-p", &IPERF_PORT.to_string()]);
     command.args(["-t", &run.seconds.to_string(), "-P", &run.streams.to_string()]);
     command.args(["--connect-timeout", "5000"]);
+    command.args(arguments);
     if run.reverse {
         command.arg("-R");
     }

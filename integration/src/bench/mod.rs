@@ -16,6 +16,8 @@ pub mod metric;
 pub mod work;
 pub mod parts;
 pub mod dpdk;
+pub mod channels;
+mod figures;
 pub mod report;
 pub mod verdict;
 
@@ -39,6 +41,8 @@ pub enum Scenario {
     Jumbo,
     /// DPDK ports: virtual machines and a wire in memory, beside OVS-DPDK
     Dpdk,
+    /// Messages and streams of programs, beside libknet, TCP and QUIC
+    Channels,
     /// Three nodes at a switch and no traffic: no underlay to choose, but a place for what idle
     /// nodes cost.
     #[value(skip)]
@@ -61,13 +65,20 @@ impl Scenario {
             Self::Bare => "bare",
             Self::Jumbo => "jumbo",
             Self::Dpdk => "dpdk",
+            Self::Channels => "channels",
             Self::Quiet => "quiet",
         }
     }
 
+    /// Whether its contenders are those of [`Contender`], measured in cells.
+    #[must_use]
+    pub fn is_of_kernel(self) -> bool {
+        !matches!(self, Self::Dpdk | Self::Channels)
+    }
+
     fn offloads(self) -> Offloads {
         match self {
-            Self::Wire | Self::Jumbo | Self::Dpdk | Self::Quiet => Offloads::Wire,
+            Self::Wire | Self::Jumbo | Self::Dpdk | Self::Channels | Self::Quiet => Offloads::Wire,
             Self::Superpacket => Offloads::Superpacket,
             Self::Bare => Offloads::Bare,
         }
@@ -136,9 +147,13 @@ pub fn run(options: &Options) -> Result<Report> {
     let start = Instant::now();
     let mut report = Report::default();
     let kernel: Vec<_> =
-        options.scenarios.iter().copied().filter(|scenario| *scenario != Scenario::Dpdk).collect();
-    if kernel.len() < options.scenarios.len() {
-        report.add_rows(dpdk::run(options.rounds, options.pace == Pace::QUICK)?);
+        options.scenarios.iter().copied().filter(|scenario| scenario.is_of_kernel()).collect();
+    let quick = options.pace == Pace::QUICK;
+    if options.scenarios.contains(&Scenario::Dpdk) {
+        report.add_rows(dpdk::run(options.rounds, quick)?);
+    }
+    if options.scenarios.contains(&Scenario::Channels) {
+        report.add_rows(channels::run(options.rounds, quick)?);
     }
     if options.parts && !kernel.is_empty() && options.contenders.contains(&Contender::SEALED) {
         progress("three nodes at a switch, no traffic");

@@ -52,6 +52,7 @@ Examples:
   integration/run bench --rivals --scenarios wire        with everything that can be had
   integration/run bench --quick --contenders tapd-sealed,openvpn,kronosnet
   integration/run bench --quick --scenarios dpdk         virtual machines on DPDK ports
+  integration/run bench --quick --scenarios channels     messages and streams of programs
 
 Words that stand for many contenders: all, tapd (its variants), rivals (the other programs).
 Only the kernel's vxlan and tapd need nothing more. The others come from Debian and crates.io and
@@ -93,7 +94,7 @@ fn main() -> Result<()> {
         Contender::RIVAL.name()
     );
     let report = bench::run(&options)?;
-    if options.scenarios != [Scenario::Dpdk] {
+    if options.scenarios.iter().any(|scenario| scenario.is_of_kernel()) {
         print!("{}", verdict::text(&report));
     }
     Ok(())
@@ -103,8 +104,11 @@ fn main() -> Result<()> {
 fn list_needs(options: &Options) {
     let of_contenders = options.contenders.iter().flat_map(|contender| contender.needs());
     let dpdk = options.scenarios.contains(&Scenario::Dpdk);
-    let of_scenario = dpdk.then_some(&bench::dpdk::NEEDS).into_iter().flatten();
-    let mut lines: Vec<String> = of_contenders.chain(of_scenario).map(|need| need.line()).collect();
+    let of_dpdk = dpdk.then_some(bench::dpdk::NEEDS).into_iter().flatten();
+    let channels = options.scenarios.contains(&Scenario::Channels);
+    let of_channels = channels.then(bench::channels::needs).into_iter().flatten();
+    let needs = of_contenders.copied().chain(of_dpdk).chain(of_channels);
+    let mut lines: Vec<String> = needs.map(|need| need.line()).collect();
     lines.sort();
     lines.dedup();
     for line in lines {

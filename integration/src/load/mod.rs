@@ -1,4 +1,5 @@
-//! The load that `tapd-traffic` makes: frames per second, latency, junk.
+//! The load that `tapd-traffic` and `channel-traffic` make: frames per second, latency, junk,
+//! messages, streams.
 
 use std::fs::File;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
@@ -11,6 +12,7 @@ use crate::sys;
 
 pub mod rate;
 pub mod pingpong;
+pub mod channel;
 pub mod junk;
 
 /// Socket buffers of both ends, in bytes; the same whatever is measured.

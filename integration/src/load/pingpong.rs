@@ -41,12 +41,20 @@ pub fn measure(path: &UdpPath, payload: usize, span: Duration) -> Result<RoundTr
         socket.set_read_timeout(Some(PATIENCE))?;
     }
     let stop = AtomicBool::new(false);
-    let (mut micros, lost) = std::thread::scope(|scope| {
+    let (micros, lost) = std::thread::scope(|scope| {
         scope.spawn(|| echo(&path.far, &stop));
         let result = ping(&path.near, payload, span);
         stop.store(true, Ordering::Relaxed);
         result
     })?;
+    summarize(micros, lost)
+}
+
+/// Percentiles of round trips in microseconds, of which `lost` more had no answer.
+///
+/// # Errors
+/// There are none.
+pub(super) fn summarize(mut micros: Vec<f64>, lost: u64) -> Result<RoundTrips> {
     micros.sort_by(f64::total_cmp);
     let at = |percent| percentile(&micros, percent).context("nothing came back");
     Ok(RoundTrips {

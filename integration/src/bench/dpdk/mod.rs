@@ -22,17 +22,15 @@ mod ovs;
 mod tapd;
 mod traffic;
 
-use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use serde_json::Value;
 
+use super::figures::{self, Bar, Contestant, Quantity};
 use super::report::Row;
 use super::rivals::Need;
 use crate::command::{built_binary, run_command};
-use crate::stats::Spread;
 
 /// Who is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -50,7 +48,7 @@ enum Who {
     TwoCores,
 }
 
-impl Who {
+impl Contestant for Who {
     fn name(self) -> &'static str {
         match self {
             Self::Clear => "tapd-clear",
@@ -66,7 +64,9 @@ impl Who {
             Self::TwoCores => "tapd-two-cores",
         }
     }
+}
 
+impl Who {
     fn cipher(self) -> &'static str {
         match self {
             Self::Clear => "none",
@@ -93,7 +93,7 @@ enum What {
     ResidentMb,
 }
 
-impl What {
+impl Quantity for What {
     fn name(self) -> &'static str {
         match self {
             Self::Core60 => "core_60_kfps",
@@ -123,14 +123,8 @@ impl What {
     }
 }
 
-/// A comparison of two contenders, and the bar for it.
-struct Goal {
-    name: &'static str,
-    who: Who,
-    rival: Who,
-    what: What,
-    bar: Option<f64>,
-}
+type Goal = figures::Goal<Who, What>;
+type Figures = figures::Figures<Who, What>;
 
 const GOALS: [Goal; 11] = [
     goal("P7", Who::Sealed, Who::AeadAes, What::Core1400, Some(0.7)),
@@ -147,6 +141,10 @@ const GOALS: [Goal; 11] = [
 ];
 
 const fn goal(name: &'static str, who: Who, rival: Who, what: What, bar: Option<f64>) -> Goal {
+    let bar = match bar {
+        Some(bar) => Bar::AtLeast(bar),
+        None => Bar::None,
+    };
     Goal { name, who, rival, what, bar }
 }
 
@@ -159,27 +157,6 @@ pub const NEEDS: [Need; 1] = [Need::Debian {
 /// Sets a contender up, measures it for so long, takes it down.
 type Measure = fn(Duration) -> Result<Vec<(What, f64)>>;
 
-/// All figures of a run.
-#[derive(Default)]
-struct Figures(BTreeMap<(Who, What), Vec<f64>>);
-
-impl Figures {
-    fn add(&mut self, who: Who, values: &[(What, f64)]) {
-        for (what, value) in values {
-            self.0.entry((who, *what)).or_default().push(*value);
-        }
-    }
-
-    fn spread(&self, who: Who, what: What) -> Option<Spread> {
-        Spread::of(self.0.get(&(who, what))?)
-    }
-
-    fn ratio(&self, who: Who, rival: Who, what: What) -> Option<f64> {
-        let rival = self.spread(rival, what).filter(|spread| spread.median > 0.0)?;
-        Some(self.spread(who, what)?.median / rival.median)
-    }
-}
-
 /// Measures everything, prints the table and the bars, gives the rows.
 ///
 /// # Errors
@@ -188,7 +165,7 @@ pub fn run(rounds: u32, quick: bool) -> Result<Vec<Row>> {
     let span = Duration::from_millis(if quick { 1500 } else { 4000 });
     let budget = Duration::from_secs(if quick { 160 } else { 3600 });
     let start = Instant::now();
-    let mut figures = Figures::default();
+    let mut figures = Figures::new();
     let mut skipped = Vec::new();
     for round in 0..rounds {
         if round > 0 && start.elapsed() * (round + 1) / round > budget {
@@ -226,8 +203,8 @@ pub fn run(rounds: u32, quick: bool) -> Result<Vec<Row>> {
         }
     }
     super::progress("");
-    print!("{}{}", table(&figures), bars(&figures));
-    Ok(rows(&figures))
+    print!("{}{}", figures.table("dpdk"), figures.bars(&GOALS));
+    Ok(figures.rows("dpdk", &GOALS))
 }
 
 /// Frames of 1400 bytes that one core seals in a second and does nothing else, in thousands.
@@ -243,84 +220,4 @@ fn aead() -> Result<Vec<(Who, f64)>> {
         found.push((who, 1e6 / ns.context("tapd bench-crypto told no time")?));
     }
     Ok(found)
-}
-
-fn table(figures: &Figures) -> String {
-    let mut text = String::from("\ndpdk: median [least..greatest]\n");
-    let mut last = None;
-    for ((who, what), values) in &figures.0 {
-        let Some(spread) = Spread::of(values) else { continue };
-        if last.replace(*who) != Some(*who) {
-            let _ = writeln!(text, "{}", who.name());
-        }
-        let _ = writeln!(
-            text,
-            "    {:<26}{:>10.1} [{:.1}..{:.1}] {}",
-            what.name(),
-            spread.median,
-            spread.min,
-            spread.max,
-            what.unit()
-        );
-    }
-    text
-}
-
-fn bars(figures: &Figures) -> String {
-    let mut text = String::from("\nratios; figures of a busy or shared machine decide nothing\n");
-    for Goal { name, who, rival, what, bar } in &GOALS {
-        let Some(ratio) = figures.ratio(*who, *rival, *what) else { continue };
-        let verdict = match bar {
-            Some(bar) if ratio >= *bar => format!(">= {bar:<6} met"),
-            Some(bar) => format!(">= {bar:<6} missed"),
-            None => String::new(),
-        };
-        let pair = format!("{} / {}", who.name(), rival.name());
-        let _ = writeln!(text, "{name:<7}{:<24}{pair:<46}{ratio:>6.2}  {verdict}", what.name());
-    }
-    text
-}
-
-fn rows(figures: &Figures) -> Vec<Row> {
-    let mut rows = Vec::new();
-    let row = |who: Who, rival: Option<Who>, what: What| {
-        Some(Row {
-            scenario: "dpdk",
-            contender: who.name(),
-            rival: rival.map(Who::name),
-            metric: what.name(),
-            unit: what.unit(),
-            spread: figures.spread(who, what)?,
-            ratio: rival.and_then(|rival| figures.ratio(who, rival, what)),
-            version: None,
-        })
-    };
-    for (who, what) in figures.0.keys() {
-        rows.extend(row(*who, None, *what));
-    }
-    for Goal { who, rival, what, .. } in &GOALS {
-        if figures.ratio(*who, *rival, *what).is_some() {
-            rows.extend(row(*who, Some(*rival), *what));
-        }
-    }
-    rows
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn bars_are_judged_by_what_was_measured() {
-        let mut figures = Figures::default();
-        figures.add(Who::Clear, &[(What::Core60, 3000.0)]);
-        figures.add(Who::OvsDpdk, &[(What::Core60, 1000.0)]);
-        figures.add(Who::Sealed, &[(What::Core60, 700.0), (What::Core1400, 1.0)]);
-        let text = bars(&figures);
-        let line = |part: &str| text.lines().find(|line| line.contains(part)).unwrap_or_default();
-        assert!(line("tapd-clear / ovs").ends_with("met"), "{text}");
-        assert!(line("tapd-sealed / ovs").ends_with("missed"), "{text}");
-        assert!(!text.contains("aead"), "{text}");
-        assert_eq!(rows(&figures).iter().filter(|row| row.ratio.is_some()).count(), 2);
-    }
 }

@@ -59,15 +59,23 @@ pub enum Need {
         /// Exactly this version, so that runs are comparable.
         version: &'static str,
     },
+    /// A program of ours with a Cargo.toml of its own, built into the folder of [`rivals_dir`].
+    Folder {
+        /// The program.
+        program: &'static str,
+        /// Where its Cargo.toml is, an absolute path.
+        folder: &'static str,
+    },
 }
 
 impl Need {
-    /// As `integration/run` reads it: kind, proof, package, and version of a crate.
+    /// As `integration/run` reads it: kind, proof, package or folder, and version of a crate.
     #[must_use]
     pub fn line(self) -> String {
         match self {
             Self::Debian { proof, package } => format!("debian {proof} {package}"),
             Self::Crate { program, name, version } => format!("crate {program} {name} {version}"),
+            Self::Folder { program, folder } => format!("folder {program} {folder}"),
         }
     }
 
@@ -94,6 +102,15 @@ impl Need {
                     root.display()
                 );
             }
+            Self::Folder { program, folder } => {
+                let root = rivals_dir()?;
+                ensure!(
+                    crate_program(program).is_ok(),
+                    "{program} is missing: `cargo install --locked --root {} --path {folder}`, \
+                     which `integration/run bench` does if you name the scenario",
+                    root.display()
+                );
+            }
         }
         Ok(())
     }
@@ -109,7 +126,7 @@ pub fn rivals_dir() -> Result<PathBuf> {
     Ok(target.join("rivals"))
 }
 
-fn crate_program(program: &str) -> Result<PathBuf> {
+pub(super) fn crate_program(program: &str) -> Result<PathBuf> {
     let path = rivals_dir()?.join("bin").join(program);
     ensure!(path.is_file(), "{} is missing", path.display());
     Ok(path)
@@ -340,6 +357,9 @@ mod tests {
         Need::Debian { proof: "sh", package: "dash" }.check().unwrap();
         let need = Need::Crate { program: "p", name: "n", version: "1.2.3" };
         assert_eq!(need.line(), "crate p n 1.2.3");
+        let need = Need::Folder { program: "p", folder: "/nowhere" };
+        assert_eq!(need.line(), "folder p /nowhere");
+        assert!(need.check().unwrap_err().to_string().contains("--path /nowhere"));
     }
 
     #[test]
