@@ -88,7 +88,7 @@ fn rule_g10_a_kind_that_was_not_agreed_is_unknown() {
     world.add(clear(1));
     world.add(VtepConfig { features: Features::NONE, ..clear(2) });
     world.run_for(secs(2));
-    for (number, kind) in [3, 10].into_iter().enumerate() {
+    for (number, kind) in [3, 4, 8, 10].into_iter().enumerate() {
         let inner = kind << 12 | handle(&world, 1);
         let moved =
             counted(&mut world, |world| inject_clear(world, number as u32, inner, &[7; 60]));
