@@ -380,3 +380,18 @@ fn completions_and_manual_pages() {
     expect(&tapd(directory.path(), &["man", "--directory", "."]), 0);
     assert!(directory.path().join("tapd-fdb-add.1").exists());
 }
+
+#[test]
+fn only_channels_are_shown_by_name() {
+    let directory = tempfile::tempdir().unwrap();
+    let wrong = tapd(directory.path(), &["show", "peers", "beta"]);
+    expect(&wrong, 2);
+    assert!(
+        stderr(&wrong).contains("only `tapd show channels` takes a name"),
+        "{}",
+        stderr(&wrong)
+    );
+    let socket = ["--control-socket", "none.sock"];
+    let channels = tapd(directory.path(), &[&["show", "channels", "backup"][..], &socket].concat());
+    expect(&channels, 5);
+}

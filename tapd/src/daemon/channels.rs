@@ -68,7 +68,10 @@ impl Channels {
     pub(super) fn open(config: &Config) -> Result<Self, Failure> {
         let mut channels = Self::default();
         for channel in config.own_channels() {
-            channels.add(config, channel).map_err(Failure::cannot_start)?;
+            let added = channels.add(config, channel);
+            added
+                .with_context(|| format!("channel {}", channel.name))
+                .map_err(Failure::cannot_start)?;
         }
         Ok(channels)
     }
@@ -80,12 +83,10 @@ impl Channels {
     pub(super) fn add(&mut self, config: &Config, channel: &ChannelConfig) -> anyhow::Result<()> {
         let path = config.channel_socket(channel);
         if let Some(directory) = path.parent() {
-            self.make_directory(directory).with_context(|| {
-                format!("channel {}: cannot make directory {}", channel.name, directory.display())
-            })?;
+            self.make_directory(directory)
+                .with_context(|| format!("cannot make directory {}", directory.display()))?;
         }
-        let opened = open(&path, channel, ChannelKey(self.next_key));
-        let opened = opened.with_context(|| format!("channel {}", channel.name))?;
+        let opened = open(&path, channel, ChannelKey(self.next_key))?;
         // More than four billion reloads are not to be expected.
         self.next_key = self.next_key.wrapping_add(1);
         info!("channel {} ({}): {}", channel.name, mode_name(channel.mode), path.display());
@@ -268,8 +269,12 @@ fn set_access(path: &Path, access: &SocketAccess, own: (u32, u32)) -> anyhow::Re
     if (before.uid(), before.gid()) == (owner, group) {
         return Ok(());
     }
-    let other = |wanted: u32, found: u32| (wanted != found).then_some(wanted);
-    lchown(path, other(owner, before.uid()), other(group, before.gid())).map_err(|error| {
+    let owner = (owner != before.uid()).then_some(owner);
+    let group = (group != before.gid()).then_some(group);
+    lchown(path, owner, group).map_err(|error| {
+        let owner = owner.map(|number| format!("user {}", named(access.owner.as_ref(), number)));
+        let group = group.map(|number| format!("group {}", named(access.group.as_ref(), number)));
+        let to: Vec<_> = owner.into_iter().chain(group).collect();
         let advice = match error.kind() {
             io::ErrorKind::PermissionDenied => {
                 "; that takes CAP_CHOWN, which tapd has only while it starts: restart it, with \
@@ -277,8 +282,13 @@ fn set_access(path: &Path, access: &SocketAccess, own: (u32, u32)) -> anyhow::Re
             }
             _ => "",
         };
-        anyhow!("cannot give {shown} to user {owner}, group {group}: {error}{advice}")
+        anyhow!("cannot give {shown} to {}: {error}{advice}", to.join(" and "))
     })
+}
+
+/// An account as it is written; what nothing is written of is tapd's own.
+fn named(account: Option<&Account>, number: u32) -> String {
+    account.map_or_else(|| number.to_string(), ToString::to_string)
 }
 
 fn number(
