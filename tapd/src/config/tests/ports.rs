@@ -276,7 +276,7 @@ fn vm_ports_are_checked() {
 #[test]
 fn a_network_of_this_node_has_a_port() {
     let text = example_and("[[networks]]\nvni = 7\ntap = 'none'\nmembers = [1]\n");
-    one_fault(&text, "cluster.toml:26: network 7 has neither a tap nor a VM port on this node");
+    one_fault(&text, "cluster.toml:31: network 7 has neither a tap nor a VM port on this node");
     let place = Place::new();
     assert_eq!(place.load(&text, None, "2").unwrap().networks[0].tap, None);
     let local = "[[networks]]\nvni = 7\nvhost_user = ['/run/vm']";
