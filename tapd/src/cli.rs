@@ -14,6 +14,12 @@ use crate::control::Topic;
 use crate::exit::exit_code_help;
 use crate::logging;
 
+mod channels;
+
+pub(crate) use channels::{ChannelArgs, ForwardArgs, RecvArgs, SendArgs};
+
+use channels::{FORWARD_HELP, RECV_HELP, SEND_HELP};
+
 const LONG_ABOUT: &str = "\
 tapd joins machines to virtual Ethernet networks: it takes frames from TAP devices and carries \
 them, encrypted, in UDP datagrams to the other nodes of its cluster.
@@ -31,7 +37,9 @@ Examples:
   tapd show links                                   which paths lead there, and how good they are
   tapd bench-crypto                                 which cipher is fast on this machine
   tapd watch                                        what happens, as it happens
-  tapd capture --vni 100 --write - | tcpdump -r -   look at the frames of a network";
+  tapd capture --vni 100 --write - | tcpdump -r -   look at the frames of a network
+  tapd send logs --to beta --lines                  a message to programs there, for each line
+  tapd forward db --listen 127.0.0.1:5432 --to beta connections to beta, through tapd";
 
 const RUN_EXAMPLES: &str = "\
 The daemon logs a line that contains \"ready\" when its taps are up, its sockets bound and its \
@@ -188,6 +196,15 @@ pub(crate) enum Command {
         #[command(flatten)]
         socket: SocketArgs,
     },
+    /// Send messages, or a stream, to programs on other nodes
+    #[command(after_long_help = SEND_HELP)]
+    Send(SendArgs),
+    /// Print the messages of a channel, or a stream
+    #[command(after_long_help = RECV_HELP)]
+    Recv(RecvArgs),
+    /// Carry connections of programs to another node, each over a stream of its own
+    #[command(after_long_help = FORWARD_HELP)]
+    Forward(ForwardArgs),
     /// Measure how fast this machine seals and opens frames with each cipher
     #[command(after_help = BENCH_CRYPTO_HELP)]
     BenchCrypto {
@@ -293,7 +310,7 @@ pub(crate) struct DoctorArgs {
 }
 
 /// Where the daemon listens.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub(crate) struct SocketArgs {
     /// The daemon's control socket
     #[arg(

@@ -10,6 +10,7 @@ mod control;
 mod show;
 mod capture;
 mod watch;
+mod channel;
 mod keygen;
 mod bench_crypto;
 mod doctor;
@@ -60,6 +61,9 @@ fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Capture { vni, write, count, socket } => {
             capture::run(&socket.path, Request::Capture { vni, count }, count, &write)
         }
+        Command::Send(args) => channel::send::run(&args),
+        Command::Recv(args) => channel::recv::run(&args),
+        Command::Forward(args) => channel::forward::run(&args),
         Command::BenchCrypto { json, seconds, sizes } => {
             print(bench_crypto::run(json, seconds, &sizes)?.as_bytes())
         }

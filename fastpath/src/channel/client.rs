@@ -105,6 +105,13 @@ impl From<Refusal> for io::Error {
     }
 }
 
+/// Whether connecting failed because the channel carries streams and not messages, or the other way
+/// round.
+#[must_use]
+pub fn is_other_kind(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::EPROTOTYPE)
+}
+
 /// A socket that is connected to a channel's.
 fn connect(path: &Path, kind: Type) -> io::Result<Socket> {
     let socket = Socket::new(Domain::UNIX, kind, None)?;

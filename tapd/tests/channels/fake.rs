@@ -1,0 +1,189 @@
+//! Two nodes in one: what is sent on a channel comes out on the same socket, from node 2, "beta".
+
+use std::io::{ErrorKind, Read};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread;
+use std::time::Duration;
+
+use encap::id::NodeId;
+use encap::wire::channel::Mode;
+use fastpath::channel::framing::{
+    Code, Flags, HEADER_LEN, Header, Kind, MAX_RECORD_LEN, MAX_STREAM_PAYLOAD, VERSION, mode_number,
+};
+use socket2::{Domain, SockAddr, Socket, Type};
+
+/// Bytes of the longest message.
+pub(crate) const MAX_LEN: u32 = 2 << 20;
+/// Nothing takes so long.
+const TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Serves channels until the test ends.
+pub(crate) struct Fake {
+    pub(crate) directory: tempfile::TempDir,
+}
+
+impl Fake {
+    /// With a channel of messages, "letters", and one of streams, "pipes".
+    pub(crate) fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let folder = directory.path().join("channels");
+        std::fs::create_dir(&folder).unwrap();
+        serve(&folder.join("letters"), Type::SEQPACKET, letters);
+        serve(&folder.join("pipes"), Type::STREAM, pipes);
+        Self { directory }
+    }
+
+    pub(crate) fn socket(&self, name: &str) -> PathBuf {
+        self.directory.path().join("channels").join(name)
+    }
+}
+
+/// What the connections of a channel share.
+#[derive(Default)]
+struct Shared {
+    /// Who receives messages, or accepted and waits for a stream.
+    taker: Mutex<Option<Socket>>,
+    changed: Condvar,
+}
+
+impl Shared {
+    /// Waits for somebody who takes.
+    fn with_taker<T>(&self, act: impl FnOnce(&mut Option<Socket>) -> T) -> T {
+        let taker = self.taker.lock().unwrap();
+        let (mut taker, late) =
+            self.changed.wait_timeout_while(taker, TIMEOUT, |taker| taker.is_none()).unwrap();
+        assert!(!late.timed_out(), "nobody takes what is sent");
+        act(&mut taker)
+    }
+
+    fn set(&self, socket: Socket) {
+        *self.taker.lock().unwrap() = Some(socket);
+        self.changed.notify_all();
+    }
+}
+
+fn serve(path: &Path, kind: Type, program: fn(Socket, &Shared)) {
+    let listener = Socket::new(Domain::UNIX, kind, None).unwrap();
+    listener.bind(&SockAddr::unix(path).unwrap()).unwrap();
+    listener.listen(64).unwrap();
+    let shared = Arc::new(Shared::default());
+    thread::spawn(move || {
+        while let Ok((socket, _)) = listener.accept() {
+            let shared = Arc::clone(&shared);
+            thread::spawn(move || program(socket, &shared));
+        }
+    });
+}
+
+fn send(mut socket: &Socket, header: Header, payload: &[u8]) -> bool {
+    let record = [&header.encode()[..], payload].concat();
+    std::io::Write::write_all(&mut socket, &record).is_ok()
+}
+
+fn welcome(socket: &Socket, mode: Mode, name: &str) {
+    let own = NodeId::new(1).unwrap();
+    let length = if mode == Mode::Stream { name.len() as u32 } else { MAX_LEN };
+    let welcome = Header::event(Kind::Welcome, own, VERSION, length);
+    send(socket, Header { priority: mode_number(mode), ..welcome }, name.as_bytes());
+    let beta = NodeId::new(2).unwrap();
+    send(socket, Header::event(Kind::PeerUp, beta, 0, 4), b"beta");
+}
+
+fn error(socket: &Socket, code: Code, text: &str) {
+    let header =
+        Header { code: code.number(), length: text.len() as u32, ..Header::new(Kind::Error) };
+    send(socket, header, text.as_bytes());
+}
+
+fn letters(socket: Socket, shared: &Shared) {
+    let mut record = vec![0; MAX_RECORD_LEN];
+    let mut receives = false;
+    loop {
+        let len = match (&socket).read(&mut record) {
+            Ok(0) => break,
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => break,
+            len => len.unwrap(),
+        };
+        let (header, payload) = Header::read(&record[..len]).unwrap();
+        match header.kind {
+            Kind::Attach if header.flags.contains(Flags::RECEIVE) => {
+                if shared.taker.lock().unwrap().is_some() {
+                    return error(&socket, Code::Busy, "another program receives letters");
+                }
+                welcome(&socket, Mode::Ordered, "letters");
+                shared.set(socket.try_clone().unwrap());
+                receives = true;
+            }
+            Kind::Attach => welcome(&socket, Mode::Ordered, "letters"),
+            Kind::Data if payload == b"poison" => {
+                return error(&socket, Code::Closed, "the channel was taken out");
+            }
+            Kind::Data => shared.with_taker(|taker| {
+                send(taker.as_ref().unwrap(), Header { peer: 2, ..header }, payload);
+            }),
+            _ => return error(&socket, Code::Invalid, "not here"),
+        }
+    }
+    if receives {
+        *shared.taker.lock().unwrap() = None;
+    }
+}
+
+fn read(mut socket: &Socket) -> Option<(Header, Vec<u8>)> {
+    let mut header = [0; HEADER_LEN];
+    socket.read_exact(&mut header).ok()?;
+    let header = Header::decode(header).unwrap();
+    assert!(header.length as usize <= MAX_STREAM_PAYLOAD);
+    let mut payload = vec![0; header.length as usize];
+    socket.read_exact(&mut payload).ok()?;
+    Some((header, payload))
+}
+
+fn pipes(socket: Socket, shared: &Shared) {
+    let Some((attach, _)) = read(&socket) else { return };
+    assert_eq!(attach.kind, Kind::Attach);
+    welcome(&socket, Mode::Stream, "pipes");
+    let connected = Header::event(Kind::Connected, NodeId::new(2).unwrap(), 0, 0);
+    match read(&socket) {
+        Some((request, _)) if request.kind == Kind::Accept => {
+            // One waits at a time, as `tapd recv` and `tapd forward` do.
+            shared.set(socket);
+        }
+        Some((request, _)) if request.kind == Kind::Connect => {
+            let other = shared.with_taker(|taker| taker.take().unwrap());
+            send(&socket, connected, b"");
+            send(&other, connected, b"");
+            thread::scope(|scope| {
+                scope.spawn(|| pump(&socket, &other));
+                pump(&other, &socket);
+            });
+        }
+        _ => {}
+    }
+}
+
+/// Hands records on. Where one side goes without an end, the stream is reset.
+fn pump(from: &Socket, to: &Socket) {
+    loop {
+        match read(from) {
+            Some((header, payload)) if header.kind == Kind::Data => {
+                if !send(to, header, &payload) {
+                    // Gone: its own pump says so.
+                    return;
+                }
+            }
+            Some((header, _)) if header.kind == Kind::Fin => {
+                send(to, header, b"");
+                return;
+            }
+            ended => {
+                let number = ended.map_or(0, |(header, _)| header.number);
+                let code = Code::Reset.number();
+                send(to, Header { code, number, ..Header::new(Kind::Reset) }, b"");
+                let _ = to.shutdown(std::net::Shutdown::Both);
+                return;
+            }
+        }
+    }
+}

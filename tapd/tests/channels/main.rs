@@ -1,0 +1,332 @@
+//! `tapd send`, `recv` and `forward` against a tapd that the test plays.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "the helpers are part of the tests")]
+
+mod fake;
+
+use std::fs;
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::process::{Child, Command, Output, Stdio};
+use std::thread;
+use std::time::Duration;
+
+use fake::Fake;
+use socket2::SockRef;
+
+/// A read that takes so long has failed.
+const TIMEOUT: Duration = Duration::from_secs(30);
+
+fn tapd(fake: &Fake, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tapd"));
+    command
+        .args(arguments)
+        .current_dir(fake.directory.path())
+        .env("TAPD_CONTROL_SOCKET", fake.directory.path().join("tapd.sock"))
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    command
+}
+
+/// Runs it to its end with this input.
+fn run(fake: &Fake, arguments: &[&str], input: &[u8]) -> Output {
+    let mut child = tapd(fake, arguments).stdin(Stdio::piped()).spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            // A command that refuses does not read.
+            let _ = stdin.write_all(input);
+        });
+        child.wait_with_output().unwrap()
+    })
+}
+
+#[track_caller]
+fn expect(output: &Output, code: i32) -> &str {
+    let said = std::str::from_utf8(&output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(code), "{said}");
+    said
+}
+
+/// A command that goes on, ended with the test.
+struct Running {
+    child: Child,
+    stderr: BufReader<std::process::ChildStderr>,
+}
+
+impl Running {
+    fn new(fake: &Fake, arguments: &[&str]) -> Self {
+        let mut child = tapd(fake, arguments).spawn().unwrap();
+        let stderr = BufReader::new(child.stderr.take().unwrap());
+        Self { child, stderr }
+    }
+
+    /// The next line on standard error.
+    fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.stderr.read_line(&mut line).unwrap();
+        line
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn pattern(len: usize) -> Vec<u8> {
+    (0..len).map(|at| (at.wrapping_mul(2_654_435_761) >> 16) as u8).collect()
+}
+
+/// Starts `tapd recv` and waits until it has the channel.
+fn receiver(fake: &Fake, arguments: &[&str]) -> Child {
+    let mut all = vec!["recv", "letters", "--events"];
+    all.extend(arguments);
+    let mut child = tapd(fake, &all).spawn().unwrap();
+    let mut line = [0; 16];
+    child.stderr.as_mut().unwrap().read_exact(&mut line).unwrap();
+    assert_eq!(&line, b"tapd: beta is up");
+    child
+}
+
+#[test]
+fn lines_are_messages() {
+    let fake = Fake::new();
+    for (form, expected) in [
+        (&["--lines", "--from"][..], "beta\tone\nbeta\t\nbeta\tthree\n"),
+        (&["--null"], "one\0\0three\0"),
+        (&["--length"], "3\none0\n5\nthree"),
+        (&["--length", "--from"], "beta\t3\nonebeta\t0\nbeta\t5\nthree"),
+        (&[], "onethree"),
+    ] {
+        let child = receiver(&fake, &[&["--count", "3"], form].concat());
+        let sent = run(&fake, &["send", "letters", "--to", "beta", "--lines"], b"one\n\nthree");
+        assert_eq!(expect(&sent, 0), "");
+        let received = child.wait_with_output().unwrap();
+        expect(&received, 0);
+        assert_eq!(String::from_utf8(received.stdout).unwrap(), expected, "{form:?}");
+    }
+}
+
+#[test]
+fn a_file_is_one_message() {
+    let fake = Fake::new();
+    for message in [pattern(fake::MAX_LEN as usize), vec![]] {
+        fs::write(fake.directory.path().join("file"), &message).unwrap();
+        let child = receiver(&fake, &["--count", "1"]);
+        let options = ["--to", "all", "--priority", "7", "--ttl", "5000", "file"];
+        let socket = fake.socket("letters");
+        // The channel by the path of its socket.
+        let arguments = [&["send", socket.to_str().unwrap()], &options[..]].concat();
+        expect(&run(&fake, &arguments, b""), 0);
+        let received = child.wait_with_output().unwrap();
+        expect(&received, 0);
+        assert!(received.stdout == message, "{} bytes", message.len());
+    }
+}
+
+#[test]
+fn many_lines_arrive_in_order() {
+    let fake = Fake::new();
+    let lines = (0..20_000).map(|number| format!("line {number}\n")).collect::<String>();
+    let child = receiver(&fake, &["--count", "20000", "--lines"]);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            expect(&run(&fake, &["send", "letters", "--to", "2", "--lines"], lines.as_bytes()), 0);
+        });
+        let received = child.wait_with_output().unwrap();
+        assert!(received.stdout == lines.as_bytes());
+    });
+}
+
+#[test]
+fn refusals_say_what_to_do() {
+    let fake = Fake::new();
+    let long = vec![b'x'; fake::MAX_LEN as usize + 1];
+    let pipes = fake.socket("pipes");
+    let pipes = pipes.to_str().unwrap();
+    let cases: [(&[&str], &[u8], i32, &str); 12] = [
+        (&["send", "letters", "--to", "gamma", "--timeout", "0"], b"", 1, "seen were: beta (2)"),
+        (&["send", "letters", "--to", "3", "--timeout", "0"], b"", 1, "node 3 is not up"),
+        (&["send", "letters", "--to", "beta"], &long, 1, "than the 2097152 bytes"),
+        (&["send", "letters", "--to", "beta", "--lines"], &long, 1, "a line is longer"),
+        (&["send", "letters", "--to", "beta"], b"poison", 6, "the channel was taken out"),
+        (&["send", "letters", "--to", "beta", "none"], b"", 1, "cannot read none"),
+        (&["send", "none", "--to", "beta"], b"", 5, "is tapd running"),
+        (&["send", "pipes", "--to", "beta", "--lines"], b"", 2, "goes to one node"),
+        (&["recv", "pipes", "--from"], b"", 2, "one stream is written as it is"),
+        (&["recv", "letters", "--socket", pipes], b"", 6, "channel pipes, not letters"),
+        (&["forward", "letters", "--connect", "x:1"], b"", 6, "mode = \"stream\""),
+        (&["forward", "pipes", "--connect", "nowhere"], b"", 2, "HOST:PORT"),
+    ];
+    for (arguments, input, code, part) in cases {
+        let output = run(&fake, arguments, input);
+        let said = expect(&output, code);
+        assert!(said.contains(part), "{arguments:?}: {said}");
+    }
+    let mut first = receiver(&fake, &[]);
+    let second = run(&fake, &["recv", "letters"], b"");
+    assert!(expect(&second, 6).contains("another program receives"));
+    first.kill().unwrap();
+    first.wait().unwrap();
+}
+
+#[test]
+fn a_stream_goes_from_input_to_output() {
+    let fake = Fake::new();
+    let bytes = pattern(3_000_000);
+    thread::scope(|scope| {
+        let received = scope.spawn(|| run(&fake, &["recv", "pipes"], b""));
+        let sent = run(&fake, &["send", "pipes", "--to", "beta"], &bytes);
+        assert_eq!(expect(&sent, 0), "");
+        assert!(sent.stdout.is_empty());
+        let received = received.join().unwrap();
+        assert_eq!(expect(&received, 0), "");
+        assert!(received.stdout == bytes);
+    });
+}
+
+#[test]
+fn a_stream_that_breaks_is_a_failure() {
+    let fake = Fake::new();
+    let mut sender = tapd(&fake, &["send", "pipes", "--to", "beta"]);
+    let mut sender = sender.stdin(Stdio::piped()).spawn().unwrap();
+    let mut child = tapd(&fake, &["recv", "pipes"]).spawn().unwrap();
+    let mut stdin = sender.stdin.take().unwrap();
+    stdin.write_all(b"half").unwrap();
+    let mut half = [0; 4];
+    child.stdout.as_mut().unwrap().read_exact(&mut half).unwrap();
+    // The sender's input is not at its end.
+    sender.kill().unwrap();
+    sender.wait().unwrap();
+    let received = child.wait_with_output().unwrap();
+    assert!(expect(&received, 1).contains("gave the stream up"));
+}
+
+/// Both ends of a forwarding to a listener of the test.
+struct Forwarding {
+    _fake: Fake,
+    _ends: [Running; 2],
+    server: TcpListener,
+    address: String,
+}
+
+fn forwarding() -> Forwarding {
+    let fake = Fake::new();
+    let server = TcpListener::bind("127.0.0.1:0").unwrap();
+    let to = server.local_addr().unwrap().to_string();
+    let mut there = Running::new(&fake, &["forward", "pipes", "--connect", &to]);
+    assert_eq!(there.line(), format!("tapd: carrying streams to {to}\n"));
+    let listen = ["forward", "pipes", "--listen", "127.0.0.1:0", "--to", "beta"];
+    let mut here = Running::new(&fake, &listen);
+    let line = here.line();
+    let address = line.strip_prefix("tapd: listening on ").unwrap();
+    let address = address.strip_suffix(", for beta\n").unwrap().to_owned();
+    Forwarding { _fake: fake, _ends: [there, here], server, address }
+}
+
+fn accept(server: &TcpListener) -> TcpStream {
+    let stream = server.accept().unwrap().0;
+    stream.set_read_timeout(Some(TIMEOUT)).unwrap();
+    stream
+}
+
+fn connect(address: &str) -> TcpStream {
+    let stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(TIMEOUT)).unwrap();
+    stream
+}
+
+#[test]
+fn connections_are_carried_and_end_one_side_at_a_time() {
+    let forwarding = forwarding();
+    let bytes = pattern(2_000_000);
+    thread::scope(|scope| {
+        for _ in 0..20 {
+            scope.spawn(|| {
+                let mut client = connect(&forwarding.address);
+                thread::scope(|scope| {
+                    let mut writer = client.try_clone().unwrap();
+                    let bytes = &bytes;
+                    scope.spawn(move || {
+                        writer.write_all(bytes).unwrap();
+                        writer.shutdown(Shutdown::Write).unwrap();
+                    });
+                    let mut answer = Vec::new();
+                    client.read_to_end(&mut answer).unwrap();
+                    assert!(answer == bytes.iter().rev().copied().collect::<Vec<_>>());
+                });
+            });
+        }
+        for _ in 0..20 {
+            let mut served = accept(&forwarding.server);
+            scope.spawn(move || {
+                // Answers only behind the end: it must have been carried.
+                let mut request = Vec::new();
+                served.read_to_end(&mut request).unwrap();
+                request.reverse();
+                served.write_all(&request).unwrap();
+            });
+        }
+    });
+}
+
+#[test]
+fn resets_are_carried_both_ways() {
+    let forwarding = forwarding();
+    for client_resets in [true, false] {
+        let mut client = connect(&forwarding.address);
+        client.write_all(b"x").unwrap();
+        let mut served = accept(&forwarding.server);
+        served.read_exact(&mut [0; 1]).unwrap();
+        let (resets, mut other) = if client_resets { (client, served) } else { (served, client) };
+        SockRef::from(&resets).set_linger(Some(Duration::ZERO)).unwrap();
+        drop(resets);
+        let error = other.read(&mut [0; 1]).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ConnectionReset, "client: {client_resets}");
+    }
+}
+
+#[test]
+fn a_server_that_is_not_there_is_a_reset() {
+    let mut forwarding = forwarding();
+    let Forwarding { _ends: [there, _], server, address, .. } = &mut forwarding;
+    // Nobody listens any more.
+    let closed = std::mem::replace(server, TcpListener::bind("127.0.0.1:0").unwrap());
+    drop(closed);
+    let mut client = connect(address);
+    let error = client.read(&mut [0; 1]).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+    assert!(there.line().contains("Connection refused"));
+}
+
+#[test]
+fn unix_sockets_are_carried_too() {
+    let fake = Fake::new();
+    let server =
+        std::os::unix::net::UnixListener::bind(fake.directory.path().join("server")).unwrap();
+    let mut there = Running::new(&fake, &["forward", "pipes", "--connect", "unix:server"]);
+    there.line();
+    let path = fake.directory.path().join("here");
+    // Left by one that was killed.
+    drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+    let listen = ["forward", "pipes", "--listen", "unix:here", "--to", "2"];
+    let mut here = Running::new(&fake, &listen);
+    assert_eq!(here.line(), "tapd: listening on unix:here, for 2\n");
+    let mut client = UnixStream::connect(&path).unwrap();
+    client.set_read_timeout(Some(TIMEOUT)).unwrap();
+    client.write_all(b"question").unwrap();
+    let mut served = server.accept().unwrap().0;
+    served.set_read_timeout(Some(TIMEOUT)).unwrap();
+    let mut question = [0; 8];
+    served.read_exact(&mut question).unwrap();
+    served.write_all(b"answer").unwrap();
+    drop(served);
+    let mut answer = String::new();
+    client.read_to_string(&mut answer).unwrap();
+    assert_eq!((&question, answer.as_str()), (b"question", "answer"));
+}
