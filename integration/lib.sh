@@ -8,6 +8,7 @@ PACKAGES="
     iperf3:iperf3
     tcpdump:tcpdump
     ethtool:ethtool
+    rsync:rsync
     nft:nftables
     ps:procps
     python3:python3

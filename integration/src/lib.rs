@@ -29,3 +29,4 @@ pub mod bench;
 pub mod failover;
 pub mod guest;
 pub mod corosync;
+pub mod port;

@@ -62,7 +62,19 @@ pub fn tap_fd(tap: &tun_tap::Iface) -> BorrowedFd<'_> {
 /// # Errors
 /// Whatever `poll` says, except an interruption by a signal, which reads as "not readable".
 pub fn readable(fd: BorrowedFd<'_>, timeout: Duration) -> io::Result<bool> {
-    let mut entry = libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    poll_one(fd, libc::POLLIN, timeout)
+}
+
+/// Whether `fd` becomes writable within `timeout` (rounded up to whole milliseconds).
+///
+/// # Errors
+/// As [`readable`].
+pub fn writable(fd: BorrowedFd<'_>, timeout: Duration) -> io::Result<bool> {
+    poll_one(fd, libc::POLLOUT, timeout)
+}
+
+fn poll_one(fd: BorrowedFd<'_>, events: libc::c_short, timeout: Duration) -> io::Result<bool> {
+    let mut entry = libc::pollfd { fd: fd.as_raw_fd(), events, revents: 0 };
     let millis = i32::try_from(timeout.as_micros().div_ceil(1000)).unwrap_or(i32::MAX);
     // SAFETY: one initialised pollfd that outlives the call, and the count says one.
     match check(unsafe { libc::poll(&raw mut entry, 1, millis) }) {

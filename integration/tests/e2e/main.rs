@@ -31,3 +31,5 @@ mod bridge_loop;
 mod overload;
 mod offloads;
 mod corosync;
+mod channels;
+mod channel_streams;
