@@ -83,7 +83,7 @@ impl<W: Contestant, M: Quantity> Figures<W, M> {
             }
             let _ = writeln!(
                 text,
-                "    {:<26}{:>10.1} [{:.1}..{:.1}] {}",
+                "    {:<28}{:>10.2} [{:.2}..{:.2}] {}",
                 what.name(),
                 spread.median,
                 spread.min,
@@ -109,7 +109,7 @@ impl<W: Contestant, M: Quantity> Figures<W, M> {
             };
             let pair = format!("{} / {}", goal.who.name(), goal.rival.name());
             let (name, what) = (goal.name, goal.what.name());
-            let _ = writeln!(text, "{name:<7}{what:<24}{pair:<46}{ratio:>6.2}  {verdict}");
+            let _ = writeln!(text, "{name:<9}{what:<26}{pair:<46}{ratio:>6.2}  {verdict}");
         }
         text
     }
@@ -193,6 +193,6 @@ mod tests {
         assert!(line("f").is_none(), "{text}");
         let rows = figures.rows("here", &goals);
         assert_eq!(rows.iter().filter(|row| row.ratio == Some(0.5)).count(), 5);
-        assert!(figures.table("here").contains("2.0 [1.0..3.0] m/s"), "{}", figures.table("here"));
+        assert!(figures.table("here").contains("2.00 [1.00..3.00] m/s"), "{}", figures.table("here"));
     }
 }
