@@ -3,27 +3,34 @@
 use std::collections::{HashMap, VecDeque};
 use std::io::{self, IoSlice, Read};
 use std::net::Shutdown;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::time::Instant;
 
-use encap::channel::hub::{ChannelEvent, ChannelKey, Hub, StreamKey};
+use encap::channel::hub::{ChannelKey, Hub, StreamKey};
 use encap::id::NodeId;
 use encap::wire::channel::Mode;
-use socket2::{Domain, SockRef, Socket, Type};
+use socket2::{SockRef, Socket};
 
-use super::batch::{BATCH, RxBatch, TxBatch};
+use super::batch::{RxBatch, TxBatch};
 use super::entry::Channel;
-use super::framing::{Code, Flags, HEADER_LEN, Header, Kind, MAX_RECORD_LEN, VERSION, mode_number};
-use super::inbound::{Fault, Inbound, RawTarget};
+use super::framing::{Code, Header, Kind};
+use super::inbound::{Fault, Inbound};
 use super::news::News;
 use super::port::{ConnectionId, Port, Token};
-use super::stream::{Buffers, Input, Phase, StreamLink, Wish};
+use super::stream::{Buffers, Phase, StreamLink};
 use super::system::{self, Epoll};
+
+use messages::is_local;
+use streams::flush;
+
+mod attach;
+mod messages;
+mod streams;
 
 /// Room that is asked for in a program's socket, in bytes: some thousand small messages, so that a
 /// program that is not always quick loses no unreliable ones and is not woken for each few.
 const SOCKET_BUFFER: usize = 1 << 20;
-/// Reads at the end of a connection, of up to [`MAX_RECORD_LEN`] bytes each, that make sure that the
+/// Reads at the end of a connection, of up to [`super::framing::MAX_RECORD_LEN`] bytes each, that make sure that the
 /// program sees why it ended: more than a socket holds.
 const MAX_DRAIN: usize = 4096;
 
@@ -323,186 +330,6 @@ impl Connection {
         }
     }
 
-    /// Reads the first record, with what descriptors came with it.
-    fn read_first(&mut self, turn: &mut Turn<'_>) {
-        let room = turn.shared.rx.room();
-        let first = match system::receive_first(self.control.socket.as_fd(), room) {
-            Ok(first) => first,
-            Err(error) => return self.read_failed(&error, turn),
-        };
-        if first.len == 0 {
-            self.control.read_closed = true;
-            return;
-        }
-        *turn.moved += 1;
-        turn.channel.counters.records_in += 1;
-        let record = room.get(..first.len).unwrap_or_default();
-        let attach = match Header::read(record) {
-            Ok((header, _)) if header.kind == Kind::Attach && !first.truncated => header,
-            Ok(_) => {
-                let text = "the first record of a connection is ATTACH";
-                return self.fail(Fault::new(Code::NotAttached, text), turn);
-            }
-            Err(fault) => return self.fail(fault.into(), turn),
-        };
-        if let Err(fault) = self.attach(attach, first.descriptors, turn) {
-            self.fail(fault, turn);
-        }
-    }
-
-    /// The program is one of the channel's from now on.
-    fn attach(
-        &mut self,
-        attach: Header,
-        mut descriptors: Vec<OwnedFd>,
-        turn: &mut Turn<'_>,
-    ) -> Result<(), Fault> {
-        if self.attached {
-            return Err(Fault::new(Code::Invalid, "a second ATTACH"));
-        }
-        if attach.number != VERSION {
-            let text = format!("version {} of records; this is {VERSION}", attach.number);
-            return Err(Fault::new(Code::Version, text));
-        }
-        let raw = attach.flags.contains(Flags::RAW);
-        let descriptor = descriptors.pop();
-        if raw != descriptor.is_some() || !descriptors.is_empty() {
-            let text = "ATTACH brings one descriptor if it says RAW, else none";
-            return Err(Fault::new(Code::Invalid, text));
-        }
-        let channel = &mut *turn.channel;
-        let mut longest = channel.max_message_len();
-        if let Role::Messages(inbound) = &mut self.role {
-            if let Some(descriptor) = descriptor {
-                let socket = checked_raw(descriptor)?;
-                system::set_send_buffer(socket.as_fd(), SOCKET_BUFFER);
-                self.raw = Some(Port::new(socket, Token::Raw(self.id)));
-                inbound.raw = Some(RawTarget { to: attach.peer(), priority: attach.priority });
-                longest = longest.min(MAX_RECORD_LEN as u32);
-            }
-            if attach.flags.contains(Flags::RECEIVE) {
-                if channel.receiver.is_some() {
-                    let text = "another program gets the messages of this channel";
-                    return Err(Fault::new(Code::Busy, text));
-                }
-                channel.receiver = Some(self.id);
-            }
-        }
-        self.attached = true;
-        let longest = if channel.mode == Mode::Stream { 0 } else { longest };
-        self.welcome(longest, turn);
-        Ok(())
-    }
-
-    fn welcome(&mut self, longest: u32, turn: &mut Turn<'_>) {
-        let header = Header {
-            peer: turn.shared.own.map_or(0, NodeId::get),
-            number: VERSION,
-            length: longest,
-            priority: mode_number(turn.channel.mode),
-            ..Header::new(Kind::Welcome)
-        };
-        let name = turn.channel.name.as_bytes();
-        match &mut self.role {
-            Role::Messages(_) => {
-                // The socket is empty still; a program that is gone already will be seen so.
-                let _ = write_record(&mut self.control, header, name);
-            }
-            Role::Stream(link) => link.tell(header, name),
-        }
-        turn.channel.counters.records_out += 1;
-        for peer in turn.hub.reachable(self.channel) {
-            self.news.up(peer);
-        }
-        self.flush_news(turn);
-        if turn.channel.receiver == Some(self.id) {
-            turn.channel.readable = true;
-            turn.queue_delivery();
-        }
-    }
-
-    /// Reads what a program left behind in a raw descriptor, as far as the hub has room.
-    fn drain_raw(&mut self, turn: &mut Turn<'_>) {
-        let gone = self.control.hung_up && self.ending.is_none();
-        for _ in 0..MAX_DRAIN {
-            if !gone || self.raw.is_none() || self.is_blocked() {
-                return;
-            }
-            if self.read_messages(turn) < BATCH {
-                break;
-            }
-        }
-        if gone
-            && !self.is_blocked()
-            && let Some(raw) = &mut self.raw
-        {
-            raw.read_closed = true;
-        }
-    }
-
-    /// Reads packets of an attached program into the hub; says how many came.
-    fn read_messages(&mut self, turn: &mut Turn<'_>) -> usize {
-        let is_raw = self.raw.is_some();
-        let port = self.data_port();
-        let count = match turn.shared.rx.receive(port.socket.as_fd()) {
-            Ok(count) => count,
-            Err(error) => {
-                self.read_failed(&error, turn);
-                return 0;
-            }
-        };
-        let keeps_empty = is_raw && port.socket.r#type().is_ok_and(|kind| kind == Type::DGRAM);
-        let mut closed = false;
-        let Role::Messages(inbound) = &mut self.role else { return 0 };
-        let mut fault = None;
-        for packet in turn.shared.rx.packets() {
-            if packet.bytes.is_empty() && !keeps_empty {
-                // Of a connection of packets nothing is its end.
-                closed = true;
-                break;
-            }
-            *turn.moved += 1;
-            turn.channel.counters.records_in += 1;
-            let result = if is_raw {
-                inbound.take_raw(packet, turn.now, turn.channel, turn.hub)
-            } else {
-                inbound.take_record(packet, turn.now, turn.channel, turn.hub)
-            };
-            if let Err(wrong) = result {
-                fault = Some(wrong);
-                break;
-            }
-        }
-        if inbound.is_blocked() {
-            turn.channel.blocked.push_back(self.id);
-        }
-        if closed {
-            self.data_port().read_closed = true;
-        }
-        if let Some(fault) = fault {
-            self.fail(fault, turn);
-        }
-        count
-    }
-
-    /// Beside a raw descriptor the connection carries events only.
-    fn read_lifeline(&mut self, turn: &mut Turn<'_>) {
-        let mut byte = [0; HEADER_LEN];
-        match (&self.control.socket).read(&mut byte) {
-            Ok(0) => self.control.read_closed = true,
-            Ok(_) => {
-                turn.channel.counters.records_in += 1;
-                let text = "a record beside a raw descriptor";
-                self.fail(Fault::new(Code::Invalid, text), turn);
-            }
-            Err(error) if is_gone(&error) => {
-                self.control.hang_up();
-                self.hang_up(turn);
-            }
-            Err(_) => {}
-        }
-    }
-
     /// A read gave an error.
     fn read_failed(&mut self, error: &io::Error, turn: &mut Turn<'_>) {
         if is_transient(error) {
@@ -560,219 +387,6 @@ impl Connection {
             self.flush_news(turn);
         }
     }
-
-    /// Tries messages again that the hub had no room for: if the first of them is for this peer,
-    /// or any. Says whether some were taken.
-    pub(super) fn retry(&mut self, peer: Option<NodeId>, turn: &mut Turn<'_>) -> bool {
-        let Role::Messages(inbound) = &mut self.role else { return false };
-        if !inbound.is_blocked() || peer.is_some_and(|peer| !inbound.waits_for(peer)) {
-            return false;
-        }
-        let taken = match inbound.retry(turn.now, turn.hub, self.channel) {
-            Ok(taken) => taken > 0,
-            Err(fault) => {
-                inbound.end(turn.channel);
-                self.fail(fault, turn);
-                true
-            }
-        };
-        self.tell_ending();
-        self.drain_raw(turn);
-        taken
-    }
-
-    /// Sends the program what came for it.
-    pub(super) fn deliver(&mut self, turn: &mut Turn<'_>) {
-        let is_raw = self.raw.is_some();
-        let unreliable = turn.channel.mode == Mode::Unreliable;
-        if self.data_port().is_open_for_output() {
-            turn.channel.fill_outbox(turn.hub);
-            if is_raw {
-                turn.channel.counters.dropped_raw_too_long += turn.channel.outbox.drop_long();
-            }
-            let packets = turn.channel.outbox.packets(is_raw);
-            let port = self.raw.as_mut().unwrap_or(&mut self.control);
-            match turn.shared.tx.send(port.socket.as_fd(), packets) {
-                Ok((sent, of)) => {
-                    turn.channel.outbox.written(sent, is_raw);
-                    turn.channel.counters.records_out += sent as u64;
-                    *turn.moved += sent;
-                    // What stopped the call is asked for by the next one, which the set calls for.
-                    port.stalled = sent < of;
-                }
-                Err(error) => self.send_failed(&error, turn),
-            }
-        }
-        if unreliable && !self.data_port().is_open_for_output() {
-            *turn.moved += turn.channel.drop_unreliable(turn.hub);
-            if turn.channel.readable {
-                turn.queue_delivery();
-            }
-        } else if self.data_port().is_open_for_output()
-            && (turn.channel.readable || !turn.channel.outbox.is_empty())
-        {
-            turn.queue_delivery();
-        }
-    }
-
-    fn send_failed(&mut self, error: &io::Error, turn: &mut Turn<'_>) {
-        let port = self.raw.as_mut().unwrap_or(&mut self.control);
-        if is_transient(error) {
-            port.stalled = true;
-            return;
-        }
-        let counters = &mut turn.channel.counters;
-        if self.raw.is_none() && is_gone(error) {
-            self.control.hang_up();
-            self.hang_up(turn);
-        } else if self.raw.is_none() {
-            let text = format!("the socket takes nothing: {error}");
-            self.fail(Fault::new(Code::Invalid, text), turn);
-        } else if error.raw_os_error() == Some(libc::EMSGSIZE) {
-            counters.dropped_raw_too_long += 1;
-            turn.channel.outbox.drop_first();
-        } else if self.raw.as_ref().is_some_and(|raw| is_local(&raw.socket)) {
-            let text = format!("the raw descriptor takes nothing: {error}");
-            self.fail(Fault::new(Code::Invalid, text), turn);
-        } else {
-            counters.dropped_raw_failed += 1;
-            turn.channel.outbox.drop_first();
-        }
-    }
-
-    /// Reads what the program sent of its stream.
-    fn read_stream(&mut self, turn: &mut Turn<'_>) {
-        let Role::Stream(link) = &mut self.role else { return };
-        if link.blocked || link.phase == Phase::Over {
-            return;
-        }
-        match link.receive(&self.control.socket, &mut turn.shared.buffers) {
-            Ok(0) => self.control.read_closed = true,
-            Ok(_) => self.use_stream_input(turn),
-            Err(error) => self.read_failed(&error, turn),
-        }
-    }
-
-    /// Uses what was read, now that the hub may have room.
-    pub(super) fn use_stream_input(&mut self, turn: &mut Turn<'_>) {
-        let Role::Stream(link) = &mut self.role else { return };
-        let was_blocked = std::mem::take(&mut link.blocked);
-        let mut key = link.key();
-        let mut records = 0;
-        let fault = loop {
-            let Role::Stream(link) = &mut self.role else { return };
-            key = link.key().or(key);
-            match link.use_input(turn.hub, &mut turn.shared.buffers, &mut records) {
-                Ok(Input::Nothing) => break None,
-                Ok(Input::Wish(wish)) => {
-                    if let Err(fault) = self.grant(wish, turn) {
-                        break Some(fault);
-                    }
-                }
-                Err(fault) => break Some(fault),
-            }
-        };
-        turn.channel.counters.records_in += records;
-        *turn.moved += records as usize;
-        if let Some(fault) = fault {
-            return self.fail(fault, turn);
-        }
-        if self.is_blocked() && !was_blocked {
-            turn.channel.counters.held_back += 1;
-        }
-        if let (Role::Stream(link), Some(key)) = (&self.role, key)
-            && link.phase == Phase::Over
-        {
-            // The program has reset it.
-            turn.streams.remove(&key);
-        }
-        self.deliver_stream(turn);
-    }
-
-    fn grant(&mut self, wish: Wish, turn: &mut Turn<'_>) -> Result<(), Fault> {
-        if let Wish::Attach(header) = wish {
-            return self.attach(header, Vec::new(), turn);
-        }
-        if !self.attached {
-            let text = "the first record of a connection is ATTACH";
-            return Err(Fault::new(Code::NotAttached, text));
-        }
-        match wish {
-            Wish::Connect(peer) => {
-                let key = turn.hub.open_stream(turn.now, self.channel, peer)?;
-                turn.streams.insert(key, self.id);
-                if let Role::Stream(link) = &mut self.role {
-                    link.phase = Phase::Connecting(key, peer);
-                }
-            }
-            _ => {
-                if let Role::Stream(link) = &mut self.role {
-                    link.phase = Phase::Accepting;
-                }
-                turn.channel.accepting.push_back(self.id);
-                turn.queue_delivery();
-            }
-        }
-        Ok(())
-    }
-
-    /// The program has a stream.
-    pub(super) fn open(&mut self, key: StreamKey, peer: NodeId, turn: &mut Turn<'_>) {
-        turn.streams.insert(key, self.id);
-        let Role::Stream(link) = &mut self.role else { return };
-        link.phase = Phase::Open(key);
-        link.readable = true;
-        link.tell(Header::event(Kind::Connected, peer, 0, 0), &[]);
-        turn.channel.counters.records_out += 1;
-        self.deliver_stream(turn);
-    }
-
-    /// Something happened to its stream.
-    pub(super) fn handle_stream_event(
-        &mut self,
-        key: StreamKey,
-        event: ChannelEvent,
-        turn: &mut Turn<'_>,
-    ) {
-        let Role::Stream(link) = &mut self.role else { return };
-        match (event, link.phase) {
-            (ChannelEvent::StreamOpened(_), Phase::Connecting(_, peer)) => {
-                return self.open(key, peer, turn);
-            }
-            (ChannelEvent::StreamReadable(_), _) => link.readable = true,
-            (ChannelEvent::StreamWritable(_), _) if link.blocked => {
-                return self.use_stream_input(turn);
-            }
-            (ChannelEvent::StreamDone(_), _) => link.done(),
-            (ChannelEvent::StreamFailed(_, error), _) => link.fail(error),
-            _ => return,
-        }
-        self.deliver_stream(turn);
-    }
-
-    /// Writes what there is for the program.
-    pub(super) fn deliver_stream(&mut self, turn: &mut Turn<'_>) {
-        if !self.control.is_open_for_output() {
-            return;
-        }
-        let Role::Stream(link) = &mut self.role else { return };
-        match link.deliver(&self.control.socket, turn.hub) {
-            Ok((records, all)) => {
-                self.control.stalled = !all;
-                turn.channel.counters.records_out += records;
-                *turn.moved += records as usize;
-                let open = matches!(link.phase, Phase::Open(_));
-                if all && open && link.readable && !link.peer_ended && !link.queued {
-                    link.queued = true;
-                    turn.jobs.push_back(Job::Stream(self.id));
-                }
-            }
-            Err(_) => {
-                self.control.hang_up();
-                self.hang_up(turn);
-            }
-        }
-    }
 }
 
 /// Writes a record of a connection of messages at once. Says whether it went out.
@@ -785,20 +399,6 @@ fn write_record(port: &mut Port, header: Header, payload: &[u8]) -> bool {
         Err(_) => port.hang_up(),
     }
     false
-}
-
-/// Writes what waits on a connection of streams. Says whether all went out.
-fn flush(link: &mut StreamLink, port: &mut Port) -> bool {
-    match link.flush(&port.socket) {
-        Ok(all) => {
-            port.stalled = !all;
-            all
-        }
-        Err(_) => {
-            port.hang_up();
-            false
-        }
-    }
 }
 
 /// The same call may work later.
@@ -815,29 +415,6 @@ fn is_gone(error: &io::Error) -> bool {
             libc::EPIPE | libc::ECONNRESET | libc::ECONNREFUSED | libc::ENOTCONN | libc::ESHUTDOWN
         )
     )
-}
-
-/// Whether the other end is on this node for sure.
-fn is_local(socket: &Socket) -> bool {
-    socket.domain().is_ok_and(|domain| domain == Domain::UNIX)
-}
-
-/// A descriptor of a program, if it can carry messages.
-fn checked_raw(descriptor: OwnedFd) -> Result<Socket, Fault> {
-    let wrong = |text| Fault::new(Code::Invalid, text);
-    let socket = Socket::from(descriptor);
-    let no_socket = |_| wrong("the raw descriptor is no socket");
-    let (domain, kind) = (socket.domain().map_err(no_socket)?, socket.r#type().map_err(no_socket)?);
-    if ![Domain::UNIX, Domain::IPV4, Domain::IPV6].contains(&domain) {
-        return Err(wrong("the raw descriptor is neither a UNIX nor an IP socket"));
-    }
-    if kind != Type::DGRAM && kind != Type::SEQPACKET {
-        return Err(wrong("the raw descriptor is no socket of packets (SEQPACKET or DGRAM)"));
-    }
-    if socket.peer_addr().is_err() {
-        return Err(wrong("the raw descriptor is not connected"));
-    }
-    Ok(socket)
 }
 
 /// Takes a new connection that is not wanted, tells it why and closes it.
