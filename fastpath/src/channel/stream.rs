@@ -339,6 +339,8 @@ impl StreamLink {
                     self.peer_ended = true;
                     self.tell(Header::new(Kind::Fin), &[]);
                     records += 1;
+                    // The end was read, with which the stream may be done.
+                    hub.consume_stream(key, 0);
                 }
             }
         }
