@@ -16,3 +16,5 @@ mod port;
 mod batch;
 mod system;
 mod report;
+#[cfg(test)]
+mod tests;

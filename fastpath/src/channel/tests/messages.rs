@@ -1,0 +1,323 @@
+//! Messages from program to program, and programs that come, go and do not read.
+
+use std::time::Duration;
+
+use encap::wire::channel::{MAX_MESSAGE_LEN, Mode};
+
+use super::world::{KEY, Program, World, attach, data, pattern};
+use crate::channel::framing::{Code, Flags, Header, Kind, MAX_PIECE_LEN, VERSION, mode_number};
+use crate::channel::sockets::MAX_CONNECTIONS;
+
+/// Numbered messages of so many bytes.
+fn numbered(number: usize, len: usize) -> Vec<u8> {
+    let mut bytes = vec![0; len];
+    bytes[..8].copy_from_slice(&number.to_ne_bytes());
+    bytes
+}
+
+fn number(message: &[u8]) -> usize {
+    usize::from_ne_bytes(message[..8].try_into().unwrap())
+}
+
+/// Sends numbered messages until the socket takes no more with the world turning; says how many.
+fn fill(world: &mut World, program: &Program, len: usize) -> usize {
+    let mut count = 0;
+    loop {
+        if program.send(data(2, len), &numbered(count, len)).is_ok() {
+            count += 1;
+            assert!(count < 100_000, "there is no end to the room");
+            continue;
+        }
+        world.settle();
+        if program.send(data(2, len), &numbered(count, len)).is_err() {
+            return count;
+        }
+        count += 1;
+    }
+}
+
+#[test]
+fn programs_are_welcome_and_told_of_peers() {
+    for mode in [Mode::Ordered, Mode::Unordered, Mode::Unreliable, Mode::Stream] {
+        let mut world = World::new(mode);
+        let mut program = world.nodes[0].connect();
+        program.send(attach(Flags::NONE), &[]).unwrap();
+        world.settle();
+        let (welcome, name) = program.record().unwrap();
+        let longest = match mode {
+            Mode::Unreliable => 64 << 10,
+            Mode::Stream => 4,
+            _ => MAX_MESSAGE_LEN,
+        };
+        let expected = Header {
+            peer: 1,
+            number: VERSION,
+            length: longest,
+            priority: mode_number(mode),
+            ..Header::new(Kind::Welcome)
+        };
+        assert_eq!((welcome, &name[..]), (expected, &b"blue"[..]));
+        let (up, name) = program.record().unwrap();
+        assert_eq!((up.kind, up.peer, &name[..]), (Kind::PeerUp, 2, &b"two"[..]));
+        assert!(program.record().is_none());
+        let report = &world.nodes[0].sockets.report()[0];
+        assert_eq!((report.key, &report.name[..], report.mode), (KEY, "blue", mode));
+        assert_eq!((report.programs, report.receiving), (1, false));
+        drop(program);
+        world.settle();
+        assert_eq!(world.nodes[0].sockets.report()[0].programs, 0);
+    }
+}
+
+#[test]
+fn messages_go_both_ways() {
+    for mode in [Mode::Ordered, Mode::Unordered, Mode::Unreliable] {
+        let mut world = World::new(mode);
+        let mut programs = [world.attach(0, Flags::RECEIVE), world.attach(1, Flags::RECEIVE)];
+        for (from, to) in [(0, 1), (1, 0)] {
+            // To one, to all, and to a set that has the peer twice.
+            let id = to as u16 + 1;
+            let ids = [id.to_ne_bytes(), id.to_ne_bytes()].concat();
+            for (header, sent) in [
+                (Header { priority: 3, ..data(id, 5) }, &b"hello"[..]),
+                (data(0, 0), b""),
+                (Header { count: 2, ..data(9, 3) }, b"set"),
+            ] {
+                let ids = if header.count == 0 { &[][..] } else { &ids };
+                programs[from].send(header, &[ids, sent].concat()).unwrap();
+                world.settle();
+                let (came, bytes) = programs[to].message().unwrap();
+                assert_eq!((came.peer, came.priority), (from as u16 + 1, header.priority));
+                assert_eq!(bytes, sent);
+            }
+            assert!(programs[to].record().is_none());
+        }
+        let counters = world.nodes[0].counters();
+        // ATTACH and three messages; WELCOME, PEER_UP and three messages.
+        assert_eq!((counters.records_in, counters.records_out), (4, 5));
+    }
+}
+
+#[test]
+fn long_messages_come_in_pieces() {
+    for len in [MAX_PIECE_LEN, MAX_PIECE_LEN + 1, 64 << 10, MAX_MESSAGE_LEN as usize] {
+        let mode = if len <= 64 << 10 { Mode::Unreliable } else { Mode::Ordered };
+        let mut world = World::new(mode);
+        let sender = world.attach(0, Flags::NONE);
+        let mut receiver = world.attach(1, Flags::RECEIVE);
+        let message = pattern(len);
+        sender.send_message(&mut world, data(2, 0), &message);
+        let (_, bytes) = world.until(|_| receiver.message());
+        assert!(bytes == message, "{len}");
+    }
+}
+
+#[test]
+fn one_program_receives() {
+    let mut world = World::new(Mode::Ordered);
+    let first = world.attach(1, Flags::RECEIVE);
+    let mut second = world.nodes[1].connect();
+    second.send(attach(Flags::RECEIVE), &[]).unwrap();
+    assert_eq!(world.error(&mut second).0, Code::Busy);
+    assert_eq!(world.nodes[1].counters().refused_connections, 1);
+    drop(first);
+    world.settle();
+    let mut third = world.attach(1, Flags::RECEIVE);
+    world.attach(0, Flags::NONE).send(data(2, 1), b"x").unwrap();
+    world.settle();
+    assert_eq!(third.message().unwrap().1, b"x");
+}
+
+#[test]
+fn who_does_not_read_stops_who_sends() {
+    let mut world = World::new(Mode::Ordered);
+    let sender = world.attach(0, Flags::NONE);
+    let len = 1000;
+    let mut count = fill(&mut world, &sender, len);
+    assert!(world.nodes[0].counters().held_back > 0);
+    // Nothing is done over and over while nothing can be done.
+    assert!(!world.nodes[0].is_busy() && !world.nodes[1].is_busy());
+    // Still nothing is read, but what there is is in the program's socket as well.
+    let mut receiver = world.attach(1, Flags::RECEIVE);
+    count += {
+        let mut more = 0;
+        while sender.send(data(2, len), &numbered(count + more, len)).is_ok() {
+            more += 1;
+            world.settle();
+        }
+        more
+    };
+    assert!(count < 10_000, "{count} messages found room");
+    for expected in 0..count {
+        let (_, bytes) = world.until(|_| receiver.message());
+        assert_eq!((number(&bytes), bytes.len()), (expected, len));
+    }
+    sender.send(data(2, len), &numbered(count, len)).unwrap();
+    world.settle();
+    assert_eq!(number(&receiver.message().unwrap().1), count);
+}
+
+#[test]
+fn what_was_sent_before_the_end_arrives() {
+    let mut world = World::new(Mode::Ordered);
+    let sender = world.attach(0, Flags::NONE);
+    let count = fill(&mut world, &sender, 3000);
+    drop(sender);
+    world.settle();
+    assert_eq!(world.nodes[0].sockets.report()[0].programs, 1, "its messages still wait");
+    assert!(!world.nodes[0].is_busy());
+    let mut receiver = world.attach(1, Flags::RECEIVE);
+    for expected in 0..count {
+        assert_eq!(number(&world.until(|_| receiver.message()).1), expected);
+    }
+    world.settle();
+    assert_eq!(world.nodes[0].sockets.report()[0].programs, 0);
+    assert_eq!(world.nodes[0].counters().abandoned, 0);
+}
+
+#[test]
+fn the_end_of_sending_is_answered_when_all_was_taken() {
+    let mut world = World::new(Mode::Ordered);
+    let sender = world.attach(0, Flags::NONE);
+    fill(&mut world, &sender, 3000);
+    sender.socket.shutdown(std::net::Shutdown::Write).unwrap();
+    world.settle();
+    assert!(!sender.is_at_end());
+    let mut receiver = world.attach(1, Flags::RECEIVE);
+    world.until(|_| {
+        while receiver.message().is_some() {}
+        sender.is_at_end().then_some(())
+    });
+}
+
+#[test]
+fn the_next_receiver_gets_what_the_last_one_was_not_sent() {
+    let mut world = World::new(Mode::Ordered);
+    let sender = world.attach(0, Flags::NONE);
+    let first = world.attach(1, Flags::RECEIVE);
+    let count = fill(&mut world, &sender, 5000);
+    let mut first = first;
+    let taken = {
+        // What is in its socket is all that it will ever get.
+        let mut taken = 0;
+        for _ in 0..10 {
+            assert_eq!(number(&first.message().unwrap().1), taken);
+            taken += 1;
+        }
+        taken
+    };
+    drop(first);
+    let mut second = world.attach(1, Flags::RECEIVE);
+    let begin = number(&world.until(|_| second.message()).1);
+    assert!((taken..count).contains(&begin), "{begin}");
+    for expected in begin + 1..count {
+        assert_eq!(number(&world.until(|_| second.message()).1), expected);
+    }
+}
+
+#[test]
+fn datagrams_nobody_takes_are_dropped() {
+    let mut world = World::new(Mode::Unreliable);
+    let sender = world.attach(0, Flags::NONE);
+    let send = |world: &mut World, count: usize| {
+        for number in 0..count {
+            world.until(|_| sender.send(data(2, 500), &numbered(number, 500)).ok());
+        }
+        world.settle();
+    };
+    send(&mut world, 100);
+    assert_eq!(world.nodes[1].counters().dropped_no_receiver, 100);
+    let mut receiver = world.attach(1, Flags::RECEIVE);
+    assert!(receiver.message().is_none());
+    send(&mut world, 20_000);
+    let mut received = 0;
+    while receiver.message().is_some() {
+        received += 1;
+        world.turn();
+    }
+    let dropped = world.nodes[1].counters().dropped_slow_receiver;
+    assert!(received > 100 && dropped > 100, "{received} {dropped}");
+    assert_eq!(received + dropped, 20_000);
+    // It reads again, so it gets them again.
+    send(&mut world, 1);
+    assert!(receiver.message().is_some());
+}
+
+#[test]
+fn a_message_that_is_cut_short_is_counted() {
+    let mut world = World::new(Mode::Ordered);
+    let sender = world.attach(0, Flags::NONE);
+    let mut receiver = world.attach(1, Flags::RECEIVE);
+    sender.send(Header { flags: Flags::MORE, ..data(2, 100) }, b"begin").unwrap();
+    drop(sender);
+    world.settle();
+    assert_eq!(world.nodes[0].counters().cut_short, 1);
+    assert!(receiver.message().is_none());
+}
+
+#[test]
+fn events_wait_for_programs_that_do_not_read() {
+    const COUNT: u32 = 8000;
+    let mut world = World::new(Mode::Ordered);
+    let mut sender = world.attach(0, Flags::NONE);
+    world.set_up(0, false);
+    for _ in 0..COUNT {
+        world.until(|_| sender.send(Header { number: 1, ..data(2, 1) }, b"x").ok());
+        world.now += Duration::from_millis(2);
+        world.turn();
+    }
+    world.now += Duration::from_millis(2);
+    world.turn();
+    world.set_up(0, true);
+    world.settle();
+    let (mut records, mut expired, mut last) = (0, 0, None);
+    world.until(|_| {
+        while let Some((header, _)) = sender.record() {
+            records += 1;
+            match header.kind {
+                Kind::Expired => expired += header.number,
+                kind => last = Some(kind),
+            }
+        }
+        (expired == COUNT && last == Some(Kind::PeerUp)).then_some(())
+    });
+    assert!(records < COUNT, "{records}");
+}
+
+#[test]
+fn connections_have_a_bound() {
+    let mut world = World::new(Mode::Ordered);
+    let programs = (0..MAX_CONNECTIONS).map(|_| world.nodes[0].connect()).collect::<Vec<_>>();
+    world.settle();
+    let mut one_more = world.nodes[0].connect();
+    assert_eq!(world.error(&mut one_more).0, Code::TooMany);
+    assert_eq!(world.nodes[0].counters().refused_connections, 1);
+    drop(programs);
+    world.settle();
+    world.attach(0, Flags::NONE);
+}
+
+#[test]
+fn a_message_to_nobody_is_counted() {
+    let mut world = World::new(Mode::Ordered);
+    world.set_up(0, false);
+    let sender = world.nodes[0].connect();
+    sender.send(attach(Flags::NONE), &[]).unwrap();
+    sender.send(data(0, 1), b"x").unwrap();
+    world.settle();
+    assert_eq!(world.nodes[0].counters().dropped_nobody_reachable, 1);
+}
+
+#[test]
+fn a_channel_that_is_removed_says_so() {
+    for mode in [Mode::Ordered, Mode::Stream] {
+        let mut world = World::new(mode);
+        let mut program = world.attach(0, Flags::NONE);
+        let mut silent = world.nodes[0].connect();
+        world.settle();
+        world.nodes[0].sockets.remove(KEY);
+        assert_eq!(world.error(&mut program).0, Code::Closed);
+        assert_eq!(world.error(&mut silent).0, Code::Closed);
+        assert!(world.nodes[0].sockets.report().is_empty());
+    }
+}
