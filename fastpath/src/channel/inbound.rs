@@ -306,3 +306,80 @@ fn several(peers: Vec<NodeId>, channel: &mut Channel) -> Option<Target> {
         _ => Some(Target::Many(peers)),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use encap::channel::hub::{ChannelConfig, HubOptions, PeerView};
+    use encap::id::PeerIndex;
+    use encap::wire::channel::Mode;
+
+    const KEY: ChannelKey = ChannelKey(1);
+
+    fn node(id: u16) -> NodeId {
+        NodeId::new(id).unwrap()
+    }
+
+    /// A hub whose peers 2, 3 and 4 never take anything; those named have no room.
+    fn hub(now: Instant, full: &[u16]) -> Hub {
+        let config = ChannelConfig {
+            name: "blue".into(),
+            mode: Mode::Ordered,
+            peers: None,
+            copies: false,
+            send_buffer: 64 << 10,
+            compression: None,
+        };
+        let mut hub = Hub::new(HubOptions::default());
+        let view =
+            |id: u16| PeerView { index: PeerIndex(id.into()), node: node(id), session: None };
+        hub.set_peers(now, [2, 3, 4].map(view).to_vec());
+        hub.configure(now, vec![(KEY, config)]);
+        for id in full {
+            let options = SendOptions::default();
+            while hub.send(now, KEY, node(*id), options, vec![0; 1000]).is_ok() {}
+        }
+        hub
+    }
+
+    fn message(peers: &[u16]) -> Outgoing {
+        let to = Target::Many(peers.iter().copied().map(node).collect());
+        Outgoing { to, options: SendOptions::default(), bytes: vec![7; 5000] }
+    }
+
+    #[test]
+    fn only_those_without_room_are_waited_for() {
+        let now = Instant::now();
+        for full in [&[2][..], &[3], &[4], &[2, 3], &[2, 4], &[3, 4], &[2, 3, 4]] {
+            let mut hub = hub(now, full);
+            let mut outgoing = message(&[2, 3, 4]);
+            assert_eq!(outgoing.send(now, &mut hub, KEY), Ok(false));
+            assert_eq!(outgoing.to, message(full).to);
+            assert_eq!(outgoing.bytes, [7; 5000]);
+            // The same again: nothing is taken twice and nothing is lost.
+            let before = hub.report();
+            assert_eq!(outgoing.send(now, &mut hub, KEY), Ok(false));
+            assert_eq!((hub.report(), &outgoing.bytes[..]), (before, &[7; 5000][..]));
+        }
+    }
+
+    #[test]
+    fn all_with_room_get_it() {
+        let now = Instant::now();
+        let mut hub = hub(now, &[]);
+        assert_eq!(message(&[2, 3, 4]).send(now, &mut hub, KEY), Ok(true));
+        let report = hub.report();
+        let got = report.channels[0].peers.iter().map(|peer| (peer.messages_out, peer.bytes_out));
+        assert_eq!(got.collect::<Vec<_>>(), [(1, 5000); 3]);
+    }
+
+    #[test]
+    fn a_set_with_a_stranger_is_a_fault() {
+        let now = Instant::now();
+        for peers in [&[2, 9][..], &[9, 2], &[9, 9]] {
+            let mut hub = hub(now, &[]);
+            assert_eq!(message(peers).send(now, &mut hub, KEY), Err(SendError::NoPeer));
+        }
+    }
+}

@@ -522,3 +522,50 @@ fn pause(channel: &mut Channel, epoll: &Epoll, timer: &Timer) {
         channel.listening = false;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::{UnixListener, UnixStream};
+
+    use encap::channel::hub::HubOptions;
+
+    use crate::wake::PollSet;
+
+    #[test]
+    fn without_descriptors_new_connections_wait() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("blue");
+        let listener = UnixListener::bind(&path).unwrap().into();
+        let (key, name) = (ChannelKey(1), "blue".to_owned());
+        let mut sockets = ChannelSockets::new().unwrap();
+        sockets.add(ChannelSetup { key, name, mode: Mode::Stream, listener }).unwrap();
+        let channel = sockets.channels.get_mut(&key).unwrap();
+        // What is done when the kernel says so.
+        pause(channel, &sockets.shared.epoll, &sockets.timer);
+        assert!(!channel.listening);
+        let _program = UnixStream::connect(&path).unwrap();
+        let mut hub = Hub::new(HubOptions::default());
+        sockets.poll(Instant::now(), &mut hub);
+        assert_eq!(sockets.channels[&key].connections, []);
+        let mut set = PollSet::default();
+        set.set([sockets.fd()]);
+        for _ in 0..2 {
+            assert!(set.wait(Duration::from_secs(10)));
+            sockets.poll(Instant::now(), &mut hub);
+        }
+        assert_eq!(sockets.channels[&key].connections.len(), 1);
+        assert!(!set.wait(Duration::ZERO) && !sockets.has_pending());
+    }
+
+    #[test]
+    fn numbers_of_connections_are_used_again_for_others() {
+        let mut connections = Connections::default();
+        let first = connections.reserve();
+        connections.release(first);
+        let second = connections.reserve();
+        assert_eq!((first.index, connections.slots.len()), (second.index, 1));
+        assert_ne!(first, second);
+        assert!(connections.slot(first).is_none() && connections.slot(second).is_some());
+    }
+}

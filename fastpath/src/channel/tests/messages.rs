@@ -158,6 +158,33 @@ fn who_does_not_read_stops_who_sends() {
 }
 
 #[test]
+fn programs_that_wait_for_room_get_it_in_turn() {
+    let mut world = World::new(Mode::Ordered);
+    let senders = [0; 3].map(|_| world.attach(0, Flags::NONE));
+    let mut count = 0;
+    for sender in &senders {
+        count += fill(&mut world, sender, 1000);
+    }
+    let mut receiver = world.attach(1, Flags::RECEIVE);
+    for _ in 0..count {
+        world.until(|_| receiver.message());
+    }
+    // Now each has a flood of them, and each finds room.
+    let mut sent = [0_usize; 3];
+    for _ in 0..20_000 {
+        for (number, sender) in senders.iter().enumerate() {
+            if sender.send(data(2, 1000), &numbered(number, 1000)).is_ok() {
+                sent[number] += 1;
+            }
+        }
+        world.turn();
+        while receiver.message().is_some() {}
+    }
+    let (least, most) = (sent.iter().min().unwrap(), sent.iter().max().unwrap());
+    assert!(least * 4 > *most, "{sent:?}");
+}
+
+#[test]
 fn what_was_sent_before_the_end_arrives() {
     let mut world = World::new(Mode::Ordered);
     let sender = world.attach(0, Flags::NONE);
@@ -213,6 +240,20 @@ fn the_next_receiver_gets_what_the_last_one_was_not_sent() {
     for expected in begin + 1..count {
         assert_eq!(number(&world.until(|_| second.message()).1), expected);
     }
+}
+
+#[test]
+fn a_message_that_a_receiver_got_in_part_begins_anew_for_the_next() {
+    let mut world = World::new(Mode::Ordered);
+    let sender = world.attach(0, Flags::NONE);
+    let first = world.attach(1, Flags::RECEIVE);
+    let message = pattern(8 << 20);
+    sender.send_message(&mut world, data(2, 0), &message);
+    world.settle();
+    assert!(world.nodes[1].counters().records_out > 2, "no piece was written");
+    drop(first);
+    let mut second = world.attach(1, Flags::RECEIVE);
+    assert!(world.until(|_| second.message()).1 == message);
 }
 
 #[test]

@@ -5,3 +5,4 @@ mod messages;
 mod wrong;
 mod raw;
 mod streams;
+mod clients;

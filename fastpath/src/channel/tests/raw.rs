@@ -136,6 +136,37 @@ fn the_connection_is_the_lifeline() {
 }
 
 #[test]
+fn what_a_descriptor_still_holds_arrives() {
+    for keeps in [false, true] {
+        let mut world = World::new(Mode::Ordered);
+        let (mine, theirs) = pair(Type::SEQPACKET);
+        let program = hand_over(&mut world, &theirs);
+        drop(theirs);
+        let mut count = 0_u64;
+        loop {
+            world.settle();
+            if mine.send(&[&count.to_ne_bytes()[..], &[0; 4000]].concat()).is_err() {
+                break;
+            }
+            count += 1;
+        }
+        drop(program);
+        // Another process may have the other end too.
+        let _mine = keeps.then_some(mine);
+        world.settle();
+        assert_eq!(world.nodes[0].sockets.report()[0].programs, 1, "its packets still wait");
+        assert!(!world.nodes[0].is_busy());
+        let mut other = world.attach(1, Flags::RECEIVE);
+        for expected in 0..count {
+            let (_, bytes) = world.until(|_| other.message());
+            assert_eq!(bytes[..8], expected.to_ne_bytes());
+        }
+        world.settle();
+        assert_eq!(world.nodes[0].sockets.report()[0].programs, 0);
+    }
+}
+
+#[test]
 fn the_end_of_a_descriptor_ends_the_connection() {
     let mut world = World::new(Mode::Ordered);
     let mut other = world.attach(1, Flags::RECEIVE);

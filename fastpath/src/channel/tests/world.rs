@@ -49,7 +49,7 @@ pub(super) struct Node {
 }
 
 impl Node {
-    fn path(&self) -> PathBuf {
+    pub(super) fn path(&self) -> PathBuf {
         self.directory.path().join("blue")
     }
 
@@ -162,7 +162,7 @@ impl World {
     }
 
     /// Lets time go by until the next timer, if nothing is to be done at once.
-    fn idle(&mut self) {
+    pub(super) fn idle(&mut self) {
         let now = self.now;
         let timers = self.nodes.iter().filter_map(|node| node.hub.timeout(now));
         self.now = timers.min().map_or(now + IDLE, |at| at.clamp(now, now + IDLE));
