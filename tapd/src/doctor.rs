@@ -9,6 +9,7 @@ mod uplink;
 mod ports;
 mod dpdk;
 mod pci;
+mod channels;
 
 use std::fmt;
 use std::fs;
@@ -155,6 +156,7 @@ fn examine(request: Request) -> Report {
     if let Some(config) = config {
         let uplinks = [uplinks, dpdk::uplinks(Some(config))].concat();
         tap::check_networks(config, &uplinks, running.is_some(), &mut report);
+        channels::check(config, running.is_some(), &mut report);
     }
     report
 }

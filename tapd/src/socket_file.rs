@@ -32,19 +32,36 @@ pub(crate) fn bind_private(path: &Path, kind: Type) -> io::Result<Socket> {
 /// What was found where a socket is to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Found {
-    /// Nothing, or a socket that a daemon left behind, which was removed.
+    /// Nothing.
     Room,
+    /// A socket that nobody listens on any more.
+    LeftBehind,
     /// A socket that somebody listens on.
     Listener,
     /// Another kind of file.
     NoSocket,
 }
 
-/// Removes the socket of a daemon that is gone.
+/// Removes the socket of a daemon that is gone, which leaves [`Found::Room`].
 ///
 /// # Errors
 /// It cannot be told whether it is gone, or its socket cannot be removed.
 pub(crate) fn make_room(path: &Path) -> anyhow::Result<Found> {
+    let found = look(path)?;
+    if found != Found::LeftBehind {
+        return Ok(found);
+    }
+    fs::remove_file(path).with_context(|| {
+        format!("cannot remove {}, left behind by an earlier daemon", path.display())
+    })?;
+    Ok(Found::Room)
+}
+
+/// Looks what is there.
+///
+/// # Errors
+/// It cannot be told whether somebody listens.
+pub(crate) fn look(path: &Path) -> anyhow::Result<Found> {
     let shown = path.display();
     let metadata = match fs::symlink_metadata(path) {
         Ok(metadata) => metadata,
@@ -71,12 +88,7 @@ pub(crate) fn make_room(path: &Path) -> anyhow::Result<Found> {
             });
         }
     };
-    if listens {
-        return Ok(Found::Listener);
-    }
-    fs::remove_file(path)
-        .with_context(|| format!("cannot remove {shown}, left behind by an earlier daemon"))?;
-    Ok(Found::Room)
+    Ok(if listens { Found::Listener } else { Found::LeftBehind })
 }
 
 /// Whether the kernel knows of a socket in this network namespace that listens at `path`.
@@ -173,6 +185,8 @@ mod tests {
             assert_eq!(make_room(&path).unwrap(), Found::Listener);
             assert!(is_listed(&path).unwrap());
             drop(socket);
+            assert_eq!(look(&path).unwrap(), Found::LeftBehind);
+            assert!(path.exists());
             assert!(!is_listed(&path).unwrap());
             assert_eq!(make_room(&path).unwrap(), Found::Room);
             assert!(!path.exists());

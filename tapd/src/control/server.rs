@@ -176,7 +176,7 @@ fn listen(socket: Socket) -> io::Result<UnixListener> {
 fn remove_stale(path: &Path) -> anyhow::Result<()> {
     let shown = path.display();
     match socket_file::make_room(path)? {
-        Found::Room => Ok(()),
+        Found::Room | Found::LeftBehind => Ok(()),
         Found::NoSocket => {
             bail!("{shown} exists and is not a socket; choose another path with --control-socket")
         }

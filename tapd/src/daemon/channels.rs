@@ -219,7 +219,7 @@ fn hub_config(own: NodeId, channel: &ChannelConfig) -> hub::ChannelConfig {
 fn open(path: &Path, channel: &ChannelConfig, key: ChannelKey) -> anyhow::Result<OpenChannel> {
     let shown = path.display();
     match socket_file::make_room(path)? {
-        Found::Room => {}
+        Found::Room | Found::LeftBehind => {}
         Found::NoSocket => {
             bail!("{shown} exists and is not a socket; give the channel another socket")
         }

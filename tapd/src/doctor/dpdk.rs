@@ -312,7 +312,7 @@ fn check_server(check: &str, port: &VhostUser, workers: usize, running: bool, re
 }
 
 /// Tries whether a file can be made in a directory, and leaves none behind.
-fn writable(directory: &Path) -> io::Result<()> {
+pub(super) fn writable(directory: &Path) -> io::Result<()> {
     let trial = directory.join(format!(".tapd-doctor-{}", std::process::id()));
     fs::OpenOptions::new().write(true).create_new(true).open(&trial)?;
     fs::remove_file(&trial)

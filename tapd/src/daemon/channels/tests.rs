@@ -164,7 +164,6 @@ fn another_owner_takes_a_capability_that_is_named_where_it_is_missing() {
         let channels = Channels::open(&config).unwrap();
         assert_eq!(fs::symlink_metadata(channels.list[0].socket()).unwrap().uid(), 12_345);
     }
-    let config = config.clone();
     let unable = std::thread::spawn(move || {
         caps::clear(None, caps::CapSet::Effective).unwrap();
         Channels::open(&config).err().unwrap().to_string()
