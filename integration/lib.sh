@@ -113,6 +113,11 @@ install_needs() {
             cargo install --quiet --locked --force --root "$rivals" --target-dir "$rivals/build" \
                 --path "$package" || echo "*** $proof cannot be built" >&2
             ;;
+        script)
+            if [ -e "$rivals/bin/$proof" ]; then continue; fi
+            echo "== building $proof =="
+            "$package" "$rivals" || echo "*** $proof cannot be built" >&2
+            ;;
         esac
     done
 }

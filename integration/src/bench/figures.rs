@@ -193,6 +193,10 @@ mod tests {
         assert!(line("f").is_none(), "{text}");
         let rows = figures.rows("here", &goals);
         assert_eq!(rows.iter().filter(|row| row.ratio == Some(0.5)).count(), 5);
-        assert!(figures.table("here").contains("2.00 [1.00..3.00] m/s"), "{}", figures.table("here"));
+        assert!(
+            figures.table("here").contains("2.00 [1.00..3.00] m/s"),
+            "{}",
+            figures.table("here")
+        );
     }
 }

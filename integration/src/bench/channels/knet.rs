@@ -1,14 +1,14 @@
 //! libknet's messages, by a small program of ours (`integration/rivals/knet-messages.c`) that is
-//! what an application of it is.
+//! what an application of it is, and by its own bench (`integration/rivals/knet-bench` builds it).
 
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 
 use super::programs::{Program, Scratch};
 use super::{Ends, MESSAGE, What, of_flood, of_ping};
-use crate::bench::rivals::Need;
+use crate::bench::rivals::{Need, crate_program};
 use crate::command::run_command;
 use crate::netns::Netns;
 use crate::stats::Random;
@@ -20,12 +20,20 @@ const SOURCE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/rivals/knet-messages.
 const KEY_LEN: usize = 256;
 /// Port of the link.
 const PORT: &str = "25900";
+/// Base port of libknet's bench.
+const BENCH_PORT: &str = "25930";
 
 /// What it cannot do without.
-pub(super) const NEEDS: [Need; 2] = [
+pub(super) const NEEDS: [Need; 3] = [
     Need::Debian { proof: "cc", package: "build-essential" },
     Need::Debian { proof: "/usr/include/libknet.h", package: "libknet-dev" },
+    BENCH,
 ];
+/// Only its own bench needs this.
+const BENCH: Need = Need::Script {
+    program: "knet_bench",
+    script: concat!(env!("CARGO_MANIFEST_DIR"), "/rivals/knet-bench"),
+};
 
 /// The program, built, and a key.
 #[derive(Debug)]
@@ -40,7 +48,7 @@ impl Knet {
     /// There is no compiler or no libknet.
     pub(super) fn build() -> Result<Self> {
         let scratch = Scratch::new()?;
-        for need in NEEDS {
+        for need in NEEDS.into_iter().filter(|need| *need != BENCH) {
             need.check()?;
         }
         let mut cc = Command::new("cc");
@@ -82,5 +90,56 @@ impl Knet {
         let sent = flood.finish(span)?;
         values.extend(of_flood(&sent, &sink.finish(span)?)?);
         Ok(values)
+    }
+
+    /// What libknet's own bench says of a flood one way. Its key has 4096 bytes.
+    ///
+    /// # Errors
+    /// It is not built, or the link does not come up.
+    pub(super) fn bench(
+        &self,
+        pair: &Pair,
+        sealed: bool,
+        span: Duration,
+    ) -> Result<Vec<(What, f64)>> {
+        BENCH.check()?;
+        let program = crate_program("knet_bench")?;
+        let start = |netns: &Netns, ends: Ends| {
+            let mut command = netns.command(&program);
+            let node = |ends: Ends| format!("{},{}", ends.id(), ends.own(pair));
+            command.args(["-n", &node(Ends::Near), "-n", &node(Ends::Far), "-t", ends.id()]);
+            command.args(["-s", Ends::Near.id(), "-b", BENCH_PORT, "-T", "perf-by-time"]);
+            command.args(["-S", &span.as_secs().max(1).to_string(), "-x", &MESSAGE.to_string()]);
+            if sealed {
+                command.args(["-c", "openssl:aes256:sha256"]);
+            }
+            Program::start(&self.scratch, &format!("bench{}", ends.id()), &mut command)
+        };
+        let receiver = start(&pair.beta, Ends::Far)?;
+        let sender = start(&pair.alpha, Ends::Near)?;
+        let said = receiver.finish_text(span)?;
+        sender.finish_text(span)?;
+        let rate = rate_of(&said).with_context(|| format!("no rate in: {said}"))?;
+        Ok(vec![(What::OneWay, rate / 1e3)])
+    }
+}
+
+/// Messages a second in what the receiver of libknet's bench says.
+fn rate_of(said: &str) -> Option<f64> {
+    let line = said.lines().find(|line| line.contains("pckts/sec"))?;
+    let mut words = line.split_whitespace().rev().skip_while(|word| *word != "pckts/sec");
+    words.nth(1)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_rate_is_found() {
+        let said = "[info]: setting up\n[perf] execution time:   1.8735 secs Average speed:   \
+                    0.8307 MB/sec 13610.6469 pckts/sec (size: 64 total: 25500)\n";
+        assert_eq!(rate_of(said), Some(13_610.646_9));
+        assert_eq!(rate_of("nothing"), None);
     }
 }

@@ -55,6 +55,8 @@ enum Who {
     Clear,
     KnetSealed,
     KnetClear,
+    BenchSealed,
+    BenchClear,
     Tcp,
     Quinn,
     TcpInTap,
@@ -67,6 +69,8 @@ impl Contestant for Who {
             Self::Clear => "tapd-clear",
             Self::KnetSealed => "libknet-aes256-sha256",
             Self::KnetClear => "libknet-clear",
+            Self::BenchSealed => "knet_bench-aes256-sha256",
+            Self::BenchClear => "knet_bench-clear",
             Self::Tcp => "tcp",
             Self::Quinn => "quinn",
             Self::TcpInTap => "tcp-in-tapd-sealed",
@@ -124,13 +128,15 @@ impl Quantity for What {
 type Goal = figures::Goal<Who, What>;
 type Figures = figures::Figures<Who, What>;
 
-const GOALS: [Goal; 9] = [
+const GOALS: [Goal; 11] = [
     goal(Who::Sealed, Who::KnetSealed, What::PingP50, Bar::AtMost(1.0)),
     goal(Who::Sealed, Who::KnetSealed, What::PingP99, Bar::None),
     goal(Who::Sealed, Who::KnetSealed, What::OneWay, Bar::AtLeast(2.0)),
     goal(Who::Clear, Who::KnetClear, What::PingP50, Bar::AtMost(1.0)),
     goal(Who::Clear, Who::KnetClear, What::PingP99, Bar::None),
     goal(Who::Clear, Who::KnetClear, What::OneWay, Bar::AtLeast(2.0)),
+    goal(Who::Sealed, Who::BenchSealed, What::OneWay, Bar::None),
+    goal(Who::Clear, Who::BenchClear, What::OneWay, Bar::None),
     goal(Who::Sealed, Who::TcpInTap, What::StreamGbps, Bar::None),
     goal(Who::Sealed, Who::Quinn, What::StreamGbps, Bar::AtLeast(1.0)),
     goal(Who::Sealed, Who::Tcp, What::Share, Bar::None),
@@ -200,7 +206,7 @@ impl Place {
             Who::Clear => self.clear.as_ref()?.stream(span),
             Who::Quinn => self.quinn.as_ref()?.start(&self.pair, span),
             Who::Tcp => self.tcp(span),
-            Who::TcpInTap | Who::KnetSealed | Who::KnetClear => return None,
+            _ => return None,
         })
     }
 
@@ -227,6 +233,10 @@ impl Place {
         }
         for (who, sealed) in [(Who::KnetSealed, true), (Who::KnetClear, false)] {
             let values = self.knet.as_ref().map(|knet| knet.messages(&self.pair, sealed, span));
+            add(figures, who, values);
+        }
+        for (who, sealed) in [(Who::BenchSealed, true), (Who::BenchClear, false)] {
+            let values = self.knet.as_ref().map(|knet| knet.bench(&self.pair, sealed, span));
             add(figures, who, values);
         }
     }

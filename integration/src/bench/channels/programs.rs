@@ -73,13 +73,21 @@ impl Program {
         })
     }
 
-    /// Waits for its end, `span` from now, and gives the JSON of its last line.
-    pub(super) fn finish(mut self, span: Duration) -> Result<Value> {
+    /// Waits for its end, `span` from now, and gives what it said.
+    pub(super) fn finish_text(mut self, span: Duration) -> Result<String> {
         let ended = self.running.wait_end(span + END_PATIENCE).with_context(|| self.words())?;
         ensure!(ended.success(), "it ended with {ended}: {}", self.words());
-        let text = fs::read_to_string(&self.output)?;
+        Ok(fs::read_to_string(&self.output)?)
+    }
+
+    /// Waits for its end, `span` from now, and gives the JSON of its last line.
+    pub(super) fn finish(self, span: Duration) -> Result<Value> {
+        let errors = self.errors.clone();
+        let text = self.finish_text(span)?;
         let last = text.lines().last().unwrap_or_default();
-        serde_json::from_str(last).with_context(|| format!("it said: {text}{}", self.words()))
+        serde_json::from_str(last).with_context(|| {
+            format!("it said: {text}{}", fs::read_to_string(errors).unwrap_or_default())
+        })
     }
 
     fn words(&self) -> String {

@@ -66,6 +66,14 @@ pub enum Need {
         /// Where its Cargo.toml is, an absolute path.
         folder: &'static str,
     },
+    /// A program that a script of ours builds into the folder of [`rivals_dir`] from source that is
+    /// fetched.
+    Script {
+        /// The program.
+        program: &'static str,
+        /// The script, an absolute path; it is given the folder.
+        script: &'static str,
+    },
 }
 
 impl Need {
@@ -76,6 +84,7 @@ impl Need {
             Self::Debian { proof, package } => format!("debian {proof} {package}"),
             Self::Crate { program, name, version } => format!("crate {program} {name} {version}"),
             Self::Folder { program, folder } => format!("folder {program} {folder}"),
+            Self::Script { program, script } => format!("script {program} {script}"),
         }
     }
 
@@ -108,6 +117,15 @@ impl Need {
                     crate_program(program).is_ok(),
                     "{program} is missing: `cargo install --locked --root {} --path {folder}`, \
                      which `integration/run bench` does if you name the scenario",
+                    root.display()
+                );
+            }
+            Self::Script { program, script } => {
+                let root = rivals_dir()?;
+                ensure!(
+                    crate_program(program).is_ok(),
+                    "{program} is missing: `{script} {}`, which `integration/run bench` does if \
+                     you name the scenario",
                     root.display()
                 );
             }
@@ -360,6 +378,9 @@ mod tests {
         let need = Need::Folder { program: "p", folder: "/nowhere" };
         assert_eq!(need.line(), "folder p /nowhere");
         assert!(need.check().unwrap_err().to_string().contains("--path /nowhere"));
+        let need = Need::Script { program: "p", script: "/nowhere/s" };
+        assert_eq!(need.line(), "script p /nowhere/s");
+        assert!(need.check().unwrap_err().to_string().contains("`/nowhere/s "));
     }
 
     #[test]
