@@ -20,6 +20,8 @@ const LEAST_GRANT: u64 = 16 << 10;
 
 /// Memory that credit may be given for, by all channels that share it: those of a peer, or of the
 /// node. What is given and was not yet taken by a program is booked here, whether it came or not.
+/// No window gets more than a half of what is free, so that one that is never read leaves some for
+/// others.
 ///
 /// Of the last quarter only large messages get any: these are begun by their sender when they have
 /// all the credit that they need, and so do not wait for each other, whereas windows that nobody
@@ -47,7 +49,8 @@ impl Memory {
     /// Books up to `wanted` bytes for a window, and says how many: all, or no crumbs.
     fn book_some(&mut self, wanted: u64) -> u64 {
         let free = (self.limit - self.limit / 4).saturating_sub(self.booked);
-        let some = if free < wanted.min(LEAST_GRANT) { 0 } else { wanted.min(free) };
+        let share = (free / 2).max(LEAST_GRANT).min(free);
+        let some = if free < wanted.min(LEAST_GRANT) { 0 } else { wanted.min(share) };
         self.booked += some;
         some
     }
@@ -79,6 +82,8 @@ pub struct Credit {
     demand: u64,
     /// Whether `granted` is to be said.
     due: bool,
+    /// There is to be more of it, and memory had none.
+    starved: bool,
     grown_at: Instant,
 }
 
@@ -89,13 +94,20 @@ impl Credit {
     pub fn new(now: Instant, window: u64, top: u64, memory: &mut Memory) -> Self {
         let granted = memory.book_some(window);
         let top = top.max(window);
-        Self { window, top, granted, released: 0, demand: 0, due: false, grown_at: now }
+        let starved = granted == 0;
+        Self { window, top, granted, released: 0, demand: 0, due: false, starved, grown_at: now }
     }
 
     /// Total in bytes that the peer may send.
     #[must_use]
     pub const fn granted(&self) -> u64 {
         self.granted
+    }
+
+    /// Whether memory was short when [`Self::poll`] was last asked: it is to be asked again when there
+    /// is more.
+    pub(super) const fn is_starved(&self) -> bool {
+        self.starved
     }
 
     /// The window in bytes.
@@ -138,6 +150,7 @@ impl Credit {
         memory: &mut Memory,
     ) -> Option<u64> {
         let room = (self.released + self.window).saturating_sub(self.granted);
+        self.starved = false;
         if room > 0 && room >= self.window / 2 {
             if now.saturating_duration_since(self.grown_at) < rtt * 2 {
                 self.window = (self.window * 2).min(self.top);
@@ -145,6 +158,7 @@ impl Credit {
             let wanted = (self.released + self.window).saturating_sub(self.granted);
             let some = memory.book_some(wanted);
             self.granted += some;
+            self.starved = some == 0;
             if some > 0 {
                 self.grown_at = now;
                 self.due = true;
@@ -153,10 +167,14 @@ impl Credit {
         // While anything is kept, it is the program that the peer waits for.
         let (wanted, idle) = (self.demand.saturating_sub(self.granted), used == self.released);
         let window = self.demand.saturating_sub(self.released);
-        if wanted > 0 && idle && window <= self.top && memory.book_all(wanted) {
-            self.window = self.window.max(window);
-            self.granted += wanted;
-            self.due = true;
+        if wanted > 0 && idle && window <= self.top {
+            if memory.book_all(wanted) {
+                self.window = self.window.max(window);
+                self.granted += wanted;
+                (self.due, self.starved) = (true, false);
+            } else {
+                self.starved = true;
+            }
         }
         std::mem::take(&mut self.due).then_some(self.granted)
     }

@@ -209,6 +209,13 @@ impl IncomingMessages {
         Ok(())
     }
 
+    /// Whether [`Self::next_message`] has something.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        let first = self.ready.first_key_value();
+        first.is_some_and(|((_, at), _)| !self.ordered || *at == self.next)
+    }
+
     /// The next message for the program.
     pub fn next_message(&mut self, memory: &mut Memory) -> Option<Delivery> {
         let (turn, _) = self.ready.first_key_value()?;
@@ -247,6 +254,12 @@ impl IncomingMessages {
     /// Its credit in bytes, for who wants another window.
     pub fn credit_mut(&mut self) -> &mut Credit {
         &mut self.credit
+    }
+
+    /// Whether there would be more credit to say if memory had room.
+    #[must_use]
+    pub fn is_starved(&self) -> bool {
+        self.end.is_none() && self.credit.is_starved()
     }
 
     /// Credit that is to be said now. `rtt` is the round trip time.

@@ -113,6 +113,12 @@ impl IncomingStream {
         &mut self.credit
     }
 
+    /// Whether there would be more credit to say if memory had room.
+    #[must_use]
+    pub fn is_starved(&self) -> bool {
+        self.end.is_none() && self.credit.is_starved()
+    }
+
     /// Credit that is to be said now. `rtt` is the round trip time.
     pub fn next_frame(
         &mut self,
