@@ -189,7 +189,8 @@ pub enum ChannelEvent {
     StreamReadable(StreamKey),
     /// [`Hub::write_stream`] takes bytes again.
     StreamWritable(StreamKey),
-    /// All that was written has arrived, its end included, and all was read: the key is forgotten.
+    /// All that was written has arrived, its end included, and all was read, up to the peer's end,
+    /// which is said by this if it was not read before: the key is forgotten.
     StreamDone(StreamKey),
     /// The stream is over; the key is forgotten.
     StreamFailed(StreamKey, StreamError),
@@ -220,6 +221,8 @@ pub struct Hub {
     turn: Option<NodeId>,
     /// Something may be there to be sent.
     work: bool,
+    /// Bytes of memory that were booked when a conduit got none: with less, they are asked again.
+    starved_at: Option<u64>,
     /// When something is due, if nothing happens before.
     due: Option<Instant>,
     /// The packet at hand.
@@ -245,6 +248,7 @@ impl Hub {
             events: VecDeque::new(),
             turn: None,
             work: false,
+            starved_at: None,
             due: None,
             buf: Vec::new(),
             ranges: Vec::new(),
@@ -257,7 +261,8 @@ impl Hub {
     /// Whether there is any channel.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.channels.is_empty() && self.peers.values().all(|peer| peer.replies.is_empty())
+        let silent = |peer: &Association| peer.view.is_none() || peer.replies.is_empty();
+        self.channels.is_empty() && self.peers.values().all(silent)
     }
 
     /// The peers that there are from now on, and how they can be reached.
@@ -297,6 +302,7 @@ impl Hub {
         let Some(peer) = self.peers.get_mut(&node) else { return };
         peer.view = None;
         peer.round.clear();
+        peer.datagrams.clear();
         let conduits = std::mem::take(&mut peer.conduits);
         // It is told when it comes back, unless it is another process by then.
         for id in conduits.keys() {
@@ -313,8 +319,10 @@ impl Hub {
             let key = conduit.channel;
             *lost.entry(key).or_default() += self.end(node, conduit, StreamError::PeerGone);
         }
-        for (key, channel) in &self.channels {
+        for (key, channel) in &mut self.channels {
             if channel.takes(node) && channel.config.mode != Mode::Stream {
+                // What another process refused says nothing of the next one.
+                channel.member(node).refused = false;
                 let count = lost.get(key).copied().unwrap_or(0);
                 self.events.push_back(ChannelEvent::EpochChanged(*key, node, count));
             }
@@ -347,9 +355,7 @@ impl Hub {
                     {
                         channel.take_in(node, delivery);
                     }
-                    if let Some(member) = channel.peers.get_mut(&node) {
-                        member.forget(id);
-                    }
+                    channel.member(node).forget(id);
                     if !channel.inbox.is_empty() {
                         channel.tell(key, &mut self.events);
                     }
@@ -395,6 +401,11 @@ impl Hub {
             if std::mem::replace(&mut member.up, up) != up {
                 let event = if up { ChannelEvent::PeerUp } else { ChannelEvent::PeerDown };
                 self.events.push_back(event(*key, node));
+                if !up && let Some(id) = member.out {
+                    let peer = self.peers.get_mut(&node);
+                    let conduit = peer.and_then(|peer| peer.conduits.get_mut(&id));
+                    member.drop_waiting(*key, node, conduit, &mut self.events);
+                }
             }
         }
     }

@@ -145,7 +145,7 @@ fn rule_f8_what_no_sender_makes_is_dropped_by_name() {
         (last(3), &content(5), "fragment_invalid"),             // control in a fragment
         (last(4), &content(7), "fragment_invalid"),             // a probe in a fragment
         (last(10), &content(3), "fragment_invalid"),            // a bundle in a fragment
-        (last(11), &content(4), "fragment_invalid"), // a channel packet in a fragment
+        (last(11), &content(4), "fragment_invalid"),            // a channel packet in a fragment
         (last(12), &content(8), "fragment_invalid"), // an unreliable message in a fragment
         (last(5), &content(6), "kind_unknown"),
         (last(6), &[], "fragment_invalid"), // no piece

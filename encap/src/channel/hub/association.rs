@@ -20,8 +20,6 @@ pub(super) const MAX_CONDUITS: usize = 4096;
 const MAX_REPLIES: usize = 1024;
 /// Boots of the peer that are over, as tables may still name them for a moment.
 const OLD_BOOTS: usize = 4;
-/// Timeouts in a row after which another link is tried.
-const SUSPECT_TIMEOUTS: u32 = 2;
 
 /// What a frame was, for when its packet was acknowledged or lost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -116,6 +114,13 @@ impl Association {
         self.conduits.len() >= MAX_CONDUITS
     }
 
+    /// A number for a conduit that this node opens; none when all are used up.
+    pub(super) fn take_number(&mut self) -> Option<u32> {
+        let number = self.next_number;
+        self.next_number = number.checked_add(1)?;
+        Some(number)
+    }
+
     /// Whether there is room for an answer to something new.
     pub(super) fn may_reply(&self) -> bool {
         self.replies.len() < MAX_REPLIES
@@ -163,9 +168,13 @@ impl Association {
                 }
             }
             for way in &session.links {
+                let known = self.view.as_ref().is_some_and(|view| view.way(way.link).is_some());
                 if let Some(Some(path)) = self.paths.get_mut(way.link.at()) {
                     path.set_room(way.room);
                     way.seed(now, &mut path.recovery);
+                    if !known {
+                        path.trust();
+                    }
                 }
             }
         }
@@ -205,12 +214,25 @@ impl Association {
     /// The link that packets leave by now: the best one, unless it is silent and another is not.
     pub(super) fn best_link(&self) -> Option<LinkIndex> {
         let links = &self.way()?.session.as_ref()?.links;
-        let suspect = |link: LinkIndex| {
-            let path = self.paths.get(link.at()).and_then(Option::as_ref);
-            path.is_some_and(|path| path.recovery.timeouts_in_a_row() >= SUSPECT_TIMEOUTS)
-        };
-        let trusted = links.iter().find(|way| !suspect(way.link));
+        let trusted = links.iter().find(|way| !self.is_suspect(way.link));
         trusted.or(links.first()).map(|way| way.link)
+    }
+
+    fn is_suspect(&self, link: LinkIndex) -> bool {
+        let path = self.paths.get(link.at()).and_then(Option::as_ref);
+        path.is_some_and(|path| path.is_suspect())
+    }
+
+    /// Whether packets may leave by another link than this one, which is not silent.
+    fn has_better_than(&self, link: LinkIndex) -> bool {
+        let session = self.way().and_then(|view| view.session.as_ref());
+        let mut links = session.into_iter().flat_map(|session| &session.links);
+        links.any(|way| way.link != link && !self.is_suspect(way.link))
+    }
+
+    /// Whether packets may leave by this link.
+    pub(super) fn may_use(&self, link: LinkIndex) -> bool {
+        self.way().is_some_and(|view| view.way(link).is_some())
     }
 
     /// A link for what is to probe because `silent` is: another one, if there is any.
@@ -272,7 +294,7 @@ impl Association {
         }
     }
 
-    fn lose(&mut self, item: &Item) {
+    pub(super) fn lose(&mut self, item: &Item) {
         if item.what == What::Reply {
             if let Some((_, notice)) = self.replies.get_mut(&item.id) {
                 notice.on_lost();
@@ -295,6 +317,9 @@ impl Association {
         let mut outcome = std::mem::take(&mut self.outcome);
         if path.recovery.on_ack(now, ack, &mut outcome).is_ok() {
             path.on_outcome(now, &outcome, true);
+            if !outcome.acked.is_empty() {
+                path.trust();
+            }
             self.settle(&outcome);
             let items = outcome.acked.iter().flat_map(|packet| packet.item.iter());
             heard.extend(items.map(|item| item.id));
@@ -312,20 +337,34 @@ impl Association {
             let mut outcome = std::mem::take(&mut self.outcome);
             path.recovery.on_timeout(now, &mut outcome);
             path.on_outcome(now, &outcome, false);
-            if outcome.probes > 0 {
-                (self.probes, self.silent) = (outcome.probes, Some(link));
-            }
             self.settle(&outcome);
+            let probes = outcome.probes;
             self.outcome = outcome;
+            if probes > 0 {
+                self.on_silence(link, probes);
+            }
+        }
+    }
+
+    /// Nothing is heard of what left by this link. The first time what is longest on its way leaves
+    /// once more, by another link if there is one. The second time all of it does: nothing that
+    /// comes back by the other link would tell what became of it.
+    fn on_silence(&mut self, link: LinkIndex, probes: u8) {
+        let better = self.has_better_than(link);
+        let Some(Some(path)) = self.paths.get_mut(link.at()) else { return };
+        if better && path.distrusted {
+            path.ping = true;
+        } else if better && path.is_suspect() {
+            path.distrust();
+            self.abandon(link);
+        } else {
+            (self.probes, self.silent) = (probes, Some(link));
             self.repeat(link);
         }
     }
 
     /// What a probe repeats: what is longest on its way by the silent link.
     fn repeat(&mut self, link: LinkIndex) {
-        if self.silent != Some(link) || self.probes == 0 {
-            return;
-        }
         let Some(Some(path)) = self.paths.get(link.at()) else { return };
         let oldest = path.recovery.unacked().take(self.probes.into());
         let items: Vec<Item> = oldest.flat_map(|(_, sent)| sent.iter().copied()).collect();

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Instant;
 
-use super::conduit::ConduitId;
+use super::conduit::{Body, Conduit, ConduitId};
 use super::{
     ChannelConfig, ChannelEvent, ChannelKey, PeerReport, PeerState, ReceivedMessage, StreamKey,
 };
@@ -47,6 +47,25 @@ impl Membership {
             streams: 0,
         };
         Self { out: None, input: None, refused: false, up: false, stats }
+    }
+
+    /// Unreliable messages that cannot leave are dropped: nobody waits for a moment that may never
+    /// come. `conduit` is the one of [`Self::out`].
+    pub(super) fn drop_waiting(
+        &mut self,
+        key: ChannelKey,
+        node: NodeId,
+        conduit: Option<&mut Conduit>,
+        events: &mut VecDeque<ChannelEvent>,
+    ) {
+        let Some(conduit) = conduit else { return };
+        let Body::DatagramsOut(datagrams) = &mut conduit.body else { return };
+        while datagrams.pop().is_some() {
+            self.stats.dropped += 1;
+        }
+        if std::mem::take(&mut conduit.full) {
+            events.push_back(ChannelEvent::Writable(key, node));
+        }
     }
 
     /// A conduit is no more.
@@ -110,6 +129,9 @@ impl Channel {
     /// A message for the inbox, which the caller bounds.
     pub(super) fn take_in(&mut self, from: NodeId, delivery: Delivery) {
         let Delivery { priority, bytes, .. } = delivery;
+        let stats = &mut self.member(from).stats;
+        stats.messages_in += 1;
+        stats.bytes_in += bytes.len() as u64;
         self.inbox_bytes += bytes.len() + INBOX_COST;
         self.inbox.push_back(ReceivedMessage { from, priority, bytes });
     }

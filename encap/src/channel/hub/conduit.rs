@@ -259,6 +259,15 @@ impl Conduit {
         }
     }
 
+    /// Whether the peer would get more credit if memory had room.
+    pub(super) fn is_starved(&self) -> bool {
+        match &self.body {
+            Body::MessagesIn(messages) => messages.is_starved(),
+            Body::Stream(stream) => stream.input.is_starved(),
+            _ => false,
+        }
+    }
+
     /// Bytes that wait to be sent or acknowledged.
     pub(super) fn queued(&self) -> usize {
         match &self.body {

@@ -14,6 +14,9 @@ use crate::wire::header::SEALED_OVERHEAD;
 /// bucket in that time is not lost.
 const TIMER_LATENESS: Duration = Duration::from_micros(200);
 
+/// Timeouts in a row after which another link is tried.
+const SUSPECT_TIMEOUTS: u32 = 2;
+
 /// What a packet carried.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Sent {
@@ -58,6 +61,12 @@ pub(super) struct Path {
     largest_acked: Option<u64>,
     /// Packets sent that ask for an acknowledgement.
     sent: u64,
+    /// It was silent for so long that another link took over, and nothing was heard since.
+    pub(super) distrusted: bool,
+    /// A PING is to leave by it, whether there is anything to say or not.
+    pub(super) ping: bool,
+    /// When the last packet came that asks for an acknowledgement.
+    asked_at: Option<Instant>,
 }
 
 impl Path {
@@ -79,7 +88,39 @@ impl Path {
             paced_until: None,
             largest_acked: None,
             sent: 0,
+            distrusted: false,
+            ping: false,
+            asked_at: None,
         }
+    }
+
+    /// A packet came that was not here before. Where packets are so rare that no second one is to be
+    /// expected within the delay of an ACK, waiting for it only makes the round trip longer.
+    pub(super) fn on_received(&mut self, now: Instant, number: u64, asks: bool, ecn: u8) {
+        self.acks.on_received(now, number, asks, ecn);
+        if asks {
+            let before = self.asked_at.replace(now);
+            if before.is_none_or(|at| now.saturating_duration_since(at) >= MAX_ACK_DELAY) {
+                self.acks.flush();
+            }
+        }
+    }
+
+    /// Whether it is silent while packets are on their way.
+    pub(super) fn is_suspect(&self) -> bool {
+        self.distrusted || self.recovery.timeouts_in_a_row() >= SUSPECT_TIMEOUTS
+    }
+
+    /// Another link takes over. What is on its way here is given back; a PING finds out when this
+    /// one is heard again.
+    pub(super) const fn distrust(&mut self) {
+        (self.distrusted, self.ping) = (true, true);
+    }
+
+    /// The link is there again, as its heartbeats say, or something was heard of it.
+    pub(super) const fn trust(&mut self) {
+        self.recovery.on_link_up();
+        (self.distrusted, self.ping) = (false, false);
     }
 
     pub(super) fn set_room(&mut self, room: usize) {
@@ -122,20 +163,21 @@ impl Path {
         self.app_limited = true;
     }
 
-    /// A packet with `payload` bytes leaves: false if there is no room to keep track of it.
-    pub(super) fn on_sent(&mut self, now: Instant, payload: usize, sent: Sent) -> bool {
+    /// A packet with `payload` bytes leaves.
+    ///
+    /// # Errors
+    /// What it carries comes back if there is no room to keep track of it: it must not leave.
+    pub(super) fn on_sent(&mut self, now: Instant, payload: usize, sent: Sent) -> Result<(), Sent> {
         let number = self.recovery.next_number();
         let bytes = u32::try_from(payload + SEALED_OVERHEAD).unwrap_or(u32::MAX);
         let asks = !sent.is_empty();
-        if self.recovery.on_sent(now, number, bytes, asks, false, sent).is_err() {
-            return false;
-        }
+        self.recovery.on_sent(now, number, bytes, asks, false, sent)?;
         if asks {
             self.sent += 1;
             self.controller.on_sent(now, bytes.into(), number);
             self.pacer.on_sent(now, bytes.into());
         }
-        true
+        Ok(())
     }
 
     /// Tells the congestion control what an ACK or a timeout told.

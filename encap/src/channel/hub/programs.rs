@@ -6,12 +6,13 @@ use std::time::Instant;
 use super::association::Reply;
 use super::conduit::{Datagram, Datagrams, Stream};
 use super::encoding::{Decoder, ENCODING_LEN, Undecodable};
+use super::receive::CODE_PROTOCOL;
 use super::{
     Body, Channel, ChannelConfig, ChannelEvent, ChannelKey, Conduit, ConduitId, Hub, Membership,
     ReceivedMessage, SendError, SendOptions, SendRefused, StreamError, StreamKey, StreamRead,
 };
 use crate::channel::incoming::{
-    Credit, Delivery, IncomingMessages, IncomingStream, Memory, START_WINDOW, TOP_WINDOW,
+    Credit, Delivery, IncomingMessages, IncomingStream, Memory, TOP_WINDOW,
 };
 use crate::channel::outgoing::{Notice, Options, OutgoingMessages, OutgoingStream, PushError};
 use crate::id::NodeId;
@@ -20,8 +21,11 @@ use crate::wire::channel::{MAX_MESSAGE_LEN, Mode};
 
 /// Streams that this node may have open with one peer.
 const MAX_STREAMS: usize = 1024;
-/// The largest code of a reset: what a variable-length number holds.
-const MAX_CODE: u64 = (1 << 62) - 1;
+/// First window of a stream in bytes; it grows as fast as a sender's congestion window. There may be
+/// thousands of streams that carry little.
+pub(super) const STREAM_WINDOW: u64 = 64 << 10;
+/// The largest code of a reset: the one above says that the other side did what it must not.
+const MAX_CODE: u64 = CODE_PROTOCOL - 1;
 
 impl Hub {
     /// Sets the channels that there are from now on. One whose key and configuration stay goes on;
@@ -112,20 +116,25 @@ impl Hub {
             member.stats.dropped += 1;
             return Ok(());
         }
-        let id = *member.out.get_or_insert_with(|| {
-            let id = ConduitId { ours: true, number: peer.next_number };
-            peer.next_number += 1;
-            let session = peer.view.as_ref().and_then(|view| view.session.as_ref());
-            let mut conduit = Conduit::new(id, key, outgoing(id, config), (0, 0));
-            conduit.encoded =
-                config.compression.is_some() && session.is_some_and(|session| session.compression);
-            peer.insert(conduit);
-            id
-        });
+        let id = match member.out {
+            Some(id) => id,
+            None => {
+                let Some(number) = peer.take_number() else {
+                    return refuse(SendError::NoPeer, bytes);
+                };
+                let id = ConduitId { ours: true, number };
+                let session = peer.view.as_ref().and_then(|view| view.session.as_ref());
+                let mut conduit = Conduit::new(id, key, outgoing(id, config), (0, 0));
+                conduit.encoded = config.compression.is_some()
+                    && session.is_some_and(|session| session.compression);
+                peer.insert(conduit);
+                *member.out.insert(id)
+            }
+        };
         let Some(conduit) = peer.conduits.get_mut(&id) else {
             return refuse(SendError::NoPeer, bytes);
         };
-        let deadline = options.ttl.map(|ttl| now + ttl);
+        let deadline = options.ttl.and_then(|ttl| now.checked_add(ttl));
         // The message comes back as it was when there is no room.
         let original = match config.compression.filter(|_| conduit.encoded) {
             Some(level) => {
@@ -223,14 +232,17 @@ impl Hub {
         }
         let peer = self.peers.get_mut(&to).filter(|peer| peer.view.is_some());
         let peer = peer.filter(|_| channel.takes(to)).ok_or(SendError::NoPeer)?;
-        if peer.conduits.keys().filter(|id| id.ours).count() >= MAX_STREAMS {
+        // Those that were reset and the peer has not heard of it count too, or one that is silent
+        // could have them grow without end.
+        let open = peer.conduits.keys().filter(|id| id.ours).count();
+        if open + peer.replies.len() >= MAX_STREAMS {
             return Err(SendError::Full);
         }
-        let id = ConduitId { ours: true, number: peer.next_number };
-        peer.next_number += 1;
+        let number = peer.take_number().ok_or(SendError::NoPeer)?;
+        let id = ConduitId { ours: true, number };
         let stream_key = StreamKey(self.next_stream);
         self.next_stream += 1;
-        let credit = Credit::new(now, START_WINDOW, TOP_WINDOW, &mut self.memory);
+        let credit = Credit::new(now, STREAM_WINDOW, TOP_WINDOW, &mut self.memory);
         let offer = (credit.granted(), 0);
         let output = OutgoingStream::new(id.outward(), channel.config.send_buffer, 0);
         let input = IncomingStream::new(id.outward(), credit);
@@ -291,7 +303,7 @@ impl Hub {
         }
     }
 
-    /// Gives the stream up, with a code for the peer's program, below 2^62. The key is forgotten.
+    /// Gives the stream up, with a code for the peer's program, below 2^62 - 1. The key is forgotten.
     pub fn reset_stream(&mut self, key: StreamKey, code: u64) {
         let Some((node, id)) = self.streams.remove(&key) else { return };
         let Some(peer) = self.peers.get_mut(&node) else { return };

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::association::{Association, Reply};
 use super::conduit::Stream;
+use super::programs::STREAM_WINDOW;
 use super::{Body, ChannelEvent, Conduit, ConduitId, Hub, StreamError, StreamKey};
 use crate::channel::incoming::{
     Credit, Fault, IncomingMessages, IncomingStream, IncomingUnreliable, MESSAGE_WINDOW,
@@ -25,7 +26,7 @@ pub(super) const REFUSED_BUSY: u64 = 2;
 /// No program accepts streams.
 pub(super) const REFUSED_NOBODY: u64 = 3;
 /// The code of resets because of a fault of the other side.
-const CODE_PROTOCOL: u64 = (1 << 62) - 1;
+pub(super) const CODE_PROTOCOL: u64 = (1 << 62) - 1;
 
 /// Streams that wait for a program to accept them, by channel.
 const MAX_WAITING_STREAMS: usize = 128;
@@ -101,7 +102,7 @@ impl Hub {
         }
         let peer = self.peers.get_mut(&node).ok_or(ChannelDrop::Stale)?;
         if let Some(path) = peer.path(now, link, congestion) {
-            path.acks.on_received(now, number, asks, ecn);
+            path.on_received(now, number, asks, ecn);
         }
         outcome
     }
@@ -203,6 +204,14 @@ impl Hub {
         };
         let key = conduit.channel;
         let mut told = false;
+        // They bring no reason to say anything but an acknowledgement.
+        let quiet = matches!(frame, Frame::Message(_) | Frame::Stream(_));
+        if let (Body::Stream(stream), Frame::Stream(_)) = (&conduit.body, frame)
+            && !std::mem::replace(&mut conduit.accepted, true)
+        {
+            // The ACCEPT is still on its way.
+            self.events.push_back(ChannelEvent::StreamOpened(stream.key));
+        }
         let taken = match (&mut conduit.body, frame) {
             (body, Frame::Accept { credit, messages, .. }) if id.ours => {
                 accept(body, *credit, *messages);
@@ -248,8 +257,11 @@ impl Hub {
         };
         match taken {
             Ok(()) => {
-                peer.activate(id);
+                if !quiet {
+                    peer.activate(id);
+                }
                 self.tell_of(node, id, told);
+                self.check_done(node, id);
                 Ok(())
             }
             Err(fault) if !fault.is_hostile() => Err(ChannelDrop::NoRoom),
@@ -265,7 +277,10 @@ impl Hub {
         let conduit = self.peers.get_mut(&node).and_then(|peer| peer.conduits.get_mut(&id));
         let Some(conduit) = conduit else { return };
         if messages {
-            if let Some(channel) = self.channels.get_mut(&conduit.channel) {
+            if let Body::MessagesIn(messages) = &conduit.body
+                && messages.is_ready()
+                && let Some(channel) = self.channels.get_mut(&conduit.channel)
+            {
                 channel.tell(conduit.channel, &mut self.events);
             }
         } else if let Body::Stream(stream) = &mut conduit.body
@@ -287,7 +302,14 @@ impl Hub {
 
     fn on_reset(&mut self, node: NodeId, id: ConduitId, error: u64) {
         let Some(peer) = self.peers.get_mut(&node) else { return };
-        let Some(conduit) = peer.conduits.remove(&id) else { return };
+        let Some(conduit) = peer.conduits.remove(&id) else {
+            // It has overtaken the OPEN, or that was never sent.
+            let number = u64::from(id.number);
+            if !id.ours && peer.may_see(number) {
+                peer.seen.insert(number..number + 1);
+            }
+            return;
+        };
         let (key, messages) = (conduit.channel, matches!(conduit.body, Body::MessagesOut(_)));
         let why =
             if error == CODE_PROTOCOL { StreamError::Protocol } else { StreamError::Reset(error) };
@@ -311,14 +333,20 @@ impl Hub {
         }
         // It is asked again, under another number.
         let busy = reason == REFUSED_BUSY;
-        let number = peer.next_number;
-        peer.next_number += 1;
+        let Some(number) = peer.take_number() else {
+            self.end(node, conduit, StreamError::Refused);
+            return;
+        };
         conduit.rename(ConduitId { ours: true, number });
         conduit.greeting = Notice::Idle;
         conduit.retry_at = Some(now + if busy { RETRY_BUSY } else { RETRY_REFUSED });
         let (key, new) = (conduit.channel, conduit.id);
         conduit.active = false;
         peer.look_at(conduit.retry_at);
+        if !busy && let Some(channel) = self.channels.get_mut(&key) {
+            let member = channel.member(node);
+            member.drop_waiting(key, node, Some(&mut conduit), &mut self.events);
+        }
         if conduit.queued() > 0 && matches!(conduit.body, Body::DatagramsOut(_)) {
             peer.datagrams.push(new);
         }
@@ -349,7 +377,7 @@ impl Hub {
             return Ok(());
         }
         let number = u64::from(id.number);
-        if peer.seen.len() >= MAX_SEEN && !peer.seen.joins(&(number..number + 1)) {
+        if !peer.may_see(number) {
             return Err(ChannelDrop::Fault);
         }
         if !peer.may_reply() {
@@ -392,7 +420,7 @@ impl Hub {
                 if channel.waiting.len() >= MAX_WAITING_STREAMS {
                     return Err(REFUSED_NOBODY);
                 }
-                let mine = Credit::new(now, START_WINDOW, TOP_WINDOW, &mut self.memory);
+                let mine = Credit::new(now, STREAM_WINDOW, TOP_WINDOW, &mut self.memory);
                 let offer = (mine.granted(), 0);
                 let stream_key = StreamKey(self.next_stream);
                 self.next_stream += 1;
@@ -502,8 +530,6 @@ impl Hub {
                     };
                     delivery.bytes = bytes;
                 }
-                member.stats.messages_in += 1;
-                member.stats.bytes_in += delivery.bytes.len() as u64;
                 channel.take_in(node, delivery);
                 channel.tell(key, &mut self.events);
                 Ok(())
@@ -519,6 +545,11 @@ impl Hub {
 }
 
 impl Association {
+    /// Whether there is room to remember that the peer used this number.
+    fn may_see(&self, number: u64) -> bool {
+        self.seen.len() < MAX_SEEN || self.seen.joins(&(number..number + 1))
+    }
+
     /// Whether a conduit of this name was there, and is no more.
     fn knew(&self, id: ConduitId) -> bool {
         if id.ours { id.number < self.next_number } else { self.seen.contains(id.number.into()) }

@@ -62,6 +62,19 @@ struct Context<'a> {
     buf: &'a mut Vec<u8>,
     ranges: &'a mut Vec<PacketRange>,
     events: &'a mut VecDeque<ChannelEvent>,
+    /// A conduit had no credit to give as memory was short.
+    starved: bool,
+}
+
+/// What a packet is for.
+#[derive(Debug, Clone, Copy)]
+struct Purpose {
+    /// The link that it leaves by.
+    link: LinkIndex,
+    /// It may carry more than ACKs.
+    data: bool,
+    /// It leaves with a PING if nothing else in it asks for an acknowledgement.
+    ping: bool,
 }
 
 impl Hub {
@@ -85,6 +98,7 @@ impl Hub {
             return progress;
         }
         self.work = false;
+        self.feed_starved();
         let mut due = now + LOOK_AROUND;
         if let Some(waiting) = self.refuse_waiting(now) {
             due = due.min(waiting);
@@ -108,10 +122,14 @@ impl Hub {
                 buf: &mut self.buf,
                 ranges: &mut self.ranges,
                 events: &mut self.events,
+                starved: false,
             };
             peer.on_timers(now);
             let more = peer.send_all(context, self.options.congestion, left, &mut progress, send);
             progress.more |= more;
+            if context.starved {
+                self.starved_at = Some(self.memory.booked());
+            }
             if more {
                 // It had its turn; the next one begins.
                 self.turn = Some(node);
@@ -123,6 +141,19 @@ impl Hub {
         self.work |= progress.more;
         self.due = Some(due);
         progress
+    }
+
+    /// When memory was given back, conduits that had none are asked for credit again.
+    fn feed_starved(&mut self) {
+        if self.starved_at.is_none_or(|booked| self.memory.booked() >= booked) {
+            return;
+        }
+        self.starved_at = None;
+        for peer in self.peers.values_mut() {
+            let starved = peer.conduits.values().filter(|conduit| conduit.is_starved());
+            let ids: Vec<ConduitId> = starved.map(|conduit| conduit.id).collect();
+            ids.into_iter().for_each(|id| peer.activate(id));
+        }
     }
 
     /// Gives up messages whose time is over, and asks those again that refused.
@@ -173,28 +204,50 @@ impl Association {
         let now = context.now;
         let Some(link) = self.best_link() else { return false };
         let start = progress.bytes;
-        self.send_datagrams(context, start + budget, progress, send);
+        // No window holds them back, so they leave something to the others.
+        let more = self.send_datagrams(context, start + budget / 2, progress, send);
+        self.send_aside(context, link, progress, send);
         if self.path(now, link, congestion).is_none() {
-            return false;
+            return more;
         }
         while progress.bytes - start < budget {
-            let probing = self.probes > 0;
-            let silent = self.silent.filter(|_| probing);
+            let ping = self.probes > 0;
+            let silent = self.silent.filter(|_| ping);
             let by = silent.and_then(|silent| self.probe_link(silent)).unwrap_or(link);
-            let Some(path) = self.path(now, by, congestion) else { return false };
-            let data = probing || path.may_send(now);
-            match self.send_one(context, by, data, probing, progress, send) {
+            let Some(path) = self.path(now, by, congestion) else { return more };
+            let data = ping || path.may_send(now);
+            match self.send_one(context, Purpose { link: by, data, ping }, progress, send) {
                 Some(true) => self.probes = self.probes.saturating_sub(1),
                 Some(false) => {}
                 None => {
+                    self.probes = 0;
                     if data && let Some(Some(path)) = self.paths.get_mut(by.at()) {
                         path.on_idle();
                     }
-                    return false;
+                    return more;
                 }
             }
         }
         true
+    }
+
+    /// Sends what leaves by other links than the one for data: ACKs of what came by them, as a link
+    /// that brought something most likely takes something too, and PINGs by silent ones.
+    fn send_aside(
+        &mut self,
+        context: &mut Context<'_>,
+        best: LinkIndex,
+        progress: &mut Progress,
+        send: &mut dyn FnMut(Packet<'_>) -> bool,
+    ) {
+        for link in LinkIndex::all(MAX_LINKS) {
+            if link == best || !self.may_use(link) {
+                continue;
+            }
+            let Some(Some(path)) = self.paths.get_mut(link.at()) else { continue };
+            let ping = std::mem::take(&mut path.ping);
+            self.send_one(context, Purpose { link, data: false, ping }, progress, send);
+        }
     }
 
     /// Fills one packet and sends it; says whether it asks for an acknowledgement. None if there is
@@ -202,12 +255,11 @@ impl Association {
     fn send_one(
         &mut self,
         context: &mut Context<'_>,
-        link: LinkIndex,
-        data: bool,
-        probing: bool,
+        purpose: Purpose,
         progress: &mut Progress,
         send: &mut dyn FnMut(Packet<'_>) -> bool,
     ) -> Option<bool> {
+        let Purpose { link, data, ping } = purpose;
         let view = self.way()?;
         let (index, room) = (view.index, view.way(link)?.room);
         let boot = self.boot?;
@@ -216,17 +268,14 @@ impl Association {
         let header = PacketHeader { path: link.get(), number: number as u32 };
         context.buf.extend_from_slice(&header.write());
         let mut sent = Sent::default();
-        let acked = self.write_acks(context, data, room, &mut sent);
+        let acked = self.write_acks(context, purpose, room, &mut sent);
         if data {
             self.write_replies(context.buf, room, &mut sent);
             self.write_conduits(context, room, &mut sent);
-            if probing && sent.is_empty() {
-                Frame::Ping.write(context.buf);
-                sent.push(Item {
-                    id: ConduitId { ours: true, number: u32::MAX },
-                    what: What::Ping,
-                });
-            }
+        }
+        if ping && sent.is_empty() {
+            Frame::Ping.write(context.buf);
+            sent.push(Item { id: ConduitId { ours: true, number: u32::MAX }, what: What::Ping });
         }
         if sent.is_empty() && !acked {
             return None;
@@ -236,8 +285,11 @@ impl Association {
             Frame::Padding(room - context.buf.len()).write(context.buf);
         }
         let payload = context.buf.as_slice();
-        if let Some(Some(path)) = self.paths.get_mut(link.at()) {
-            path.on_sent(context.now, payload.len(), sent);
+        if let Some(Some(path)) = self.paths.get_mut(link.at())
+            && let Err(sent) = path.on_sent(context.now, payload.len(), sent)
+        {
+            sent.iter().for_each(|item| self.lose(item));
+            return None;
         }
         progress.packets += 1;
         progress.bytes += payload.len();
@@ -246,17 +298,21 @@ impl Association {
         Some(asks)
     }
 
-    /// Says what came: what is due, or all there is to say if the packet leaves anyway.
+    /// Says what came: what is due, or all there is to say if the packet leaves anyway. That of a
+    /// link that packets may leave by is said there, so that two links are never both deaf for one.
     fn write_acks(
         &mut self,
         context: &mut Context<'_>,
-        leaves: bool,
+        Purpose { link: by, data, ping }: Purpose,
         room: usize,
         sent: &mut Sent,
     ) -> bool {
         let (now, mut any) = (context.now, false);
-        let leaves = leaves && !(self.round.is_empty() && self.replies.is_empty());
+        let leaves = ping || data && !(self.round.is_empty() && self.replies.is_empty());
         for link in LinkIndex::all(MAX_LINKS) {
+            if link != by && self.may_use(link) {
+                continue;
+            }
             let Some(Some(path)) = self.paths.get_mut(link.at()) else { continue };
             let head = if leaves || any {
                 path.acks.take_ack(now, context.ranges)
@@ -325,6 +381,7 @@ impl Association {
                     self.round.rotate_left(1);
                 }
             } else if left >= ROOM_FOR_ANY {
+                context.starved |= conduit.is_starved();
                 (conduit.active, conduit.turn) = (false, 0);
                 self.round.pop_front();
             } else {
@@ -334,15 +391,16 @@ impl Association {
         }
     }
 
-    /// Sends unreliable messages, which no window holds back.
+    /// Sends unreliable messages; says whether more might leave.
     fn send_datagrams(
         &mut self,
         context: &mut Context<'_>,
         budget: usize,
         progress: &mut Progress,
         send: &mut dyn FnMut(Packet<'_>) -> bool,
-    ) {
-        let Some(boot) = self.boot else { return };
+    ) -> bool {
+        let mut more = false;
+        let Some(boot) = self.boot else { return more };
         for id in std::mem::take(&mut self.datagrams) {
             let view = self.view.as_ref();
             let session = view.and_then(|view| view.session.as_ref()).filter(|s| s.boot == boot);
@@ -355,14 +413,16 @@ impl Association {
             let Some(channel) = context.channels.get_mut(&conduit.channel) else { continue };
             let links = if channel.config.copies { session.live } else { session.chosen };
             let room = session.room(links);
-            while let Some(datagram) = datagrams.pop() {
+            while progress.bytes < budget
+                && let Some(datagram) = datagrams.pop()
+            {
                 let stats = &mut channel.member(self.node).stats;
                 if datagram.deadline.is_some_and(|deadline| deadline <= context.now) {
                     stats.expired += 1;
                     continue;
                 }
                 let pieces = datagrams.ids.cut(datagram.priority, &datagram.bytes, room);
-                let Some(pieces) = pieces else {
+                let Some(pieces) = pieces.filter(|_| !links.is_empty()) else {
                     stats.dropped += 1;
                     continue;
                 };
@@ -375,11 +435,9 @@ impl Association {
                     let (peer, kind) = (view.index, Kind::Unreliable);
                     send(Packet { peer, boot, links, kind, payload });
                 }
-                if progress.bytes >= budget {
-                    break;
-                }
             }
             if !datagrams.queue.is_empty() {
+                more = true;
                 self.datagrams.push(id);
             }
             if datagrams.queued() <= super::conduit::DATAGRAM_QUEUE / 2
@@ -388,13 +446,17 @@ impl Association {
                 context.events.push_back(ChannelEvent::Writable(conduit.channel, self.node));
             }
         }
+        more
     }
 
     /// When something is due, if nothing happens before.
     fn next_due(&self, now: Instant) -> Option<Instant> {
+        // What cannot leave is no reason to look again.
+        let way = self.best_link().is_some();
+        let waits = way && !(self.round.is_empty() && self.replies.is_empty());
         let paths = self.paths.iter().flatten().flat_map(|path| {
-            let paced = path.paced_until.filter(|until| *until > now && !self.round.is_empty());
-            [path.recovery.timeout(), path.acks.timeout(), paced]
+            let paced = path.paced_until.filter(|until| *until > now && waits);
+            [path.recovery.timeout(), path.acks.timeout().filter(|_| way), paced]
         });
         paths.chain([self.check_at]).flatten().min()
     }
