@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use encap::wire::channel::{MAX_MESSAGE_LEN, Mode};
 
-use super::world::{KEY, Program, World, attach, data, pattern};
+use super::world::{KEY, Program, World, attach, data, node, pattern};
 use crate::channel::framing::{Code, Flags, Header, Kind, MAX_PIECE_LEN, VERSION, mode_number};
 use crate::channel::sockets::MAX_CONNECTIONS;
 
@@ -323,6 +323,41 @@ fn events_wait_for_programs_that_do_not_read() {
         (expired == COUNT && last == Some(Kind::PeerUp)).then_some(())
     });
     assert!(records < COUNT, "{records}");
+}
+
+#[test]
+fn programs_hear_of_restarts_and_refusals() {
+    let mut world = World::new(Mode::Ordered);
+    let mut program = world.attach(0, Flags::NONE);
+    world.set_up(0, false);
+    world.turn();
+    assert_eq!(program.record().unwrap().0, Header::event(Kind::PeerDown, node(2), 0, 0));
+    program.send(data(2, 1), b"x").unwrap();
+    world.set_up(0, true);
+    world.settle();
+    assert_eq!(program.record().unwrap().0.kind, Kind::PeerUp);
+    program.send(data(2, 1), b"x").unwrap();
+    // It is with the hub and has not left.
+    world.set_up(0, false);
+    world.turn();
+    world.restart_second();
+    world.turn();
+    world.turn();
+    let mut told = std::iter::from_fn(|| program.record()).map(|(header, _)| header);
+    let epoch = told.find(|header| header.kind == Kind::Epoch).unwrap();
+    assert_eq!(epoch, Header::event(Kind::Epoch, node(2), 1, 0));
+    let mut world = World::new(Mode::Ordered);
+    let now = world.now;
+    world.nodes[1].hub.configure(now, Vec::new());
+    let mut other = world.attach(0, Flags::NONE);
+    other.send(data(2, 1), b"x").unwrap();
+    world.settle();
+    let refused = std::iter::from_fn(|| other.record())
+        .map(|(header, _)| header)
+        .find(|header| header.kind == Kind::Refused)
+        .unwrap();
+    let code = Code::NoChannel.number();
+    assert_eq!(refused, Header { code, ..Header::event(Kind::Refused, node(2), 0, 0) });
 }
 
 #[test]

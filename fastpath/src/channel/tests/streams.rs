@@ -5,7 +5,7 @@ use std::io::ErrorKind;
 use encap::wire::channel::Mode;
 
 use super::world::{Program, World, data, node, pattern};
-use crate::channel::framing::{Code, Flags, HEADER_LEN, Header, Kind};
+use crate::channel::framing::{Code, Flags, Header, Kind};
 
 /// A stream between a program on each node.
 fn stream(world: &mut World) -> [Program; 2] {
@@ -254,6 +254,30 @@ fn programs_that_wait_get_streams_in_turn() {
     let mut third = world.attach(1, Flags::NONE);
     third.send(Header::new(Kind::Accept), &[]).unwrap();
     world.settle();
-    assert_eq!(connecting.len() * HEADER_LEN, 48);
-    let _ = third.record();
+    assert_eq!(third.record().unwrap().0.kind, Kind::Connected);
+    assert_eq!(third.record().unwrap().1, [2]);
+}
+
+#[test]
+fn streams_that_come_to_nothing_say_why() {
+    let mut world = World::new(Mode::Stream);
+    let connect = Header { peer: 2, ..Header::new(Kind::Connect) };
+    let told = |world: &mut World, program: &mut Program, code: Code| {
+        let (header, _) = world.until(|_| program.record());
+        assert_eq!(header, Header { code: code.number(), ..Header::new(Kind::Reset) });
+        world.settle();
+        assert!(program.is_at_end());
+    };
+    let mut program = world.attach(0, Flags::NONE);
+    program.send(connect, &[]).unwrap();
+    told(&mut world, &mut program, Code::NobodyAccepts);
+    let [mut program, _other] = stream(&mut world);
+    world.restart_second();
+    told(&mut world, &mut program, Code::PeerGone);
+    let mut world = World::new(Mode::Stream);
+    let now = world.now;
+    world.nodes[1].hub.configure(now, Vec::new());
+    let mut program = world.attach(0, Flags::NONE);
+    program.send(connect, &[]).unwrap();
+    told(&mut world, &mut program, Code::NoChannel);
 }

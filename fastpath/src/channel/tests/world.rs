@@ -21,8 +21,6 @@ use crate::wake::PollSet;
 
 pub(super) const KEY: ChannelKey = ChannelKey(7);
 const SEND_BUFFER: usize = 256 << 10;
-/// What the processes of the nodes drew.
-const BOOTS: [u64; 2] = [11, 22];
 /// Turns in a row without anything moved, after which nothing more will. Each is as long as the
 /// next timer takes, but no longer than this.
 const QUIET: usize = 12;
@@ -93,6 +91,8 @@ impl Node {
 /// Two nodes, 1 and 2.
 pub(super) struct World {
     pub(super) nodes: [Node; 2],
+    /// What the processes of the nodes drew.
+    boots: [u64; 2],
     pub(super) now: Instant,
 }
 
@@ -112,7 +112,7 @@ impl World {
             node.add_channel(mode, now);
             node
         });
-        let mut world = Self { nodes, now };
+        let mut world = Self { nodes, boots: [11, 22], now };
         world.set_up(0, true);
         world.set_up(1, true);
         world.settle();
@@ -126,7 +126,7 @@ impl World {
         let rtt = Duration::from_micros(100);
         let view = LinkView { link, room: ROOM, rtt, rtt_var: rtt / 2 };
         let session = SessionView {
-            boot: BOOTS[1 - on],
+            boot: self.boots[1 - on],
             compression: false,
             links: vec![view],
             chosen: links,
@@ -138,12 +138,18 @@ impl World {
         self.nodes[on].hub.set_peers(self.now, vec![view]);
     }
 
+    /// The first node sees another process on the second one.
+    pub(super) fn restart_second(&mut self) {
+        self.boots[1] += 1;
+        self.set_up(0, true);
+    }
+
     /// Each node does what there is to do, once, and what it sends arrives. Says how many records
     /// and packets moved.
     pub(super) fn turn(&mut self) -> usize {
         self.now += TURN;
         let mut moved = 0;
-        for (from, boot) in BOOTS.into_iter().enumerate() {
+        for (from, boot) in self.boots.into_iter().enumerate() {
             let [a, b] = &mut self.nodes;
             let (here, there) = if from == 0 { (a, b) } else { (b, a) };
             moved += here.sockets.poll(self.now, &mut here.hub);
