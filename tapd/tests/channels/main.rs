@@ -330,3 +330,40 @@ fn unix_sockets_are_carried_too() {
     client.read_to_string(&mut answer).unwrap();
     assert_eq!((&question, answer.as_str()), (b"question", "answer"));
 }
+
+#[test]
+fn the_example_in_c_speaks_the_same() {
+    let fake = Fake::new();
+    let program = fake.directory.path().join("channel");
+    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/example/channel.c");
+    let compiled = Command::new("cc")
+        .args(["-Wall", "-Wextra", "-Werror", "-O2", "-o"])
+        .args([program.as_os_str(), source.as_ref()])
+        .output()
+        .unwrap();
+    assert!(compiled.status.success(), "{}", String::from_utf8_lossy(&compiled.stderr));
+    let socket = fake.socket("letters");
+    let run = |input: &[u8]| {
+        let mut child = Command::new(&program)
+            .args([socket.as_os_str(), "0".as_ref(), "1".as_ref()])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut stdin = child.stdin.take().unwrap();
+        thread::scope(|scope| {
+            scope.spawn(move || stdin.write_all(input).unwrap());
+            child.wait_with_output().unwrap()
+        })
+    };
+    // One piece, one that is just full, and many.
+    for len in [5, 65_520, 65_521, 1_000_000] {
+        let message = pattern(len);
+        let output = run(&message);
+        assert!(expect(&output, 0).contains("node 2 is beta"));
+        assert!(output.stdout == message, "{len} bytes");
+    }
+    let refused = run(b"poison");
+    assert!(expect(&refused, 1).contains("the channel was taken out (Cannot send"));
+}
