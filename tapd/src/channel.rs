@@ -5,10 +5,12 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use anyhow::Context;
 use encap::id::NodeId;
 use fastpath::channel::client::{Channel, Event, Refusal, StreamChannel, is_other_kind};
 
 use crate::cli::ChannelArgs;
+use crate::control::{ChannelsReply, Client, Request, Topic};
 use crate::exit::{Exit, Failure};
 
 pub(crate) mod forward;
@@ -29,18 +31,20 @@ struct Target {
 }
 
 impl Target {
-    fn new(args: &ChannelArgs) -> Self {
+    /// Finds the socket: where the user says, else where the daemon says, else in its usual place.
+    ///
+    /// # Errors
+    /// The daemon has no such channel.
+    fn new(args: &ChannelArgs) -> Result<Self, Failure> {
         // Names of channels have no slash.
-        let is_path = args.name.contains('/');
+        if args.name.contains('/') {
+            return Ok(Self { path: PathBuf::from(&args.name), name: None });
+        }
         let path = match &args.socket {
             Some(path) => path.clone(),
-            None if is_path => PathBuf::from(&args.name),
-            None => {
-                let folder = args.control.path.parent().unwrap_or(Path::new("/"));
-                folder.join(SOCKETS_FOLDER).join(&args.name)
-            }
+            None => find(&args.name, &args.control.path)?,
         };
-        Self { path, name: (!is_path).then(|| args.name.clone()) }
+        Ok(Self { path, name: Some(args.name.clone()) })
     }
 
     /// Connects to it, whatever it carries.
@@ -104,6 +108,20 @@ impl Target {
         };
         Failure::message(Exit::Unreachable, format_args!("cannot use {path}: {error}; {advice}"))
     }
+}
+
+/// Asks the daemon where the socket of a channel is. Who may use a channel need not be one who may
+/// use the control socket: then it is taken to be in its usual place.
+fn find(name: &str, control: &Path) -> Result<PathBuf, Failure> {
+    let Ok(client) = Client::connect(control) else {
+        let folder = control.parent().unwrap_or(Path::new("/"));
+        return Ok(folder.join(SOCKETS_FOLDER).join(name));
+    };
+    let request = Request::Show { topic: Topic::Channels, name: Some(name.to_owned()) };
+    let reply: ChannelsReply = client.request(request)?;
+    let channel = reply.channels.into_iter().next();
+    let channel = channel.with_context(|| format!("the daemon tells nothing of channel {name}"))?;
+    Ok(channel.socket.into())
 }
 
 /// A connection to a channel.

@@ -17,9 +17,10 @@ use super::{CHUNK_LEN, Nodes, Peers, Target, broken};
 use crate::cli::ForwardArgs;
 use crate::exit::{Exit, Failure};
 
-/// Connections that are carried at once: tapd lets 64 programs use a channel, and some are left for
+/// Connections that are carried at once: each is a program at the channel, and some are left for
 /// others.
 const MAX_CONNECTIONS: usize = 60;
+const _: () = assert!(MAX_CONNECTIONS < fastpath::channel::sockets::MAX_CONNECTIONS);
 /// How long nothing is accepted when descriptors or memory are short: they are not there sooner if
 /// they are asked for at once.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -28,7 +29,7 @@ const CONNECTION_FAILED: u32 = 1;
 
 /// Carries connections, without an end.
 pub(crate) fn run(args: &ForwardArgs) -> Result<(), Failure> {
-    let target = Target::new(&args.channel);
+    let target = Target::new(&args.channel)?;
     let timeout = Duration::from_secs(args.timeout.into());
     match (&args.listen, &args.to, &args.connect) {
         (Some(listen), Some(to), _) => {

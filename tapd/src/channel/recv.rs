@@ -19,7 +19,7 @@ const LOOK_AGAIN: Duration = Duration::from_secs(60);
 /// Prints what comes on standard output.
 pub(crate) fn run(args: &RecvArgs) -> Result<(), Failure> {
     let form = Form::new(args);
-    match Target::new(&args.channel).connect(true)? {
+    match Target::new(&args.channel)?.connect(true)? {
         Connected::Messages(channel) => {
             let out = BufWriter::with_capacity(CHUNK_LEN, io::stdout().lock());
             let mut receiver = Receiver { channel, peers: Peers::default(), out, form };

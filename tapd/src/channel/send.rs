@@ -24,7 +24,7 @@ pub(crate) fn run(args: &SendArgs) -> Result<(), Failure> {
     let input = open(&args.file)?;
     let timeout = Duration::from_secs(args.timeout.into());
     let mut peers = Peers::default();
-    match Target::new(&args.channel).connect(false)? {
+    match Target::new(&args.channel)?.connect(false)? {
         Connected::Messages(mut channel) => {
             let peer = peers.wait_for(&mut channel, &nodes, timeout)?;
             let to = if nodes == Nodes::All { To::All } else { To::One(peer) };

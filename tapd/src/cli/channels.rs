@@ -59,7 +59,7 @@ pub(crate) struct ChannelArgs {
     /// The channel: its name, or the path of its socket (with a /)
     #[arg(value_name = "CHANNEL")]
     pub(crate) name: String,
-    /// The channel's socket [default: channels/CHANNEL beside the control socket]
+    /// The channel's socket [default: as the daemon says, or channels/CHANNEL beside the control socket]
     #[arg(long, value_name = "PATH")]
     pub(crate) socket: Option<PathBuf>,
     /// Where the daemon listens.
@@ -76,7 +76,7 @@ pub(crate) struct SendArgs {
     /// Node, by name or id; all is every node that can be reached
     #[arg(long, value_name = "NODE|all")]
     pub(crate) to: String,
-    /// From 0 (first) to 7 (last); messages of one priority keep their order
+    /// From 0 (first) to 7 (last); channels that keep the order keep it all the same [default: 0]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(0..=7))]
     pub(crate) priority: Option<u8>,
     /// Give messages up that are not there after so many milliseconds
