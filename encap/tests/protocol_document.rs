@@ -13,7 +13,7 @@ const PROTOCOL: &str = include_str!("../../docs/protocol.md");
 
 /// Rules by id, with their text: paragraphs that begin with `**H1. `, up to the next rule.
 fn rules() -> BTreeMap<String, String> {
-    let (body, _) = PROTOCOL.split_once("\n## 13 ").expect("the section of the counters");
+    let (body, _) = PROTOCOL.split_once("\n## 14 ").expect("the section of the counters");
     let mut rules = BTreeMap::new();
     for part in body.split("\n**").skip(1) {
         let Some((rule, text)) = part.split_once(". ").filter(|(rule, _)| is_id(rule)) else {
@@ -162,7 +162,7 @@ fn every_rule_says_what_its_breach_gives() {
 
 #[test]
 fn every_drop_reason_is_in_the_document() {
-    let listed = table("\n## 13 Drop counters\n");
+    let listed = table("\n## 14 Drop counters\n");
     let names: Vec<_> = listed.iter().map(|(name, _)| name.as_str()).collect();
     let all: Vec<_> = DropReason::ALL.iter().map(|reason| reason.name()).collect();
     assert_eq!(names, all, "the table lists each once, in the order of the counters");

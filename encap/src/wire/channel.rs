@@ -27,9 +27,9 @@
 //! | 0x10 | OPEN | channel, mode (8, see below), credit in bytes, count of messages, name as bytes | opener |
 //! | 0x11 | ACCEPT | channel, credit in bytes, count of messages | who was asked |
 //! | 0x12 | REFUSE | channel, reason | who was asked |
-//! | 0x13 | CLOSE | channel, final size: count of message ids that were used | sender |
+//! | 0x13 | CLOSE | channel, final size: count of message ids that were used; reserved | sender |
 //! | 0x14 | RESET | channel, error code of the program | either |
-//! | 0x15 | CLOSED | channel: all was taken, the number may be forgotten | receiver |
+//! | 0x15 | CLOSED | channel; reserved | receiver |
 //! | 0x20 + p | MESSAGE | channel, message id, bytes: a whole message of priority p | sender |
 //! | 0x28 + p | MESSAGE | channel, message id, offset, length of the message, bytes: a piece | sender |
 //!
