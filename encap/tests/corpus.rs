@@ -79,6 +79,47 @@ fn corpus_channel() {
 }
 
 #[test]
+fn corpus_hub() {
+    replay("hub");
+}
+
+/// Scripts by chance, as the corpus of a target that is young has few: `TAPD_HUB_SCRIPTS` of them,
+/// of which the first is the one of seed `TAPD_HUB_SEED`.
+#[test]
+fn hub_scripts_by_chance() {
+    let number = |name: &str, otherwise: u64| {
+        std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(otherwise)
+    };
+    let first = number("TAPD_HUB_SEED", 1);
+    for seed in first..first + number("TAPD_HUB_SCRIPTS", 100) {
+        let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+        let mut below = |limit: u64| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state % limit
+        };
+        // Half of them without what a hostile peer does: these say more of what arrives.
+        let kinds = if below(2) == 0 { 13 } else { 15 };
+        let mut script = vec![below(2) as u8];
+        for _ in 0..below(400) {
+            let what = if below(3) == 0 { 6 + below(3) } else { below(kinds) };
+            // Seldom, or nothing would ever come of anything.
+            let what = if matches!(what, 11 | 12) && below(4) > 0 { 15 } else { what };
+            script.extend([what as u8, below(256) as u8, below(256) as u8, below(256) as u8]);
+            if what == 14 {
+                script.extend((0..below(60)).map(|_| below(64) as u8));
+            }
+        }
+        let run = catch_unwind(AssertUnwindSafe(|| checks::hub(&script)));
+        if let Err(fault) = run {
+            eprintln!("the seed was {seed}");
+            resume_unwind(fault);
+        }
+    }
+}
+
+#[test]
 fn corpus_decapsulate() {
     replay("decapsulate");
 }

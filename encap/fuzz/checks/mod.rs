@@ -5,6 +5,7 @@
 
 mod channel;
 mod formats;
+mod hub;
 mod pair;
 mod script;
 
@@ -15,6 +16,7 @@ mod world;
 
 pub use channel::channel;
 pub use formats::{bundle, compressed, control, frame_view, header, hello, long_header};
+pub use hub::hub;
 pub use script::decapsulate;
 
 /// A checking function: takes any bytes.
@@ -30,5 +32,6 @@ pub const TARGETS: &[(&str, Check)] = &[
     ("bundle", bundle),
     ("compressed", compressed),
     ("channel", channel),
+    ("hub", hub),
     ("decapsulate", decapsulate),
 ];
