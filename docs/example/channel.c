@@ -1,7 +1,7 @@
 /* A program on a channel of messages, in plain C; docs/channels.md has the records as a table.
  *
  *   cc -Wall -o channel channel.c
- *   ./channel /run/channels/letters 0 3 < file
+ *   ./channel /run/tapd-channels/letters 0 3 < file
  *
  * Sends standard input as one message to node 0 (all that can be reached), then writes 3 messages
  * that come to standard output and what else happens to standard error. */

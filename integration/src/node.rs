@@ -122,7 +122,7 @@ impl Node {
     /// The socket of one of its channels, where it is unless the configuration says otherwise.
     #[must_use]
     pub fn channel(&self, name: &str) -> PathBuf {
-        self.socket.with_file_name("channels").join(name)
+        self.socket.with_file_name("tapd-channels").join(name)
     }
 
     /// All that it logged since the test began.

@@ -126,7 +126,7 @@ impl Port {
     ///
     /// # Errors
     /// None came within [`PATIENCE`], or tapd refused or hung up.
-    pub fn next(&mut self) -> Result<Message> {
+    pub fn next_message(&mut self) -> Result<Message> {
         loop {
             match self.poll(PATIENCE)? {
                 Some(Event::Message(message)) => return Ok(message),

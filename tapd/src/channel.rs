@@ -18,7 +18,7 @@ pub(crate) mod recv;
 pub(crate) mod send;
 
 /// Folder beside the control socket in which channels have their sockets.
-const SOCKETS_FOLDER: &str = "channels";
+const SOCKETS_FOLDER: &str = "tapd-channels";
 /// Bytes that are copied at once between a stream and something else.
 const CHUNK_LEN: usize = 256 << 10;
 

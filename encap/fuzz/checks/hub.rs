@@ -111,6 +111,7 @@ impl Pair {
         let view = |link| LinkView { link, room: ROOM, rtt, rtt_var: rtt / 4 };
         for index in 0..2 {
             let session = SessionView {
+                compression: true,
                 boot: self.boots[1 - index],
                 links: links.iter().map(view).collect(),
                 chosen: links.iter().take(1).collect(),
@@ -149,7 +150,7 @@ impl Pair {
         let number = self.next[from][channel];
         let mut bytes = number.to_be_bytes().to_vec();
         bytes.resize(4 + usize::from(value) / 4, number as u8);
-        let ttl = (value % 5 == 0).then(|| Duration::from_millis(u64::from(value) / 64));
+        let ttl = value.is_multiple_of(5).then(|| Duration::from_millis(u64::from(value) / 64));
         let (options, key) = (SendOptions { priority, ttl }, ChannelKey(channel as u32));
         let sent = self.hubs[from].send(self.now, key, node(1 - from), options, bytes);
         self.next[from][channel] += u32::from(sent.is_ok());

@@ -99,10 +99,10 @@ fn flow_channel_datagrams_come_back() {
         {
             let sent = message(number, length);
             near.send(To::One(beta), &sent)?;
-            let there = far.next()?;
+            let there = far.next_message()?;
             ensure!(there.from == alpha && there.bytes == sent, "{length} bytes changed");
             far.send(To::One(alpha), &there.bytes)?;
-            ensure!(near.next()?.bytes == sent, "{length} bytes changed on the way back");
+            ensure!(near.next_message()?.bytes == sent, "{length} bytes changed on the way back");
         }
         let told = shown(&duo.alpha, "datagrams")?;
         ensure!(told["mode"] == "datagram" && told["receiving"] == true, "{told}");
@@ -123,7 +123,7 @@ fn flow_channel_message_of_16_mib_is_byte_exact() {
             let copy = sent.clone();
             // Both at once: neither tapd nor the sockets hold all of it.
             let sender = std::thread::spawn(move || near.send(To::One(beta), &sent).map(|()| near));
-            let got = far.next()?;
+            let got = far.next_message()?;
             let near = sender.join().map_err(|_| anyhow::anyhow!("the sender died"))??;
             ensure!(got.bytes.len() == LONGEST, "{} bytes", got.bytes.len());
             ensure!(got.bytes == copy, "16 MiB changed on channel {channel}");
@@ -224,7 +224,7 @@ fn over_a_bad_cable(channel: &str, count: u64) -> Result<Vec<u64>> {
         });
         let mut order = Vec::new();
         for _ in 0..count {
-            let got = far.next()?;
+            let got = far.next_message()?;
             let number = number_of(&got.bytes)?;
             ensure!(got.bytes == message(number, length(number)), "message {number} changed");
             order.push(number);
@@ -278,7 +278,7 @@ fn flow_channel_restart_of_a_peer_is_told_and_nothing_comes_twice() {
         });
         let mut first = Vec::new();
         while first.len() < 300 {
-            first.push(number_of(&far.next()?.bytes)?);
+            first.push(number_of(&far.next_message()?.bytes)?);
         }
         duo.beta.kill();
         // What tapd had handed over before is in the socket still.
@@ -292,7 +292,7 @@ fn flow_channel_restart_of_a_peer_is_told_and_nothing_comes_twice() {
         let (mut far, _) = Port::open_to_peer(&duo.beta, "messages")?;
         let mut second = Vec::new();
         while second.len() < 400 {
-            second.push(number_of(&far.next()?.bytes)?);
+            second.push(number_of(&far.next_message()?.bytes)?);
         }
         let near = sender.join().map_err(|_| anyhow::anyhow!("the sender died"))??;
         ensure!(told(near.events()), "nobody told of the restart: {:?}", near.events());
@@ -329,10 +329,13 @@ fn perf_channel_holds_the_sender_of_a_program_that_does_not_read() {
             ensure!(grown < MOST_UNDER_WAY, "{} grew by {grown} bytes", node.name());
         }
         for number in 0..sent {
-            ensure!(far.next()?.bytes == message(number, 32 << 10), "message {number} changed");
+            ensure!(
+                far.next_message()?.bytes == message(number, 32 << 10),
+                "message {number} changed"
+            );
         }
         near.send(To::One(beta), b"12345678 there is room again")?;
-        ensure!(far.next()?.bytes.ends_with(b"again"), "something else came");
+        ensure!(far.next_message()?.bytes.ends_with(b"again"), "something else came");
         Ok(())
     });
 }

@@ -59,7 +59,7 @@ pub(crate) struct ChannelArgs {
     /// The channel: its name, or the path of its socket (with a /)
     #[arg(value_name = "CHANNEL")]
     pub(crate) name: String,
-    /// The channel's socket [default: as the daemon says, or channels/CHANNEL beside the control socket]
+    /// The channel's socket [default: as the daemon says, or tapd-channels/CHANNEL beside the control socket]
     #[arg(long, value_name = "PATH")]
     pub(crate) socket: Option<PathBuf>,
     /// Where the daemon listens.

@@ -41,7 +41,7 @@ pub(super) const DEFAULT_SOCKET_MODE: u32 = 0o600;
 /// Fixed rates in bits a second: one datagram now and then, and more than any link.
 const FIXED_RATES: std::ops::RangeInclusive<u64> = 64_000..=1_000_000_000_000;
 /// Directory of the sockets that have no path of their own, beside the control socket.
-const SOCKET_DIRECTORY: &str = "channels";
+const SOCKET_DIRECTORY: &str = "tapd-channels";
 
 /// `[[channels]]`: one raw channel.
 #[derive(Debug, Clone, PartialEq, Eq)]

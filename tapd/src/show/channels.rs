@@ -143,7 +143,7 @@ mod tests {
         let channel = ChannelReply {
             name: "backup".into(),
             mode: "message".into(),
-            socket: "/run/channels/backup".into(),
+            socket: "/run/tapd-channels/backup".into(),
             programs: 1,
             receiving: true,
             counters,
@@ -166,7 +166,7 @@ mod tests {
         };
         let expected = "\
 CHANNEL  MODE     PROGRAMS  RECEIVER  SOCKET
-backup   message  1         yes       /run/channels/backup
+backup   message  1         yes       /run/tapd-channels/backup
 
 CHANNEL  PEER  STATE  TX MESSAGES  RX MESSAGES  TX        RX   QUEUED   WAITING  RESENT  EXPIRED  GIVEN UP  DROPPED  STREAMS
 backup   beta  open   1000         0            62.5 KiB  0 B  2.0 KiB  0 B      3       0        0         0        0

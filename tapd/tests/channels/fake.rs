@@ -27,7 +27,7 @@ impl Fake {
     /// With a channel of messages, "letters", and one of streams, "pipes".
     pub(crate) fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let folder = directory.path().join("channels");
+        let folder = directory.path().join("tapd-channels");
         std::fs::create_dir(&folder).unwrap();
         serve(&folder.join("letters"), Type::SEQPACKET, letters);
         serve(&folder.join("pipes"), Type::STREAM, pipes);
@@ -35,7 +35,7 @@ impl Fake {
     }
 
     pub(crate) fn socket(&self, name: &str) -> PathBuf {
-        self.directory.path().join("channels").join(name)
+        self.directory.path().join("tapd-channels").join(name)
     }
 }
 

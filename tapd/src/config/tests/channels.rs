@@ -13,11 +13,11 @@ fn channels_have_the_documented_defaults() {
     assert_eq!(config.channels, [testing::channel("backup")]);
     assert_eq!(config.own_channels().count(), 1);
     let socket = config.channel_socket(&config.channels[0]);
-    assert_eq!(socket, Path::new("/run/channels/backup"));
+    assert_eq!(socket, Path::new("/run/tapd-channels/backup"));
     let mut moved = config;
     moved.daemon.control_socket = "/tmp/a/b.sock".into();
     let socket = moved.channel_socket(&moved.channels[0]);
-    assert_eq!(socket, Path::new("/tmp/a/channels/backup"));
+    assert_eq!(socket, Path::new("/tmp/a/tapd-channels/backup"));
 }
 
 #[test]
@@ -133,8 +133,8 @@ fn no_two_channels_share_a_name_or_a_socket() {
     one_fault(&twice, "channel name a is taken already in line");
     let sockets = two("name = 'a'\nsocket = '/a'", "name = 'b'\nsocket = '/a'");
     one_fault(&sockets, "channel socket /a is taken already in line");
-    let default = two("name = 'a'\nsocket = '/run/channels/b'", "name = 'b'");
-    one_fault(&default, "channel socket /run/channels/b is taken already");
+    let default = two("name = 'a'\nsocket = '/run/tapd-channels/b'", "name = 'b'");
+    one_fault(&default, "channel socket /run/tapd-channels/b is taken already");
     let network = "[[networks]]\nvni = 7\nvhost_user = ['/vm']\n[[channels]]\nmode = 'message'\n";
     one_fault(&example_and(&format!("{network}name = 'a'\nsocket = '/vm'")), "a VM port's socket");
     let many: String =

@@ -49,7 +49,7 @@ fn sockets_are_made_with_their_permissions_and_go_with_their_directories() {
         ],
     );
     let channels = Channels::open(&config).unwrap();
-    let default = directory.path().join("channels");
+    let default = directory.path().join("tapd-channels");
     let (one, two) = (default.join("one"), default.join("two"));
     assert_eq!([mode_of(&default), mode_of(&one), mode_of(&two)], [0o755, 0o600, 0o660]);
     assert_eq!((mode_of(&directory.path().join("a")), mode_of(&deep)), (0o755, 0o600));
@@ -170,7 +170,7 @@ fn another_owner_takes_a_capability_that_is_named_where_it_is_missing() {
     });
     let failure = unable.join().unwrap();
     let expected =
-        "channels/a to user 12345: Operation not permitted (os error 1); that takes CAP_CHOWN";
+        "tapd-channels/a to user 12345: Operation not permitted (os error 1); that takes CAP_CHOWN";
     assert!(failure.contains(expected), "{failure}");
     assert!(failure.starts_with("channel a: cannot give "), "{failure}");
     assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
