@@ -6,19 +6,22 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use encap::wire::channel::Mode;
 use socket2::{Domain, Socket, Type};
 
 use super::world::{Node, World, node, pattern};
 use crate::channel::client::{Channel, Event, SendOptions, Stream, To, hand_over};
+use crate::wake::PollSet;
 
 /// Nothing that a test waits for takes so long.
 const TIMEOUT: Duration = Duration::from_secs(20);
+/// How long a timer of a hub may be late.
+const TIMER: Duration = Duration::from_micros(200);
 const MESSAGE_LEN: usize = 16 << 20;
 
-/// A world that turns by itself until it is dropped.
+/// A world that turns by itself, in real time, until it is dropped.
 struct Turning {
     paths: [PathBuf; 2],
     stop: Arc<AtomicBool>,
@@ -32,10 +35,13 @@ impl Turning {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         let thread = std::thread::spawn(move || {
+            let mut set = PollSet::default();
+            set.set(world.nodes.iter().map(|node| node.sockets.fd()));
             while !stopped.load(Ordering::Relaxed) {
-                if world.turn() == 0 && !world.nodes.iter().any(Node::is_busy) {
-                    world.idle();
-                    std::thread::yield_now();
+                // Programs have a time of their own, so this world has theirs.
+                world.now = Instant::now();
+                if world.act() == 0 && !world.nodes.iter().any(Node::is_busy) {
+                    set.wait(TIMER);
                 }
             }
         });

@@ -148,6 +148,11 @@ impl World {
     /// and packets moved.
     pub(super) fn turn(&mut self) -> usize {
         self.now += TURN;
+        self.act()
+    }
+
+    /// The same, without time going by.
+    pub(super) fn act(&mut self) -> usize {
         let mut moved = 0;
         for (from, boot) in self.boots.into_iter().enumerate() {
             let [a, b] = &mut self.nodes;
@@ -168,7 +173,7 @@ impl World {
     }
 
     /// Lets time go by until the next timer, if nothing is to be done at once.
-    pub(super) fn idle(&mut self) {
+    fn idle(&mut self) {
         let now = self.now;
         let timers = self.nodes.iter().filter_map(|node| node.hub.timeout(now));
         self.now = timers.min().map_or(now + IDLE, |at| at.clamp(now, now + IDLE));
