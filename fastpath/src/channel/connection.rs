@@ -155,11 +155,10 @@ impl Connection {
             Role::Stream(link) if link.phase == Phase::Over => {
                 !link.has_output() || self.control.hung_up
             }
-            Role::Stream(link) => {
-                // What the program wrote before it went counts if it had both ends.
-                (self.control.hung_up && !link.peer_ended)
-                    || (read && (self.control.hung_up || !link.program_ended))
-            }
+            Role::Stream(link) if link.key().is_none() => self.control.hung_up || read,
+            Role::Stream(link) if link.program_ended => self.control.hung_up,
+            // What the program wrote before it went is read: it may have said its end.
+            Role::Stream(_) => read,
         }
     }
 
@@ -219,7 +218,10 @@ impl Connection {
         let Role::Stream(link) = &mut self.role else { return };
         if let Some(key) = link.key() {
             turn.streams.remove(&key);
-            if !link.has_both_ends() {
+            if link.program_ended {
+                // Without effect if the peer has ended its side, too.
+                turn.hub.leave_stream(key);
+            } else {
                 turn.hub.reset_stream(key, 0);
                 turn.channel.counters.streams_reset += 1;
             }

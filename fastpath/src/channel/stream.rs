@@ -130,11 +130,6 @@ impl StreamLink {
         }
     }
 
-    /// Whether all that the program said and was to be told was said.
-    pub(super) fn has_both_ends(&self) -> bool {
-        self.program_ended && self.peer_ended
-    }
-
     /// Whether bytes wait to be written.
     pub(super) fn has_output(&self) -> bool {
         !self.out.is_empty()

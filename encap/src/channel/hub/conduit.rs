@@ -91,6 +91,8 @@ pub(super) struct Stream {
     pub(super) told_readable: bool,
     /// It takes part: it opened the stream, or accepted it.
     pub(super) taken: bool,
+    /// The program is gone, having ended its side: what comes is dropped.
+    pub(super) left: bool,
 }
 
 /// What a conduit carries.

@@ -1,6 +1,7 @@
 //! What programs do.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 use std::time::Instant;
 
 use super::association::Reply;
@@ -182,13 +183,13 @@ impl Hub {
             return Some(message);
         }
         // Those behind the last one first, then from the beginning.
-        let last = channel.last_read;
-        let (before, behind): (Vec<_>, Vec<_>) = channel
-            .peers
-            .iter()
-            .filter_map(|(node, member)| Some((*node, member.input?)))
-            .partition(|(node, _)| last.is_some_and(|last| *node <= last));
-        for (node, id) in behind.into_iter().chain(before) {
+        let mut at = channel.last_read;
+        for _ in 0..channel.peers.len() {
+            let Some(node) = next_in_turn(&channel.peers, at) else { break };
+            at = Some(node);
+            let Some(id) = channel.peers.get(&node).and_then(|member| member.input) else {
+                continue;
+            };
             let Some(peer) = self.peers.get_mut(&node) else { continue };
             let Some(conduit) = peer.conduits.get_mut(&id) else { continue };
             let encoded = conduit.encoded;
@@ -246,7 +247,14 @@ impl Hub {
         let offer = (credit.granted(), 0);
         let output = OutgoingStream::new(id.outward(), channel.config.send_buffer, 0);
         let input = IncomingStream::new(id.outward(), credit);
-        let stream = Stream { key: stream_key, output, input, told_readable: false, taken: true };
+        let stream = Stream {
+            key: stream_key,
+            output,
+            input,
+            told_readable: false,
+            taken: true,
+            left: false,
+        };
         peer.insert(Conduit::new(id, key, Body::Stream(Box::new(stream)), offer));
         self.streams.insert(stream_key, (to, id));
         channel.member(to).stats.messages_out += 1;
@@ -301,6 +309,31 @@ impl Hub {
             peer.activate(id);
             self.work = true;
         }
+    }
+
+    /// The program has ended its side and is gone: what it wrote goes on its way, what comes from the
+    /// peer's program is dropped. The key is of no more use.
+    pub fn leave_stream(&mut self, key: StreamKey) {
+        let Some((node, id)) = self.streams.get(&key).copied() else { return };
+        let Some(peer) = self.peers.get_mut(&node) else { return };
+        if let Some(Conduit { body: Body::Stream(stream), .. }) = peer.conduits.get_mut(&id) {
+            (stream.taken, stream.left) = (false, true);
+            stream.output.finish();
+            self.drop_input(node, id);
+        }
+    }
+
+    /// Nobody reads what came.
+    pub(super) fn drop_input(&mut self, node: NodeId, id: ConduitId) {
+        let Some(peer) = self.peers.get_mut(&node) else { return };
+        if let Some(Conduit { body: Body::Stream(stream), .. }) = peer.conduits.get_mut(&id) {
+            while !stream.input.readable().is_empty() {
+                stream.input.consume(usize::MAX, &mut self.memory);
+            }
+            peer.activate(id);
+            self.work = true;
+        }
+        self.check_done(node, id);
     }
 
     /// Gives the stream up, with a code for the peer's program, below 2^62 - 1. The key is forgotten.
@@ -364,6 +397,13 @@ impl Hub {
             stream.input.close(&mut self.memory);
         }
     }
+}
+
+/// Whose turn it is after this node's: the one with the next larger number, or with the smallest.
+pub(super) fn next_in_turn<T>(map: &BTreeMap<NodeId, T>, after: Option<NodeId>) -> Option<NodeId> {
+    let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+    let next = map.range((from, Bound::Unbounded)).next().or_else(|| map.first_key_value());
+    next.map(|(node, _)| *node)
 }
 
 /// The next message of a peer; what does not decode is counted and left out.

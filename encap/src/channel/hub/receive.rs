@@ -283,6 +283,8 @@ impl Hub {
             {
                 channel.tell(conduit.channel, &mut self.events);
             }
+        } else if matches!(&conduit.body, Body::Stream(stream) if stream.left) {
+            self.drop_input(node, id);
         } else if let Body::Stream(stream) = &mut conduit.body
             && stream.taken
             && (!stream.input.readable().is_empty() || stream.input.is_finished())
@@ -429,8 +431,8 @@ impl Hub {
                 self.events.push_back(ChannelEvent::StreamWaiting(key));
                 let output = OutgoingStream::new(outward, channel.config.send_buffer, credit);
                 let input = IncomingStream::new(outward, mine);
-                let (told_readable, taken) = (false, false);
-                let stream = Stream { key: stream_key, output, input, told_readable, taken };
+                let (told_readable, taken, left) = (false, false, false);
+                let stream = Stream { key: stream_key, output, input, told_readable, taken, left };
                 (Body::Stream(Box::new(stream)), offer)
             }
             Mode::Unreliable => (Body::DatagramsIn(IncomingUnreliable::new()), (0, 0)),

@@ -7,6 +7,7 @@ use super::association::{Association, Item, Reply, What};
 use super::channels::Channel;
 use super::conduit::{Body, ConduitId};
 use super::path::Sent;
+use super::programs::next_in_turn;
 use super::{ChannelEvent, ChannelKey, Hub};
 use crate::channel::incoming::Memory;
 use crate::channel::outgoing::Notice;
@@ -103,11 +104,10 @@ impl Hub {
         if let Some(waiting) = self.refuse_waiting(now) {
             due = due.min(waiting);
         }
-        let first = self.turn;
-        let order = self.peers.keys().copied();
-        let (before, behind): (Vec<_>, Vec<_>) =
-            order.partition(|node| first.is_some_and(|first| *node <= first));
-        for node in behind.into_iter().chain(before) {
+        let mut at = self.turn;
+        for _ in 0..self.peers.len() {
+            let Some(node) = next_in_turn(&self.peers, at) else { break };
+            at = Some(node);
             if progress.bytes >= budget {
                 progress.more = true;
                 break;
