@@ -298,3 +298,30 @@ fn chan_memory_is_shared() {
     world.hubs.iter_mut().for_each(|hub| hub.configure(now, Vec::new()));
     assert_eq!((world.hubs[0].memory.booked(), world.hubs[1].memory.booked()), (0, 0));
 }
+
+#[test]
+fn chan_compressed_messages_are_those_that_were_sent() {
+    let key = ChannelKey(1);
+    let text = |number: u8| [b"again and again and ".repeat(5_000), vec![number]].concat();
+    for mode in [Mode::Ordered, Mode::Unordered, Mode::Unreliable] {
+        let mut world = World::new(1, CALM, 9);
+        let compression = Level::new(3);
+        // The receiver's own messages are another matter.
+        world.configure_one(0, &[ChannelConfig { compression, ..config("a", mode) }]);
+        world.configure_one(1, &[config("a", mode)]);
+        let len = if mode == Mode::Unreliable { 60_000 } else { 100_001 };
+        for number in 0..20 {
+            let bytes = text(number)[..len].to_vec();
+            world.hubs[0].send(world.now, key, node(1), SendOptions::default(), bytes).unwrap();
+            world.run_for(MS * 10);
+            let got = world.hubs[1].next_message(key).unwrap();
+            assert!(got.bytes == text(number)[..len], "{mode:?} {number}");
+            assert_eq!(world.hubs[1].next_message(key), None);
+        }
+        assert!(world.packets < 200, "{} packets for 2 MB", world.packets);
+        let noise = body(1, 50_000);
+        world.hubs[0].send(world.now, key, node(1), SendOptions::default(), noise.clone()).unwrap();
+        world.run_for(MS * 10);
+        assert!(world.hubs[1].next_message(key).unwrap().bytes == noise);
+    }
+}
