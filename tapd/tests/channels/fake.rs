@@ -17,6 +17,8 @@ use socket2::{Domain, SockAddr, Socket, Type};
 pub(crate) const MAX_LEN: u32 = 2 << 20;
 /// Nothing takes so long.
 const TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a program that was ended may still seem to be there.
+const LEAVING: Duration = Duration::from_secs(2);
 
 /// Serves channels until the test ends.
 pub(crate) struct Fake {
@@ -55,6 +57,13 @@ impl Shared {
             self.changed.wait_timeout_while(taker, TIMEOUT, |taker| taker.is_none()).unwrap();
         assert!(!late.timed_out(), "nobody takes what is sent");
         act(&mut taker)
+    }
+
+    /// Whether nobody takes, or leaves in this moment.
+    fn is_free(&self) -> bool {
+        let taker = self.taker.lock().unwrap();
+        let taken = |taker: &mut Option<Socket>| taker.is_some();
+        !self.changed.wait_timeout_while(taker, LEAVING, taken).unwrap().1.timed_out()
     }
 
     fn set(&self, socket: Socket) {
@@ -108,7 +117,7 @@ fn letters(socket: Socket, shared: &Shared) {
         let (header, payload) = Header::read(&record[..len]).unwrap();
         match header.kind {
             Kind::Attach if header.flags.contains(Flags::RECEIVE) => {
-                if shared.taker.lock().unwrap().is_some() {
+                if !shared.is_free() {
                     return error(&socket, Code::Busy, "another program receives letters");
                 }
                 welcome(&socket, Mode::Ordered, "letters");
@@ -127,6 +136,7 @@ fn letters(socket: Socket, shared: &Shared) {
     }
     if receives {
         *shared.taker.lock().unwrap() = None;
+        shared.changed.notify_all();
     }
 }
 
