@@ -9,7 +9,7 @@
 //! use fastpath::channel::client::{Channel, Event, SendOptions, To};
 //!
 //! # fn main() -> std::io::Result<()> {
-//! let mut channel = Channel::connect("/run/channels/replication".as_ref(), true)?;
+//! let mut channel = Channel::connect("/run/tapd-channels/replication".as_ref(), true)?;
 //! channel.send(To::All, SendOptions::default(), b"hello")?;
 //! loop {
 //!     match channel.recv()? {
