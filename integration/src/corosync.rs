@@ -70,7 +70,7 @@ pub fn require() -> Result<()> {
 pub struct Cluster {
     /// The nodes, id 1 first.
     pub nodes: Vec<Member>,
-    _dir: TempDir,
+    dir: TempDir,
 }
 
 /// One node of corosync.
@@ -108,7 +108,7 @@ impl Cluster {
             command.arg(&folder).stdout(log.try_clone()?).stderr(log);
             nodes.push(Member { id, log_file, running: Running::spawn(&mut command)? });
         }
-        let mut this = Self { nodes, _dir: dir };
+        let mut this = Self { nodes, dir };
         let count = this.nodes.len();
         for node in &mut this.nodes {
             let what = format!("corosync {} to see {count} nodes", node.id);
@@ -156,7 +156,7 @@ impl Drop for Cluster {
             let _ = node.running.wait_end(END_PATIENCE);
             skip::note(format!("--- log of corosync {} ---\n{}", node.id, node.log()));
         }
-        cleanup::unregister(&Leftover::Directory(self._dir.path().to_owned()));
+        cleanup::unregister(&Leftover::Directory(self.dir.path().to_owned()));
     }
 }
 

@@ -17,10 +17,13 @@ use integration::skip::{case, skip};
 use integration::stats::Random;
 use integration::wait;
 
-use super::channels::duo;
+use super::channels::{duo, shown};
 
 /// Port of the rsync daemon, and of the relay that stands for it at the other node.
 const RSYNC_PORT: &str = "127.0.0.1:8730";
+
+/// More streams than a node keeps in mind by accident.
+const MANY: u64 = 300;
 
 /// A stream from alpha to beta, both its ends.
 fn streams(duo: &LaneDuo) -> Result<[Stream; 2]> {
@@ -88,6 +91,37 @@ fn flow_channel_stream_that_is_given_up_fails_at_the_other_end() {
         let [near, mut far] = streams(&duo)?;
         drop(near);
         ensure!(far.read(&mut [0; 16]).is_err(), "a program that is gone has not ended its side");
+        Ok(())
+    });
+}
+
+#[test]
+fn flow_channel_streams_that_have_ended_leave_nothing_behind() {
+    case(|| {
+        let duo = duo()?;
+        for number in 0..MANY {
+            let [mut near, mut far] = streams(&duo)?;
+            near.write_all(&bytes(number, 1000))?;
+            near.shutdown()?;
+            let mut got = Vec::new();
+            far.read_to_end(&mut got)?;
+            ensure!(got == bytes(number, 1000), "stream {number}: {} bytes", got.len());
+            // One side after the other, in turns: whoever ends last must not matter.
+            if number % 2 == 0 {
+                far.shutdown()?;
+                ensure!(near.read(&mut [0; 16])? == 0, "stream {number} goes on");
+                near.wait_closed()?;
+                far.wait_closed()?;
+            }
+        }
+        for node in [&duo.alpha, &duo.beta] {
+            wait::until("all streams to be forgotten", PATIENCE, || {
+                shown(node, "streams").is_ok_and(|told| told["peers"][0]["streams"] == 0)
+            })
+            .with_context(|| format!("{:?}", shown(node, "streams")))?;
+            let told = shown(node, "streams")?;
+            ensure!(told["programs"] == 0, "programs are left: {told}");
+        }
         Ok(())
     });
 }

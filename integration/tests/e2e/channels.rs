@@ -80,7 +80,7 @@ fn number_of(bytes: &[u8]) -> Result<u64> {
 }
 
 /// What `tapd show channels` says of a channel.
-fn shown(node: &Node, channel: &str) -> Result<Value> {
+pub(crate) fn shown(node: &Node, channel: &str) -> Result<Value> {
     let reply = node.show("channels")?;
     let list = reply["channels"].as_array().context("no channels")?;
     let found = list.iter().find(|entry| entry["name"] == channel).cloned();

@@ -24,16 +24,18 @@ const PORT: &str = "25900";
 const BENCH_PORT: &str = "25930";
 
 /// What it cannot do without.
-pub(super) const NEEDS: [Need; 3] = [
+pub(super) const NEEDS: [Need; 2] = [
     Need::Debian { proof: "cc", package: "build-essential" },
     Need::Debian { proof: "/usr/include/libknet.h", package: "libknet-dev" },
-    BENCH,
 ];
-/// Only its own bench needs this.
-const BENCH: Need = Need::Script {
-    program: "knet_bench",
-    script: concat!(env!("CARGO_MANIFEST_DIR"), "/rivals/knet-bench"),
-};
+/// What its own bench cannot do without. curl comes first: the script fetches with it.
+pub(super) const BENCH_NEEDS: [Need; 2] = [
+    Need::Debian { proof: "curl", package: "curl" },
+    Need::Script {
+        program: "knet_bench",
+        script: concat!(env!("CARGO_MANIFEST_DIR"), "/rivals/knet-bench"),
+    },
+];
 
 /// The program, built, and a key.
 #[derive(Debug)]
@@ -48,7 +50,7 @@ impl Knet {
     /// There is no compiler or no libknet.
     pub(super) fn build() -> Result<Self> {
         let scratch = Scratch::new()?;
-        for need in NEEDS.into_iter().filter(|need| *need != BENCH) {
+        for need in NEEDS {
             need.check()?;
         }
         let mut cc = Command::new("cc");
@@ -102,7 +104,9 @@ impl Knet {
         sealed: bool,
         span: Duration,
     ) -> Result<Vec<(What, f64)>> {
-        BENCH.check()?;
+        for need in BENCH_NEEDS {
+            need.check()?;
+        }
         let program = crate_program("knet_bench")?;
         let start = |netns: &Netns, ends: Ends| {
             let mut command = netns.command(&program);

@@ -45,7 +45,7 @@ const MIN_FAIR_SPAN: Duration = Duration::from_secs(8);
 /// What the scenario needs beyond tapd.
 #[must_use]
 pub fn needs() -> Vec<Need> {
-    knet::NEEDS.into_iter().chain(quic::NEEDS).collect()
+    knet::NEEDS.into_iter().chain(knet::BENCH_NEEDS).chain(quic::NEEDS).collect()
 }
 
 /// Who is measured.
