@@ -86,7 +86,7 @@ impl Cluster {
     /// number, one for each link. All of them see each other when this returns.
     ///
     /// # Errors
-    /// They do not within [`PATIENCE`]; the error holds a log.
+    /// They do not within 40 s; the error holds a log.
     pub fn start(
         hosts: &[Arc<Netns>],
         transport: Transport,
