@@ -6,10 +6,10 @@
 //! opened.
 //!
 //! 1. `programs`: what programs do, in this direction and that
-//! 2. [`conduit`]: one channel with one peer
-//! 3. [`association`]: all of them with one peer, and the paths there
-//! 4. [`transmit`]: packets are filled in turns
-//! 5. [`receive`]: packets are taken apart
+//! 2. `conduit`: one channel with one peer
+//! 3. `association`: all of them with one peer, and the paths there
+//! 4. `transmit`: packets are filled in turns
+//! 5. `receive`: packets are taken apart
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::{Duration, Instant};
