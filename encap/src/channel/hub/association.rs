@@ -19,7 +19,7 @@ pub(super) const MAX_CONDUITS: usize = 4096;
 /// Answers that wait for their acknowledgement: with more, what a peer opens is not taken.
 const MAX_REPLIES: usize = 1024;
 /// Boots of the peer that are over, as tables may still name them for a moment.
-const OLD_BOOTS: usize = 4;
+const OLD_BOOTS: usize = 64;
 
 /// What a frame was, for when its packet was acknowledged or lost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
