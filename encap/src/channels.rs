@@ -28,6 +28,8 @@ pub struct ChannelInput {
     pub node: NodeId,
     /// The process that did.
     pub boot: u64,
+    /// By which of our links it came.
+    pub link: LinkIndex,
     /// [`Kind::Channel`] or [`Kind::Unreliable`].
     pub kind: Kind,
     /// The two ECN bits of its outer header.
@@ -75,8 +77,8 @@ impl Datapath {
 
     /// Takes what another worker handed over.
     pub fn handle_channel_input(&mut self, now: Instant, input: &ChannelInput) {
-        let ChannelInput { node, boot, kind, ecn, payload } = input;
-        let outcome = self.give_to_hub(now, *node, *boot, *kind, *ecn, payload);
+        let ChannelInput { node, boot, link, kind, ecn, payload } = input;
+        let outcome = self.give_to_hub(now, *node, *boot, *link, (*kind, *ecn), payload);
         if let Err(reason) = outcome {
             self.counters.count_drop(reason);
         }
@@ -93,7 +95,7 @@ impl Datapath {
         now: Instant,
         tables: &Arc<Tables>,
         peer: &PeerEntry,
-        boot: u64,
+        (boot, link): (u64, LinkIndex),
         (kind, ecn): (Kind, u8),
         payload: &[u8],
     ) -> Result<(), DropReason> {
@@ -101,10 +103,10 @@ impl Datapath {
         self.keep_awake(peer);
         if self.hub.is_some() {
             self.tell_hub(now, tables);
-            return self.give_to_hub(now, peer.node, boot, kind, ecn, payload);
+            return self.give_to_hub(now, peer.node, boot, link, (kind, ecn), payload);
         }
         let (node, payload) = (peer.node, payload.to_vec());
-        self.channel_inputs.push(ChannelInput { node, boot, kind, ecn, payload });
+        self.channel_inputs.push(ChannelInput { node, boot, link, kind, ecn, payload });
         Ok(())
     }
 
@@ -113,13 +115,13 @@ impl Datapath {
         now: Instant,
         node: NodeId,
         boot: u64,
-        kind: Kind,
-        ecn: u8,
+        link: LinkIndex,
+        (kind, ecn): (Kind, u8),
         payload: &[u8],
     ) -> Result<(), DropReason> {
         let Some(hub) = &mut self.hub else { return Err(DropReason::KindUnknown) };
         let outcome = match kind {
-            Kind::Channel => hub.on_packet(now, node, boot, payload, ecn),
+            Kind::Channel => hub.on_packet(now, node, boot, link, payload, ecn),
             _ => hub.on_unreliable(now, node, boot, payload),
         };
         outcome.map_err(|drop| match drop {

@@ -290,7 +290,8 @@ impl Datapath {
             Kind::Channel | Kind::Unreliable => {
                 agreed(origin, Features::CHANNELS)?;
                 let what = (inner.kind, origin.mark & ECN_CE);
-                self.receive_channel(now, tables, origin.peer, facts.boot, what, payload)
+                let from = (facts.boot, origin.link);
+                self.receive_channel(now, tables, origin.peer, from, what, payload)
             }
             Kind::Fragment => {
                 let Some(mut whole) = self.reassemble(now, tables, origin, payload)? else {

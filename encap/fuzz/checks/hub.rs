@@ -216,7 +216,7 @@ impl Pair {
     fn receive(&mut self, to: usize, boot: u64, kind: Kind, payload: &[u8]) {
         let (now, from, hub) = (self.now, node(1 - to), &mut self.hubs[to]);
         let outcome = match kind {
-            Kind::Channel => hub.on_packet(now, from, boot, payload, 0),
+            Kind::Channel => hub.on_packet(now, from, boot, LinkIndex::FIRST, payload, 0),
             _ => hub.on_unreliable(now, from, boot, payload),
         };
         let fault = matches!(outcome, Err(ChannelDrop::Fault | ChannelDrop::Malformed));

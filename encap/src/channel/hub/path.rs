@@ -8,6 +8,7 @@ use crate::channel::congestion::{Controller, Cubic, Fixed, NewReno, Pacer, Rtt};
 use crate::channel::recovery::ack::{AckSchedule, MAX_ACK_DELAY};
 use crate::channel::recovery::{Outcome, Recovery};
 use crate::id::NodeId;
+use crate::link::id::LinkIndex;
 use crate::wire::header::SEALED_OVERHEAD;
 
 /// How late a worker's timers are, besides what it is at when they fire: what flows into the pacer's
@@ -49,7 +50,10 @@ impl Sent {
 #[derive(Debug)]
 pub(super) struct Path {
     pub(super) recovery: Recovery<Sent>,
+    /// What came from the peer by the link that it gives this path's number.
     pub(super) acks: AckSchedule,
+    /// Which of our links that is.
+    pub(super) arrived_by: Option<LinkIndex>,
     controller: Box<dyn Controller>,
     pacer: Pacer,
     /// Bytes of a full datagram's UDP payload.
@@ -81,6 +85,7 @@ impl Path {
         Self {
             recovery: Recovery::new(MAX_ACK_DELAY),
             acks: AckSchedule::default(),
+            arrived_by: None,
             controller,
             pacer: Pacer::new(now, Pacer::burst_of(size, true), TIMER_LATENESS),
             size,

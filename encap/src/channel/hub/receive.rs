@@ -61,8 +61,8 @@ pub enum ChannelDrop {
 }
 
 impl Hub {
-    /// Takes a channel packet (kind 4) of a peer's process; `ecn` are the two ECN bits of its outer
-    /// header.
+    /// Takes a channel packet (kind 4) of a peer's process, which came by this link of ours; `ecn` are
+    /// the two ECN bits of its outer header. (The packet names the link as the peer numbers it.)
     ///
     /// # Errors
     /// [`ChannelDrop`]: nothing of it was used, or not all if it is [`ChannelDrop::Fault`].
@@ -71,6 +71,7 @@ impl Hub {
         now: Instant,
         node: NodeId,
         boot: u64,
+        by: LinkIndex,
         payload: &[u8],
         ecn: u8,
     ) -> Result<(), ChannelDrop> {
@@ -103,7 +104,10 @@ impl Hub {
         let peer = self.peers.get_mut(&node).ok_or(ChannelDrop::Stale)?;
         if let Some(path) = peer.path(now, link, congestion) {
             path.on_received(now, number, asks, ecn);
+            path.arrived_by = Some(by);
         }
+        // By which the ACK leaves.
+        peer.path(now, by, congestion);
         outcome
     }
 

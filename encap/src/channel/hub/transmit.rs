@@ -310,7 +310,9 @@ impl Association {
         let (now, mut any) = (context.now, false);
         let leaves = ping || data && !(self.round.is_empty() && self.replies.is_empty());
         for link in LinkIndex::all(MAX_LINKS) {
-            if link != by && self.may_use(link) {
+            let Some(Some(path)) = self.paths.get(link.at()) else { continue };
+            let arrived_by = path.arrived_by.unwrap_or(link);
+            if arrived_by != by && self.may_use(arrived_by) {
                 continue;
             }
             let Some(Some(path)) = self.paths.get_mut(link.at()) else { continue };

@@ -2,6 +2,7 @@
 
 use super::super::*;
 use super::world::*;
+use crate::link::id::LinkIndex;
 use crate::wire::channel::{ChannelId, Frame, Message, Opener, PacketHeader, Stream};
 
 fn packet(number: u32, frames: &[Frame<'_>]) -> Vec<u8> {
@@ -72,7 +73,7 @@ fn chan_changed_packets_do_no_harm() {
                     let boot = world.boots[usize::from(to.peers.contains_key(&node(1)))];
                     let from = node(usize::from(to.peers.contains_key(&node(1))));
                     let _ = if reliable {
-                        to.on_packet(now, from, boot, &bytes, 0)
+                        to.on_packet(now, from, boot, LinkIndex::FIRST, &bytes, 0)
                     } else {
                         to.on_unreliable(now, from, boot, &bytes)
                     };
@@ -103,7 +104,8 @@ fn chan_what_a_hostile_peer_opens_is_bounded() {
         let name = if number % 3 == 0 { "s" } else { "nothing" };
         // Each second number is left out.
         let bytes = packet(number, &[open(number * 2, Mode::Stream, name)]);
-        refused += u32::from(hub.on_packet(now, node(1), boot, &bytes, 0).is_err());
+        refused +=
+            u32::from(hub.on_packet(now, node(1), boot, LinkIndex::FIRST, &bytes, 0).is_err());
     }
     let peer = &hub.peers[&node(1)];
     assert!(refused > 10_000);
@@ -120,12 +122,12 @@ fn chan_data_against_the_rules_ends_its_conduit_only() {
     let (now, boot) = (world.now, world.boots[1]);
     let hub = &mut world.hubs[0];
     let both = [open(0, Mode::Ordered, "m"), open(1, Mode::Ordered, "n")];
-    assert_eq!(hub.on_packet(now, node(1), boot, &packet(0, &both), 0), Ok(()));
+    assert_eq!(hub.on_packet(now, node(1), boot, LinkIndex::FIRST, &packet(0, &both), 0), Ok(()));
     let message = |channel, id, total| {
         Frame::Message(Message { channel, id, priority: 0, offset: 0, total, bytes: b"1234" })
     };
     let fine = packet(1, &[message(theirs(1), 0, 4)]);
-    assert_eq!(hub.on_packet(now, node(1), boot, &fine, 0), Ok(()));
+    assert_eq!(hub.on_packet(now, node(1), boot, LinkIndex::FIRST, &fine, 0), Ok(()));
     for (number, bad) in [
         message(theirs(0), 0, 16 << 20),
         message(theirs(9), 0, 4),
@@ -136,9 +138,12 @@ fn chan_data_against_the_rules_ends_its_conduit_only() {
     .enumerate()
     {
         let bytes = packet(number as u32 + 2, &[bad]);
-        let outcome = hub.on_packet(now, node(1), boot, &bytes, 0);
+        let outcome = hub.on_packet(now, node(1), boot, LinkIndex::FIRST, &bytes, 0);
         assert_eq!(outcome, Err(ChannelDrop::Fault), "{number}");
-        assert_eq!(hub.on_packet(now, node(1), boot, &bytes, 0), Err(ChannelDrop::Duplicate));
+        assert_eq!(
+            hub.on_packet(now, node(1), boot, LinkIndex::FIRST, &bytes, 0),
+            Err(ChannelDrop::Duplicate)
+        );
     }
     // What came before is read all the same.
     assert_eq!(
@@ -148,6 +153,12 @@ fn chan_data_against_the_rules_ends_its_conduit_only() {
     assert!(hub.peers[&node(1)].conduits.is_empty());
     assert_eq!(hub.memory.booked(), 0);
     let cut = [0, 0, 0, 0];
-    assert_eq!(hub.on_packet(now, node(1), boot, &cut, 0), Err(ChannelDrop::Malformed));
-    assert_eq!(hub.on_packet(now, node(2), boot, &fine, 0), Err(ChannelDrop::Stale));
+    assert_eq!(
+        hub.on_packet(now, node(1), boot, LinkIndex::FIRST, &cut, 0),
+        Err(ChannelDrop::Malformed)
+    );
+    assert_eq!(
+        hub.on_packet(now, node(2), boot, LinkIndex::FIRST, &fine, 0),
+        Err(ChannelDrop::Stale)
+    );
 }

@@ -7,9 +7,11 @@ use super::world::*;
 use crate::channel::congestion::{Controller, Cubic, Pacer, Rtt};
 
 /// A stream over the best of two links is cut off: gives the longest time without a byte.
-fn stall(links: usize, delay: Duration, notice: Option<Duration>) -> Duration {
+fn stall(links: usize, delay: Duration, notice: Option<Duration>, crossed: bool) -> Duration {
     let weather = Weather { delay, bottleneck: Some((12_500_000, 50_000)), ..CALM };
     let mut world = World::new(links, weather, 1);
+    world.crossed = crossed;
+    world.publish();
     world.configure(&[config("s", Mode::Stream)]);
     let mut pipe = Pipe::open(&mut world, 1, 0, [20 << 20, 0]);
     let (mut cut, mut told) = (None, false);
@@ -35,11 +37,11 @@ fn stall(links: usize, delay: Duration, notice: Option<Duration>) -> Duration {
 
 #[test]
 fn chan_a_link_that_fails_costs_a_moment() {
-    for links in [2, 3] {
-        let waited = stall(links, Duration::from_micros(100), Some(MS * 6));
-        assert!(waited <= MS * 20, "{waited:?} with {links} links");
+    for (links, crossed) in [(2, false), (3, false), (2, true), (3, true)] {
+        let waited = stall(links, Duration::from_micros(100), Some(MS * 6), crossed);
+        assert!(waited <= MS * 20, "{waited:?} with {links} links, crossed: {crossed}");
     }
-    let far = stall(2, MS * 5, Some(MS * 6));
+    let far = stall(2, MS * 5, Some(MS * 6), false);
     assert!(far <= MS * 40, "{far:?} at 10 ms");
 }
 
@@ -47,9 +49,12 @@ fn chan_a_link_that_fails_costs_a_moment() {
 #[test]
 fn chan_a_link_that_dies_in_silence_is_left() {
     for (delay, limit) in [(Duration::from_micros(100), MS * 40), (MS * 5, MS * 150)] {
-        let waited = stall(2, delay, None);
-        println!("without notice, {delay:?} one way: {waited:?} without a byte");
-        assert!(waited <= limit, "{waited:?}");
+        // Each end numbers its links for itself.
+        for crossed in [false, true] {
+            let waited = stall(2, delay, None, crossed);
+            println!("without notice, {delay:?} one way: {waited:?} without a byte");
+            assert!(waited <= limit, "{waited:?}, crossed: {crossed}");
+        }
     }
 }
 
@@ -122,6 +127,9 @@ fn chan_links_that_come_and_go() {
     }
 }
 
+/// What a full packet spends on itself and on its one frame of a stream: the textbook's would, too.
+const HEADERS: usize = 15;
+
 /// Bytes that the textbook's sender gets through in the same world: CUBIC, an ACK for each packet,
 /// what is three packets late is lost.
 fn textbook(rate: u64, queue: u64, delay: Duration, loss: u64, time: Duration, seed: u64) -> u64 {
@@ -165,7 +173,7 @@ fn textbook(rate: u64, queue: u64, delay: Duration, loss: u64, time: Duration, s
         acks.pop_first();
         (now, heard) = (now.max(at), now.max(at));
         let Some(sent) = flight.remove(&number) else { continue };
-        acked += ROOM as u64;
+        acked += (ROOM - HEADERS) as u64;
         let latest = now - sent;
         let smoothed = (rtt.smoothed * 7 + latest) / 8;
         rtt = Rtt { latest, min: rtt.min.min(latest), smoothed };
@@ -203,6 +211,7 @@ fn chan_goodput_is_that_of_the_textbook() {
     }
     let mbit = |bytes: u64| bytes as f64 * 8.0 / 160.0 / 1e6;
     println!("1 % loss, 20 ms: {:.2} Mbit/s, textbook {:.2}", mbit(ours), mbit(theirs));
-    // Which packets are lost is another throw of the dice: runs differ by some parts of a hundred.
+    // Ours loses ACKs too, and which packets are lost is another throw of the dice. It does not quite
+    // reach the textbook here; this bound only keeps it from getting worse.
     assert!(ours * 100 >= theirs * 97, "{:.2} of {:.2} Mbit/s", mbit(ours), mbit(theirs));
 }

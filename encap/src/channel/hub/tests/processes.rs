@@ -2,6 +2,7 @@
 
 use super::super::*;
 use super::world::*;
+use crate::link::id::LinkIndex;
 
 fn lost(world: &World, index: usize) -> Vec<u64> {
     let counts = world.events[index].iter().filter_map(|event| match event {
@@ -89,7 +90,7 @@ fn chan_tables_and_packets_disagree_about_the_process() {
     world.publish_to(0);
     world.boots[1] = old + 1_000;
     assert_eq!(
-        world.hubs[0].on_packet(world.now, node(1), old, &[0; 9], 0),
+        world.hubs[0].on_packet(world.now, node(1), old, LinkIndex::FIRST, &[0; 9], 0),
         Err(ChannelDrop::Stale)
     );
     world.publish_to(0);

@@ -84,6 +84,8 @@ pub(super) struct World {
     /// The shortest time that a hub asked to be left alone for, since it was last looked at.
     pub(super) impatience: Duration,
     same: u32,
+    /// The second node numbers its links the other way round.
+    pub(super) crossed: bool,
 }
 
 pub(super) fn node(index: usize) -> NodeId {
@@ -119,6 +121,7 @@ impl World {
             busy: vec![[now; 2]; links],
             serial: 0,
             rng: Rng(seed * 2 + 1),
+            crossed: false,
             packets: 0,
             by_link: vec![0; links],
             errors: Vec::new(),
@@ -137,12 +140,18 @@ impl World {
         }
     }
 
+    /// From a node's number of a link to that of the cable, and back.
+    fn cable(&self, index: usize, link: usize) -> usize {
+        if self.crossed && index == 1 { self.weather.len() - 1 - link } else { link }
+    }
+
     pub(super) fn publish_to(&mut self, index: usize) {
+        let own = |link: u8| LinkIndex::new(self.cable(index, link.into()) as u8).unwrap();
         let links: Vec<LinkView> = self
             .order
             .iter()
             .map(|link| LinkView {
-                link: LinkIndex::new(*link).unwrap(),
+                link: own(*link),
                 room: ROOM,
                 rtt: self.weather[usize::from(*link)].delay * 2,
                 rtt_var: Duration::from_micros(50),
@@ -151,7 +160,10 @@ impl World {
         let live: LinkSet = links.iter().map(|view| view.link).collect();
         let chosen = links.iter().take(1).map(|view| view.link).collect();
         let boot = self.boots[1 - index];
-        let failures = self.failures;
+        let mut failures = [0; MAX_LINKS];
+        for (cable, count) in self.failures.iter().enumerate().take(self.weather.len()) {
+            failures[self.cable(index, cable)] = *count;
+        }
         let session = self.linked.then_some(SessionView {
             boot,
             links,
@@ -205,7 +217,7 @@ impl World {
     }
 
     fn fly(&mut self, index: usize, link: u8, kind: Kind, boot: u64, payload: Vec<u8>) {
-        let at = usize::from(link);
+        let at = self.cable(index, link.into());
         self.packets += 1;
         self.by_link[at] += payload.len() as u64;
         let weather = self.weather[at];
@@ -228,7 +240,8 @@ impl World {
             let arrives = leaves + weather.delay + Duration::from_nanos(jitter);
             self.serial += 1;
             let boots = (self.boots[index], boot);
-            let flight = Flight { to: 1 - index, kind, boots, link, payload: payload.clone() };
+            let (to, link) = (1 - index, at as u8);
+            let flight = Flight { to, kind, boots, link, payload: payload.clone() };
             self.flights.insert((arrives, self.serial), flight);
         }
     }
@@ -267,12 +280,15 @@ impl World {
                 continue;
             }
             let from = node(1 - flight.to);
+            let by = self.cable(flight.to, flight.link.into()) as u8;
+            let sender = self.cable(1 - flight.to, flight.link.into()) as u8;
             let hub = &mut self.hubs[flight.to];
             let boot = flight.boots.0;
             let outcome = match flight.kind {
                 Kind::Channel => {
-                    assert_eq!(flight.payload[0], flight.link);
-                    hub.on_packet(self.now, from, boot, &flight.payload, 0)
+                    assert_eq!(flight.payload[0], sender);
+                    let by = LinkIndex::new(by).unwrap();
+                    hub.on_packet(self.now, from, boot, by, &flight.payload, 0)
                 }
                 _ => hub.on_unreliable(self.now, from, boot, &flight.payload),
             };
