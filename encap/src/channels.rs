@@ -77,6 +77,8 @@ impl Datapath {
 
     /// Takes what another worker handed over.
     pub fn handle_channel_input(&mut self, now: Instant, input: &ChannelInput) {
+        let tables = arc_swap::Guard::into_inner(self.tables.load());
+        self.tell_hub(now, &tables);
         let ChannelInput { node, boot, link, kind, ecn, payload } = input;
         let outcome = self.give_to_hub(now, *node, *boot, *link, (*kind, *ecn), payload);
         if let Err(reason) = outcome {

@@ -255,6 +255,7 @@ impl<F: FramePort, D: DatagramPort> Worker<F, D> {
                 self.rest(now);
             }
         }
+        self.end_channels();
         Ok(())
     }
 

@@ -43,7 +43,6 @@ pub use transmit::{Packet, Progress};
 pub use view::{LEAST_ROOM, LinkView, PeerView, SessionView};
 
 use channels::{Channel, Membership};
-use programs::next_decoded;
 
 /// A configured channel on this node; never used again for another one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -349,11 +348,8 @@ impl Hub {
             }
             Body::MessagesIn(mut messages) => {
                 if let Some(channel) = channel {
-                    let (memory, decoder) = (&mut self.memory, &mut self.decoder);
-                    while let Some(delivery) =
-                        next_decoded(&mut messages, memory, decoder, encoded, None)
-                    {
-                        channel.take_in(node, delivery);
+                    while let Some(delivery) = messages.next_message(&mut self.memory) {
+                        channel.take_in(node, delivery, encoded);
                     }
                     channel.member(node).forget(id);
                     if !channel.inbox.is_empty() {

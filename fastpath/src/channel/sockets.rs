@@ -184,8 +184,19 @@ impl ChannelSockets {
     /// Removes a channel: programs are told that it is closed, and their connections end. The hub
     /// ends their streams when it loses the channel.
     pub fn remove(&mut self, key: ChannelKey) {
+        self.close(key, "the channel is not configured any more");
+    }
+
+    /// tapd ends: programs are told.
+    pub fn end(&mut self) {
+        for key in self.keys() {
+            self.close(key, "tapd ends");
+        }
+    }
+
+    fn close(&mut self, key: ChannelKey, why: &'static str) {
         let Some(channel) = self.channels.remove(&key) else { return };
-        let fault = Fault::new(Code::Closed, "the channel is not configured any more");
+        let fault = Fault::new(Code::Closed, why);
         for id in channel.connections {
             if let Some(connection) = self.connections.take(id) {
                 connection.abandon(&fault, &mut self.shared);

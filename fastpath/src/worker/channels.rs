@@ -131,12 +131,20 @@ impl<F: FramePort, D: DatagramPort> Worker<F, D> {
         if !self.channels.is_home {
             return 0;
         }
-        while let Some(input) = self.channels.hand_over.queue.pop() {
+        // What comes meanwhile has its turn in the next one.
+        for _ in 0..self.channels.hand_over.queue.len() {
+            let Some(input) = self.channels.hand_over.queue.pop() else { break };
             self.datapath.handle_channel_input(now, &input);
         }
-        let Some(sockets) = &mut self.channels.sockets else { return 0 };
         let Some(hub) = self.datapath.hub(now) else { return 0 };
-        let moved = sockets.poll(now, hub);
+        let moved = match &mut self.channels.sockets {
+            Some(sockets) => sockets.poll(now, hub),
+            // A node without channels tells peers that ask for one.
+            None => {
+                while hub.poll_event().is_some() {}
+                0
+            }
+        };
         self.send_channels(now);
         // What left made room, and what the program is to hear of that waits in the hub.
         if let (Some(sockets), Some(hub)) = (&mut self.channels.sockets, self.datapath.hub(now)) {
@@ -155,6 +163,13 @@ impl<F: FramePort, D: DatagramPort> Worker<F, D> {
         let left = frames.saturating_add(self.channels.owed).saturating_sub(progress.bytes);
         self.channels.owed = if progress.more { left.min(MOST_OWED) } else { 0 };
         self.channels.pending = progress.more;
+    }
+
+    /// Programs hear that tapd ends.
+    pub(super) fn end_channels(&mut self) {
+        if let Some(sockets) = &mut self.channels.sockets {
+            sockets.end();
+        }
     }
 
     /// How long the worker may rest for the channels' sake; none if it may not.

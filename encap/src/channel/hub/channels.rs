@@ -4,11 +4,13 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Instant;
 
 use super::conduit::{Body, Conduit, ConduitId};
+use super::encoding::{Decoder, Undecodable};
 use super::{
     ChannelConfig, ChannelEvent, ChannelKey, PeerReport, PeerState, ReceivedMessage, StreamKey,
 };
 use crate::channel::incoming::Delivery;
 use crate::id::NodeId;
+use crate::wire::channel::MAX_MESSAGE_LEN;
 
 /// What a message that waits for its program counts besides its bytes.
 const INBOX_COST: usize = 128;
@@ -82,7 +84,7 @@ pub(super) struct Channel {
     pub(super) peers: BTreeMap<NodeId, Membership>,
     /// Messages for programs that are in no conduit: unreliable ones, and those of conduits that
     /// are over.
-    pub(super) inbox: VecDeque<ReceivedMessage>,
+    pub(super) inbox: VecDeque<(ReceivedMessage, bool)>,
     inbox_bytes: usize,
     /// Programs know that there is something to read.
     told: bool,
@@ -127,19 +129,47 @@ impl Channel {
     }
 
     /// A message for the inbox, which the caller bounds.
-    pub(super) fn take_in(&mut self, from: NodeId, delivery: Delivery) {
+    /// An encoded one stays so until it is read: what it decodes to may be far larger.
+    pub(super) fn take_in(&mut self, from: NodeId, delivery: Delivery, encoded: bool) {
         let Delivery { priority, bytes, .. } = delivery;
         let stats = &mut self.member(from).stats;
         stats.messages_in += 1;
         stats.bytes_in += bytes.len() as u64;
         self.inbox_bytes += bytes.len() + INBOX_COST;
-        self.inbox.push_back(ReceivedMessage { from, priority, bytes });
+        self.inbox.push_back((ReceivedMessage { from, priority, bytes }, encoded));
     }
 
-    pub(super) fn pop(&mut self) -> Option<ReceivedMessage> {
-        let message = self.inbox.pop_front()?;
-        self.inbox_bytes -= message.bytes.len() + INBOX_COST;
-        Some(message)
+    /// The next message of the inbox. After one that does not decode no other of that peer's is
+    /// tried.
+    pub(super) fn pop(&mut self, decoder: &mut Decoder) -> Option<ReceivedMessage> {
+        loop {
+            let (mut message, encoded) = self.inbox.pop_front()?;
+            self.inbox_bytes -= message.bytes.len() + INBOX_COST;
+            if !encoded {
+                return Some(message);
+            }
+            match decoder.decode(message.bytes, MAX_MESSAGE_LEN) {
+                Ok(bytes) => {
+                    message.bytes = bytes;
+                    return Some(message);
+                }
+                Err(Undecodable) => self.drop_encoded(message.from),
+            }
+        }
+    }
+
+    fn drop_encoded(&mut self, from: NodeId) {
+        let before = self.inbox.len();
+        let freed = &mut self.inbox_bytes;
+        self.inbox.retain(|(message, encoded)| {
+            let goes = *encoded && message.from == from;
+            if goes {
+                *freed -= message.bytes.len() + INBOX_COST;
+            }
+            !goes
+        });
+        let dropped = (before - self.inbox.len()) as u64 + 1;
+        self.member(from).stats.dropped += dropped;
     }
 
     /// Whether the inbox has room for one more unreliable message.

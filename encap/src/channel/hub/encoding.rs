@@ -12,7 +12,6 @@
 use zstd::bulk;
 
 use crate::compress::Level;
-use crate::wire::channel::MAX_MESSAGE_LEN;
 
 /// What an encoded message may have more than the message.
 pub(super) const ENCODING_LEN: usize = 1;
@@ -79,23 +78,27 @@ impl std::fmt::Debug for Decoder {
 }
 
 impl Decoder {
-    /// The message that was encoded.
-    pub(super) fn decode(&mut self, mut bytes: Vec<u8>) -> Result<Vec<u8>, Undecodable> {
+    /// The message that was encoded, of at most `limit` bytes.
+    pub(super) fn decode(
+        &mut self,
+        mut bytes: Vec<u8>,
+        limit: u32,
+    ) -> Result<Vec<u8>, Undecodable> {
         match bytes.first() {
             Some(&PLAIN) => {
                 bytes.drain(..ENCODING_LEN);
                 Ok(bytes)
             }
-            Some(&COMPRESSED) => self.decompress(&bytes),
+            Some(&COMPRESSED) => self.decompress(&bytes, limit),
             _ => Err(Undecodable),
         }
     }
 
-    fn decompress(&mut self, bytes: &[u8]) -> Result<Vec<u8>, Undecodable> {
+    fn decompress(&mut self, bytes: &[u8], limit: u32) -> Result<Vec<u8>, Undecodable> {
         let (header, frame) = bytes.split_first_chunk::<HEADER_LEN>().ok_or(Undecodable)?;
         let [_, a, b, c, d] = *header;
         let len = u32::from_be_bytes([a, b, c, d]);
-        if len > MAX_MESSAGE_LEN {
+        if len > limit {
             return Err(Undecodable);
         }
         if self.0.is_none() {
@@ -111,6 +114,7 @@ impl Decoder {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::channel::MAX_MESSAGE_LEN;
     use proptest::prelude::*;
 
     #[test]
@@ -118,7 +122,7 @@ mod tests {
         let text = b"the same again and again ".repeat(1000);
         let encoded = Encoder::default().encode(Level::default(), &text);
         assert!(encoded.len() < text.len() / 10, "{}", encoded.len());
-        assert_eq!(Decoder::default().decode(encoded).unwrap(), text);
+        assert_eq!(Decoder::default().decode(encoded, MAX_MESSAGE_LEN).unwrap(), text);
     }
 
     #[test]
@@ -130,13 +134,17 @@ mod tests {
         for said in [0_u32, (1 << 20) - 1, (1 << 20) + 1, MAX_MESSAGE_LEN + 1, u32::MAX] {
             let mut lie = honest.clone();
             lie[1..5].copy_from_slice(&said.to_be_bytes());
-            assert_eq!(decoder.decode(lie), Err(Undecodable), "{said}");
+            assert_eq!(decoder.decode(lie, MAX_MESSAGE_LEN), Err(Undecodable), "{said}");
         }
         for short in 0..honest.len() {
-            assert_eq!(decoder.decode(honest[..short].to_vec()), Err(Undecodable), "{short}");
+            assert_eq!(
+                decoder.decode(honest[..short].to_vec(), MAX_MESSAGE_LEN),
+                Err(Undecodable),
+                "{short}"
+            );
         }
-        assert_eq!(decoder.decode(vec![2, 1, 1]), Err(Undecodable));
-        assert_eq!(decoder.decode(honest).unwrap(), zeros);
+        assert_eq!(decoder.decode(vec![2, 1, 1], MAX_MESSAGE_LEN), Err(Undecodable));
+        assert_eq!(decoder.decode(honest, MAX_MESSAGE_LEN).unwrap(), zeros);
     }
 
     proptest! {
@@ -145,7 +153,7 @@ mod tests {
             let bytes = bytes.repeat(times);
             let encoded = Encoder::default().encode(Level::default(), &bytes);
             prop_assert!(encoded.len() <= bytes.len() + ENCODING_LEN);
-            prop_assert_eq!(Decoder::default().decode(encoded).unwrap(), bytes);
+            prop_assert_eq!(Decoder::default().decode(encoded, MAX_MESSAGE_LEN).unwrap(), bytes);
         }
 
         #[test]
@@ -153,7 +161,7 @@ mod tests {
             if let Some(first) = bytes.first_mut() {
                 *first %= 3;
             }
-            if let Ok(message) = Decoder::default().decode(bytes) {
+            if let Ok(message) = Decoder::default().decode(bytes, MAX_MESSAGE_LEN) {
                 prop_assert!(message.len() <= MAX_MESSAGE_LEN as usize);
             }
         }

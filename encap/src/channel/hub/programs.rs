@@ -6,15 +6,13 @@ use std::time::Instant;
 
 use super::association::Reply;
 use super::conduit::{Datagram, Datagrams, Stream};
-use super::encoding::{Decoder, ENCODING_LEN, Undecodable};
+use super::encoding::ENCODING_LEN;
 use super::receive::CODE_PROTOCOL;
 use super::{
     Body, Channel, ChannelConfig, ChannelEvent, ChannelKey, Conduit, ConduitId, Hub, Membership,
     ReceivedMessage, SendError, SendOptions, SendRefused, StreamError, StreamKey, StreamRead,
 };
-use crate::channel::incoming::{
-    Credit, Delivery, IncomingMessages, IncomingStream, Memory, TOP_WINDOW,
-};
+use crate::channel::incoming::{Credit, IncomingStream, TOP_WINDOW};
 use crate::channel::outgoing::{Notice, Options, OutgoingMessages, OutgoingStream, PushError};
 use crate::id::NodeId;
 use crate::wire::channel::unreliable::MAX_UNRELIABLE_LEN;
@@ -136,6 +134,15 @@ impl Hub {
             return refuse(SendError::NoPeer, bytes);
         };
         let deadline = options.ttl.and_then(|ttl| now.checked_add(ttl));
+        let has_room = match &conduit.body {
+            Body::MessagesOut(messages) => messages.has_room(bytes.len()),
+            _ => true,
+        };
+        if !has_room {
+            // Before it is encoded, perhaps again and again.
+            conduit.full = true;
+            return refuse(SendError::Full, bytes);
+        }
         // The message comes back as it was when there is no room.
         let original = match config.compression.filter(|_| conduit.encoded) {
             Some(level) => {
@@ -167,7 +174,7 @@ impl Hub {
         }
         member.stats.messages_out += 1;
         member.stats.bytes_out += len;
-        if first {
+        if first && !peer.datagrams.contains(&id) {
             peer.datagrams.push(id);
         }
         peer.look_at(deadline);
@@ -179,10 +186,11 @@ impl Hub {
     /// The next message that came in a channel; peers take turns.
     pub fn next_message(&mut self, key: ChannelKey) -> Option<ReceivedMessage> {
         let channel = self.channels.get_mut(&key)?;
-        if let Some(message) = channel.pop() {
+        if let Some(message) = channel.pop(&mut self.decoder) {
             return Some(message);
         }
         // Those behind the last one first, then from the beginning.
+        let mut undecodable = None;
         let mut at = channel.last_read;
         for _ in 0..channel.peers.len() {
             let Some(node) = next_in_turn(&channel.peers, at) else { break };
@@ -194,12 +202,15 @@ impl Hub {
             let Some(conduit) = peer.conduits.get_mut(&id) else { continue };
             let encoded = conduit.encoded;
             let Body::MessagesIn(messages) = &mut conduit.body else { continue };
-            let member = channel.peers.get_mut(&node);
-            let decoder = &mut self.decoder;
-            let Some(delivery) = next_decoded(messages, &mut self.memory, decoder, encoded, member)
-            else {
-                continue;
-            };
+            let Some(mut delivery) = messages.next_message(&mut self.memory) else { continue };
+            if encoded {
+                let Ok(bytes) = self.decoder.decode(delivery.bytes, MAX_MESSAGE_LEN) else {
+                    channel.member(node).stats.dropped += 1;
+                    undecodable = Some((node, id));
+                    break;
+                };
+                delivery.bytes = bytes;
+            }
             // There may be credit to say.
             peer.activate(id);
             self.work = true;
@@ -210,6 +221,11 @@ impl Hub {
             }
             let (priority, bytes) = (delivery.priority, delivery.bytes);
             return Some(ReceivedMessage { from: node, priority, bytes });
+        }
+        if let Some((node, id)) = undecodable {
+            // Nothing that such a peer says is to be relied on. What it sent before goes first.
+            self.fail(node, id, CODE_PROTOCOL, StreamError::Protocol);
+            return self.next_message(key);
         }
         channel.on_empty();
         None
@@ -311,29 +327,29 @@ impl Hub {
         }
     }
 
-    /// The program has ended its side and is gone: what it wrote goes on its way, what comes from the
-    /// peer's program is dropped. The key is of no more use.
+    /// The program has ended its side and is gone: what it wrote goes on its way. Bytes that come for
+    /// it are not dropped in silence: the stream is reset, as TCP does it. The key is of no more use.
     pub fn leave_stream(&mut self, key: StreamKey) {
         let Some((node, id)) = self.streams.get(&key).copied() else { return };
         let Some(peer) = self.peers.get_mut(&node) else { return };
         if let Some(Conduit { body: Body::Stream(stream), .. }) = peer.conduits.get_mut(&id) {
             (stream.taken, stream.left) = (false, true);
             stream.output.finish();
-            self.drop_input(node, id);
+            self.refuse_input(node, id);
         }
     }
 
-    /// Nobody reads what came.
-    pub(super) fn drop_input(&mut self, node: NodeId, id: ConduitId) {
+    /// Nobody reads what comes.
+    pub(super) fn refuse_input(&mut self, node: NodeId, id: ConduitId) {
         let Some(peer) = self.peers.get_mut(&node) else { return };
-        if let Some(Conduit { body: Body::Stream(stream), .. }) = peer.conduits.get_mut(&id) {
-            while !stream.input.readable().is_empty() {
-                stream.input.consume(usize::MAX, &mut self.memory);
-            }
-            peer.activate(id);
-            self.work = true;
+        let Some(Conduit { body: Body::Stream(stream), .. }) = peer.conduits.get(&id) else {
+            return;
+        };
+        if stream.input.readable().is_empty() {
+            self.check_done(node, id);
+        } else {
+            self.fail(node, id, 0, StreamError::Reset(0));
         }
-        self.check_done(node, id);
     }
 
     /// Gives the stream up, with a code for the peer's program, below 2^62 - 1. The key is forgotten.
@@ -404,33 +420,6 @@ pub(super) fn next_in_turn<T>(map: &BTreeMap<NodeId, T>, after: Option<NodeId>) 
     let from = after.map_or(Bound::Unbounded, Bound::Excluded);
     let next = map.range((from, Bound::Unbounded)).next().or_else(|| map.first_key_value());
     next.map(|(node, _)| *node)
-}
-
-/// The next message of a peer; what does not decode is counted and left out.
-pub(super) fn next_decoded(
-    messages: &mut IncomingMessages,
-    memory: &mut Memory,
-    decoder: &mut Decoder,
-    encoded: bool,
-    mut member: Option<&mut Membership>,
-) -> Option<Delivery> {
-    loop {
-        let mut delivery = messages.next_message(memory)?;
-        if !encoded {
-            return Some(delivery);
-        }
-        match decoder.decode(delivery.bytes) {
-            Ok(bytes) => {
-                delivery.bytes = bytes;
-                return Some(delivery);
-            }
-            Err(Undecodable) => {
-                if let Some(member) = &mut member {
-                    member.stats.dropped += 1;
-                }
-            }
-        }
-    }
 }
 
 fn outgoing(id: ConduitId, config: &ChannelConfig) -> Body {

@@ -16,7 +16,7 @@ use crate::channel::recovery::ecn::EcnCounts;
 use crate::channel::recovery::ranges::{PacketRange, Receipt};
 use crate::id::NodeId;
 use crate::link::id::LinkIndex;
-use crate::wire::channel::unreliable::Unreliable;
+use crate::wire::channel::unreliable::{MAX_UNRELIABLE_LEN, Unreliable};
 use crate::wire::channel::{self as wire, Frame, MAX_ACK_RANGES, Mode, PacketHeader};
 
 /// The peer has no such channel, or of another mode, or not for who asks.
@@ -180,7 +180,7 @@ impl Hub {
             let channel = self.channels.get(&conduit.channel);
             let limit = channel.map_or(0, |channel| channel.config.send_buffer);
             match &conduit.body {
-                Body::MessagesOut(_) => {
+                Body::MessagesOut(messages) if messages.kept() <= limit / 4 * 3 => {
                     conduit.full = false;
                     self.events.push_back(ChannelEvent::Writable(conduit.channel, node));
                 }
@@ -288,7 +288,7 @@ impl Hub {
                 channel.tell(conduit.channel, &mut self.events);
             }
         } else if matches!(&conduit.body, Body::Stream(stream) if stream.left) {
-            self.drop_input(node, id);
+            self.refuse_input(node, id);
         } else if let Body::Stream(stream) = &mut conduit.body
             && stream.taken
             && (!stream.input.readable().is_empty() || stream.input.is_finished())
@@ -299,11 +299,15 @@ impl Hub {
     }
 
     /// This side gives a conduit up.
-    fn fail(&mut self, node: NodeId, id: ConduitId, code: u64, error: StreamError) {
+    pub(super) fn fail(&mut self, node: NodeId, id: ConduitId, code: u64, error: StreamError) {
         let Some(peer) = self.peers.get_mut(&node) else { return };
         let Some(conduit) = peer.conduits.remove(&id) else { return };
         peer.reply(id, Reply::Reset(code));
-        self.end(node, conduit, error);
+        let (key, messages) = (conduit.channel, matches!(conduit.body, Body::MessagesOut(_)));
+        let lost = self.end(node, conduit, error);
+        if messages {
+            self.events.push_back(ChannelEvent::EpochChanged(key, node, lost));
+        }
     }
 
     fn on_reset(&mut self, node: NodeId, id: ConduitId, error: u64) {
@@ -327,7 +331,11 @@ impl Hub {
 
     fn on_refuse(&mut self, now: Instant, node: NodeId, id: ConduitId, reason: u64) {
         let Some(peer) = self.peers.get_mut(&node) else { return };
-        if peer.conduits.get(&id).is_none_or(|conduit| !id.ours || conduit.accepted) {
+        // Of what was not asked for there is nothing to refuse.
+        let asked = |conduit: &Conduit| {
+            id.ours && !conduit.accepted && matches!(conduit.greeting, Notice::Said | Notice::Known)
+        };
+        if !peer.conduits.get(&id).is_some_and(asked) {
             return;
         }
         let Some(mut conduit) = peer.conduits.remove(&id) else { return };
@@ -442,7 +450,7 @@ impl Hub {
             Mode::Unreliable => (Body::DatagramsIn(IncomingUnreliable::new()), (0, 0)),
             Mode::Ordered | Mode::Unordered => {
                 // What came before is read before.
-                if channel.inbox.iter().any(|message| message.from == node) {
+                if channel.inbox.iter().any(|(message, _)| message.from == node) {
                     return Err(REFUSED_BUSY);
                 }
                 let mine = Credit::new(now, START_WINDOW, TOP_WINDOW, &mut self.memory);
@@ -530,13 +538,13 @@ impl Hub {
             }
             Ok(Some(mut delivery)) => {
                 if conduit.encoded {
-                    let Ok(bytes) = self.decoder.decode(delivery.bytes) else {
+                    let Ok(bytes) = self.decoder.decode(delivery.bytes, MAX_UNRELIABLE_LEN) else {
                         member.stats.dropped += 1;
                         return Err(ChannelDrop::Fault);
                     };
                     delivery.bytes = bytes;
                 }
-                channel.take_in(node, delivery);
+                channel.take_in(node, delivery, false);
                 channel.tell(key, &mut self.events);
                 Ok(())
             }

@@ -173,7 +173,7 @@ impl OutgoingMessages {
             PushError::TooLong
         } else if self.close != Notice::Idle {
             PushError::Closed
-        } else if self.kept > 0 && self.kept + cost > self.limit {
+        } else if !self.has_room(bytes.len()) {
             PushError::Full
         } else {
             let ticket = Ticket(self.next_ticket);
@@ -194,6 +194,12 @@ impl OutgoingMessages {
             return Ok(ticket);
         };
         Err(Refused { error, bytes })
+    }
+
+    /// Whether [`Self::try_push`] would take a message of `len` bytes.
+    #[must_use]
+    pub const fn has_room(&self, len: usize) -> bool {
+        self.kept == 0 || self.kept + len + MESSAGE_COST <= self.limit
     }
 
     /// No more messages will come from the program.

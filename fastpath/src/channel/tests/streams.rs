@@ -200,8 +200,6 @@ fn who_has_said_its_end_may_go_at_once() {
         }
     };
     assert_eq!((got, last), (180_000, Kind::Fin));
-    // What it answers is for nobody, and ends as it should.
-    b.send(data(0, 60_000), &much).unwrap();
     fin(&b);
     world.settle();
     assert!(b.is_at_end());
@@ -209,6 +207,22 @@ fn who_has_said_its_end_may_go_at_once() {
         assert_eq!(node.counters().streams_reset, 0);
         assert_eq!(node.hub.report().channels[0].peers[0].streams, 0);
     }
+}
+
+#[test]
+fn bytes_for_a_program_that_has_gone_reset_the_stream() {
+    let mut world = World::new(Mode::Stream);
+    let [a, mut b] = stream(&mut world);
+    fin(&a);
+    world.settle();
+    assert_eq!(b.record().unwrap().0.kind, Kind::Fin);
+    drop(a);
+    world.settle();
+    b.send(data(0, 2), b"ab").unwrap();
+    world.settle();
+    assert_eq!(b.record().unwrap().0.kind, Kind::Reset);
+    assert!(b.is_at_end());
+    assert_eq!(world.nodes[0].hub.report().channels[0].peers[0].streams, 0);
 }
 
 #[test]

@@ -162,7 +162,7 @@ impl World {
             here.hub.transmit(now, BUDGET, &mut |packet| {
                 moved += 1;
                 let _ = if packet.kind == header::Kind::Channel {
-                    there.hub.on_packet(now, own, boot, packet.payload, 0)
+                    there.hub.on_packet(now, own, boot, LinkIndex::FIRST, packet.payload, 0)
                 } else {
                     there.hub.on_unreliable(now, own, boot, packet.payload)
                 };
