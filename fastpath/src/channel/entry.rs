@@ -28,6 +28,8 @@ pub(super) struct Channel {
     pub(super) listener: OwnedFd,
     /// Whether new connections are waited for; not while there are no descriptors for them.
     pub(super) listening: bool,
+    /// Its messages are compressed.
+    pub(super) compressed: bool,
     /// Who is connected, in the order in which they came.
     pub(super) connections: Vec<ConnectionId>,
     /// The one that gets the messages.
@@ -52,6 +54,7 @@ impl Channel {
             mode,
             listener,
             listening: false,
+            compressed: false,
             connections: Vec::new(),
             receiver: None,
             blocked: VecDeque::new(),
@@ -65,7 +68,10 @@ impl Channel {
 
     /// Bytes of a message at most.
     pub(super) fn max_message_len(&self) -> u32 {
-        if self.mode == Mode::Unreliable { MAX_UNRELIABLE_LEN } else { MAX_MESSAGE_LEN }
+        let longest =
+            if self.mode == Mode::Unreliable { MAX_UNRELIABLE_LEN } else { MAX_MESSAGE_LEN };
+        // A byte says how the rest is encoded.
+        longest - u32::from(self.compressed)
     }
 
     /// Takes messages from the hub as far as is needed for one call.

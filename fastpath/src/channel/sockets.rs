@@ -45,6 +45,8 @@ pub struct ChannelSetup {
     pub name: String,
     /// What it carries.
     pub mode: Mode,
+    /// Its messages are compressed, which takes a byte of the longest.
+    pub compressed: bool,
     /// Listens: `SOCK_STREAM` for [`Mode::Stream`], else `SOCK_SEQPACKET`.
     pub listener: OwnedFd,
 }
@@ -172,10 +174,11 @@ impl ChannelSockets {
     /// # Errors
     /// The listener is no socket, or the kernel is out of memory.
     pub fn add(&mut self, setup: ChannelSetup) -> io::Result<()> {
-        let ChannelSetup { key, name, mode, listener } = setup;
+        let ChannelSetup { key, name, mode, compressed, listener } = setup;
         self.remove(key);
         SockRef::from(&listener).set_nonblocking(true)?;
         let mut channel = Channel::new(key, name, mode, listener);
+        channel.compressed = compressed;
         listen(&mut channel, &self.shared.epoll)?;
         self.channels.insert(key, channel);
         Ok(())
@@ -550,7 +553,8 @@ mod tests {
         let listener = UnixListener::bind(&path).unwrap().into();
         let (key, name) = (ChannelKey(1), "blue".to_owned());
         let mut sockets = ChannelSockets::new().unwrap();
-        sockets.add(ChannelSetup { key, name, mode: Mode::Stream, listener }).unwrap();
+        let (mode, compressed) = (Mode::Stream, false);
+        sockets.add(ChannelSetup { key, name, mode, compressed, listener }).unwrap();
         let channel = sockets.channels.get_mut(&key).unwrap();
         // What is done when the kernel says so.
         pause(channel, &sockets.shared.epoll, &sockets.timer);

@@ -403,3 +403,36 @@ fn flow_channel_carries_a_socket_that_was_handed_over() {
         Ok(())
     });
 }
+
+/// User and system time in ticks of 10 ms: fields 14 and 15 of /proc/PID/stat.
+fn ticks(node: &Node) -> Result<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", node.pid()))?;
+    let fields = stat.rsplit(") ").next().unwrap_or_default();
+    Ok(fields.split(' ').skip(11).take(2).flat_map(str::parse::<u64>).sum())
+}
+
+#[test]
+fn api_channel_that_a_node_does_not_have_is_refused_and_it_rests() {
+    case(|| {
+        let mut duo = duo()?;
+        // Beta comes back without any channel.
+        let bare = ClusterConfig { sections: String::new(), ..duo.lanes.config() };
+        duo.dir.write(&bare)?;
+        duo.beta.kill();
+        duo.beta.restart()?;
+        duo.beta.wait_ready()?;
+        duo.alpha.wait_peer_up(2)?;
+        let (mut near, beta) = Port::open_to_peer(&duo.alpha, "messages")?;
+        near.send(To::One(beta), b"is anybody there?")?;
+        let refused = || {
+            let shown = shown(&duo.alpha, "messages");
+            shown.is_ok_and(|channel| channel["peers"][0]["state"] == "refused")
+        };
+        wait::until("the channel is refused", PATIENCE, refused)?;
+        let (before, span) = (ticks(&duo.beta)?, Duration::from_secs(2));
+        wait::holds_for("beta is there", span, || duo.beta.pid() > 0)?;
+        let used = ticks(&duo.beta)? - before;
+        ensure!(used < 40, "{used} ticks of CPU time in {span:?}: it does not block when idle");
+        Ok(())
+    });
+}

@@ -157,6 +157,7 @@ impl Channels {
                 key: channel.key,
                 name: channel.config.name.clone(),
                 mode: channel.config.mode,
+                compressed: channel.config.compression.is_some(),
                 listener: channel.listener.take()?,
             })
         };

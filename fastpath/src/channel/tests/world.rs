@@ -56,7 +56,13 @@ impl Node {
         listener.bind(&SockAddr::unix(self.path()).unwrap()).unwrap();
         listener.listen(128).unwrap();
         let name = "blue".to_owned();
-        let setup = ChannelSetup { key: KEY, name: name.clone(), mode, listener: listener.into() };
+        let setup = ChannelSetup {
+            key: KEY,
+            name: name.clone(),
+            mode,
+            compressed: false,
+            listener: listener.into(),
+        };
         self.sockets.add(setup).unwrap();
         let config = ChannelConfig {
             name,

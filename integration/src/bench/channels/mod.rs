@@ -129,16 +129,16 @@ type Goal = figures::Goal<Who, What>;
 type Figures = figures::Figures<Who, What>;
 
 const GOALS: [Goal; 11] = [
-    goal(Who::Sealed, Who::KnetSealed, What::PingP50, Bar::AtMost(1.0)),
+    goal(Who::Sealed, Who::KnetSealed, What::PingP50, Bar::AtMost(0.5)),
     goal(Who::Sealed, Who::KnetSealed, What::PingP99, Bar::None),
-    goal(Who::Sealed, Who::KnetSealed, What::OneWay, Bar::AtLeast(2.0)),
-    goal(Who::Clear, Who::KnetClear, What::PingP50, Bar::AtMost(1.0)),
+    goal(Who::Sealed, Who::KnetSealed, What::OneWay, Bar::AtLeast(3.0)),
+    goal(Who::Clear, Who::KnetClear, What::PingP50, Bar::None),
     goal(Who::Clear, Who::KnetClear, What::PingP99, Bar::None),
-    goal(Who::Clear, Who::KnetClear, What::OneWay, Bar::AtLeast(2.0)),
+    goal(Who::Clear, Who::KnetClear, What::OneWay, Bar::None),
     goal(Who::Sealed, Who::BenchSealed, What::OneWay, Bar::None),
     goal(Who::Clear, Who::BenchClear, What::OneWay, Bar::None),
-    goal(Who::Sealed, Who::TcpInTap, What::StreamGbps, Bar::None),
-    goal(Who::Sealed, Who::Quinn, What::StreamGbps, Bar::AtLeast(1.0)),
+    goal(Who::Sealed, Who::TcpInTap, What::StreamGbps, Bar::AtLeast(0.8)),
+    goal(Who::Sealed, Who::Quinn, What::StreamGbps, Bar::AtLeast(0.9)),
     goal(Who::Sealed, Who::Tcp, What::Share, Bar::None),
 ];
 
