@@ -261,29 +261,48 @@ fn set_access(path: &Path, access: &SocketAccess, own: (u32, u32)) -> anyhow::Re
     };
     let shown = path.display();
     let before = fs::symlink_metadata(path).with_context(|| format!("cannot look at {shown}"))?;
-    // First, as only the owner may.
-    if before.mode() & 0o777 != access.mode {
-        fs::set_permissions(path, Permissions::from_mode(access.mode)).with_context(|| {
+    let set_mode = |mode| fs::set_permissions(path, Permissions::from_mode(mode));
+    let set_wanted_mode = || {
+        if before.mode() & 0o777 == access.mode {
+            return Ok(());
+        }
+        set_mode(access.mode).with_context(|| {
             format!("cannot set the mode of {shown}; another user's needs a restart of tapd")
-        })?;
-    }
-    if (before.uid(), before.gid()) == (owner, group) {
-        return Ok(());
-    }
+        })
+    };
     let owner = (owner != before.uid()).then_some(owner);
     let group = (group != before.gid()).then_some(group);
-    lchown(path, owner, group).map_err(|error| {
-        let owner = owner.map(|number| format!("user {}", named(access.owner.as_ref(), number)));
-        let group = group.map(|number| format!("group {}", named(access.group.as_ref(), number)));
-        let to: Vec<_> = owner.into_iter().chain(group).collect();
-        let advice = match error.kind() {
-            io::ErrorKind::PermissionDenied => {
-                "; that takes CAP_CHOWN, which tapd has only while it starts: restart it, with \
-                 CAP_CHOWN in its systemd unit or container, or choose a group that its user is in"
-            }
-            _ => "",
-        };
-        anyhow!("cannot give {shown} to {}: {error}{advice}", to.join(" and "))
+    if owner.is_none() && group.is_none() {
+        return set_wanted_mode();
+    }
+    let give = || {
+        lchown(path, owner, group).map_err(|error| {
+            let owner =
+                owner.map(|number| format!("user {}", named(access.owner.as_ref(), number)));
+            let group =
+                group.map(|number| format!("group {}", named(access.group.as_ref(), number)));
+            let to: Vec<_> = owner.into_iter().chain(group).collect();
+            let advice = match error.kind() {
+                io::ErrorKind::PermissionDenied => {
+                    "; that takes CAP_CHOWN, which tapd has only while it starts: restart it, with \
+                     CAP_CHOWN in its systemd unit or container, or choose a group that its user \
+                     is in"
+                }
+                _ => "",
+            };
+            anyhow!("cannot give {shown} to {}: {error}{advice}", to.join(" and "))
+        })
+    };
+    // Whatever fails, all is as it was: a wider mode is not left to the group from before.
+    if owner.is_none() {
+        give()?;
+        return set_wanted_mode();
+    }
+    // Only the owner may set the mode, so before there is another one.
+    set_wanted_mode()?;
+    give().inspect_err(|_| {
+        // It was just set, so this works as well.
+        let _ = set_mode(before.mode() & 0o7777);
     })
 }
 

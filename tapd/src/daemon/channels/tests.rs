@@ -177,6 +177,29 @@ fn another_owner_takes_a_capability_that_is_named_where_it_is_missing() {
 }
 
 #[test]
+fn what_cannot_be_given_away_keeps_its_mode() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = config(directory.path(), vec![channel("a")]);
+    let mut channels = Channels::open(&config).unwrap();
+    let unable = std::thread::spawn(move || {
+        caps::clear(None, caps::CapSet::Effective).unwrap();
+        let other = Some(Account::Number(12_345));
+        for (owner, group) in [(other.clone(), None), (None, other.clone()), (other.clone(), other)]
+        {
+            let access = SocketAccess { mode: 0o666, owner, group };
+            let error = channels.set_access("a", &access).unwrap_err().to_string();
+            assert!(error.contains("takes CAP_CHOWN"), "{error}");
+            assert_eq!(mode_of(channels.list[0].socket()), 0o600);
+            assert_eq!(channels.list[0].config.access.mode, 0o600);
+        }
+        let own = SocketAccess { mode: 0o660, owner: None, group: None };
+        channels.set_access("a", &own).unwrap();
+        assert_eq!(mode_of(channels.list[0].socket()), 0o660);
+    });
+    unable.join().unwrap();
+}
+
+#[test]
 fn the_hub_is_told_of_the_other_members() {
     let given =
         ChannelConfig { members: Some(vec![id(1), id(2)]), send_buffer: 64 << 10, ..channel("a") };
