@@ -335,6 +335,11 @@ impl Connection {
     /// A read gave an error.
     fn read_failed(&mut self, error: &io::Error, turn: &mut Turn<'_>) {
         if is_transient(error) {
+            if let Some(raw) =
+                self.raw.as_mut().filter(|_| error.kind() == io::ErrorKind::WouldBlock)
+            {
+                raw.note_read(false);
+            }
             return;
         }
         let Some(raw) = &mut self.raw else {

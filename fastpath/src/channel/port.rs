@@ -14,6 +14,10 @@ pub(super) struct ConnectionId {
     pub(super) generation: u32,
 }
 
+/// Reads in a row that give nothing although the set tells of something, after which nothing more is
+/// to come: of a socket of datagrams whose reading side was shut down it tells again and again.
+const MAX_EMPTY_READS: u8 = 16;
+
 /// What a descriptor is for: told by the epoll set as a number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Token {
@@ -68,12 +72,15 @@ pub(super) struct Port {
     pub(super) read_closed: bool,
     /// It took no more of what is to be written.
     pub(super) stalled: bool,
+    /// Reads in a row that gave nothing.
+    empty_reads: u8,
 }
 
 impl Port {
     pub(super) fn new(socket: Socket, token: Token) -> Self {
         let (registered, hung_up, read_closed, stalled) = (None, false, false, false);
-        Self { socket, token, registered, hung_up, read_closed, stalled }
+        let empty_reads = 0;
+        Self { socket, token, registered, hung_up, read_closed, stalled, empty_reads }
     }
 
     /// Whether something can be written now, as far as is known.
@@ -84,6 +91,12 @@ impl Port {
     /// Nothing can be written any more.
     pub(super) fn hang_up(&mut self) {
         (self.hung_up, self.stalled) = (true, false);
+    }
+
+    /// It was read, and gave something or nothing.
+    pub(super) fn note_read(&mut self, something: bool) {
+        self.empty_reads = if something { 0 } else { self.empty_reads.saturating_add(1) };
+        self.read_closed |= self.empty_reads >= MAX_EMPTY_READS;
     }
 
     /// Waits for what is needed: to be read if `reading`, and to be written to if it is stalled. Of

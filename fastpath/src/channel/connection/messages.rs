@@ -18,7 +18,10 @@ impl Connection {
         let is_raw = self.raw.is_some();
         let port = self.data_port();
         let count = match turn.shared.rx.receive(port.socket.as_fd()) {
-            Ok(count) => count,
+            Ok(count) => {
+                port.note_read(true);
+                count
+            }
             Err(error) => {
                 self.read_failed(&error, turn);
                 return 0;

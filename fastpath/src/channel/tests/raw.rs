@@ -1,7 +1,7 @@
 //! Descriptors that carry messages without headers.
 
 use std::io::Read;
-use std::net::UdpSocket;
+use std::net::{Shutdown, UdpSocket};
 use std::os::fd::AsFd;
 
 use encap::wire::channel::Mode;
@@ -179,6 +179,25 @@ fn the_end_of_a_descriptor_ends_the_connection() {
     assert_eq!(other.message().unwrap().1, b"last");
     assert!(program.is_at_end());
     assert_eq!(world.nodes[0].sockets.report()[0].programs, 0);
+}
+
+#[test]
+fn a_descriptor_that_is_shut_down_ends_the_connection() {
+    for (kind, how) in [Type::DGRAM, Type::SEQPACKET]
+        .into_iter()
+        .flat_map(|kind| [(kind, Shutdown::Read), (kind, Shutdown::Both)])
+    {
+        let mut world = World::new(Mode::Ordered);
+        let mut other = world.attach(1, Flags::RECEIVE);
+        let (mine, theirs) = pair(kind);
+        let program = hand_over(&mut world, &theirs);
+        mine.send(b"last").unwrap();
+        theirs.shutdown(how).unwrap();
+        world.settle();
+        assert_eq!(other.message().unwrap().1, b"last");
+        assert!(program.is_at_end() && !world.nodes[0].is_busy());
+        assert_eq!(world.nodes[0].sockets.report()[0].programs, 0);
+    }
 }
 
 #[test]
