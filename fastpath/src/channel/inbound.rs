@@ -59,6 +59,8 @@ enum Target {
     One(NodeId),
     /// Each of them, once.
     Many(Vec<NodeId>),
+    /// The same of all that could be reached when it came: who is a peer no more is left out.
+    All(Vec<NodeId>),
 }
 
 /// A message and the peers that it is still to be sent to.
@@ -73,7 +75,7 @@ impl Outgoing {
     fn is_for(&self, peer: NodeId) -> bool {
         match &self.to {
             Target::One(one) => *one == peer,
-            Target::Many(many) => many.contains(&peer),
+            Target::Many(many) | Target::All(many) => many.contains(&peer),
         }
     }
 
@@ -81,7 +83,7 @@ impl Outgoing {
     /// room.
     fn send(&mut self, now: Instant, hub: &mut Hub, key: ChannelKey) -> Result<bool, SendError> {
         let options = self.options;
-        let many = match &mut self.to {
+        let (many, named) = match &mut self.to {
             Target::One(to) => {
                 let bytes = std::mem::take(&mut self.bytes);
                 let Err(refused) = hub.send(now, key, *to, options, bytes) else { return Ok(true) };
@@ -92,7 +94,8 @@ impl Outgoing {
                     Err(refused.error)
                 };
             }
-            Target::Many(many) => many,
+            Target::Many(many) => (many, true),
+            Target::All(many) => (many, false),
         };
         // A copy that was refused is good for the next peer.
         let mut spare = None;
@@ -110,12 +113,13 @@ impl Outgoing {
                 None => self.bytes.clone(),
             };
             let Err(refused) = hub.send(now, key, *to, options, bytes) else { return false };
-            if refused.error == SendError::Full {
-                full = true;
-            } else {
-                fault = Some(refused.error);
-            }
             spare = Some(refused.bytes);
+            match refused.error {
+                SendError::Full => full = true,
+                // Removed while the message waited.
+                SendError::NoPeer if !named => return false,
+                error => fault = Some(error),
+            }
             true
         });
         match fault {
@@ -194,7 +198,7 @@ impl Inbound {
         let to = if first.count == 0 {
             target(first.peer(), channel, hub)
         } else {
-            several(std::mem::take(&mut self.to), channel)
+            Some(several(std::mem::take(&mut self.to)))
         };
         let ttl = (first.number != 0).then(|| Duration::from_millis(first.number.into()));
         let options = SendOptions { priority: first.priority, ttl };
@@ -287,23 +291,24 @@ impl Inbound {
     }
 }
 
-/// The peer, or for none all that can be reached.
+/// The peer, or for none all that can be reached; a message to nobody is dropped.
 fn target(peer: Option<NodeId>, channel: &mut Channel, hub: &Hub) -> Option<Target> {
-    match peer {
-        Some(peer) => Some(Target::One(peer)),
-        None => several(hub.reachable(channel.key), channel),
+    if let Some(peer) = peer {
+        return Some(Target::One(peer));
     }
+    let peers = hub.reachable(channel.key);
+    if peers.is_empty() {
+        channel.counters.dropped_nobody_reachable += 1;
+        return None;
+    }
+    Some(Target::All(peers))
 }
 
-/// These nodes; a message to none is dropped.
-fn several(peers: Vec<NodeId>, channel: &mut Channel) -> Option<Target> {
+/// These nodes, of which there is one at least.
+fn several(peers: Vec<NodeId>) -> Target {
     match peers[..] {
-        [] => {
-            channel.counters.dropped_nobody_reachable += 1;
-            None
-        }
-        [one] => Some(Target::One(one)),
-        _ => Some(Target::Many(peers)),
+        [one] => Target::One(one),
+        _ => Target::Many(peers),
     }
 }
 
@@ -362,6 +367,23 @@ mod tests {
             assert_eq!(outgoing.send(now, &mut hub, KEY), Ok(false));
             assert_eq!((hub.report(), &outgoing.bytes[..]), (before, &[7; 5000][..]));
         }
+    }
+
+    #[test]
+    fn of_all_who_is_a_peer_no_more_is_left_out() {
+        let now = Instant::now();
+        for (full, left) in [(&[][..], &[][..]), (&[2], &[2]), (&[3], &[3]), (&[2, 3], &[2, 3])] {
+            for all in [[9, 2, 3], [2, 9, 3], [2, 3, 9]] {
+                let mut hub = hub(now, full);
+                let to = Target::All(all.map(node).to_vec());
+                let mut outgoing = Outgoing { to, ..message(&[]) };
+                assert_eq!(outgoing.send(now, &mut hub, KEY), Ok(left.is_empty()));
+                assert_eq!(outgoing.to, Target::All(left.iter().copied().map(node).collect()));
+                assert!(left.is_empty() || outgoing.bytes == [7; 5000]);
+            }
+        }
+        let mut alone = Outgoing { to: Target::All(vec![node(9)]), ..message(&[]) };
+        assert_eq!(alone.send(now, &mut hub(now, &[]), KEY), Ok(true));
     }
 
     #[test]
