@@ -200,6 +200,18 @@ impl Outbox {
         self.bytes = self.messages.iter().map(|message| message.bytes.len()).sum();
         (before - self.messages.len()) as u64
     }
+
+    /// Whether there are messages without bytes.
+    pub(super) fn has_empty(&self) -> bool {
+        self.messages.iter().any(|message| message.bytes.is_empty())
+    }
+
+    /// Drops messages without bytes; says how many.
+    pub(super) fn drop_empty(&mut self) -> u64 {
+        let before = self.messages.len();
+        self.messages.retain(|message| !message.bytes.is_empty());
+        (before - self.messages.len()) as u64
+    }
 }
 
 /// The records of one message.

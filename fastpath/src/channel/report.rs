@@ -21,6 +21,8 @@ pub struct SocketCounters {
     pub dropped_nobody_reachable: u64,
     /// Packets dropped as they were longer than a raw descriptor takes or may bring.
     pub dropped_raw_too_long: u64,
+    /// Empty messages that a raw descriptor was not given as they would look like its end.
+    pub dropped_raw_empty: u64,
     /// Packets that a raw descriptor refused otherwise, or lost as it says.
     pub dropped_raw_failed: u64,
     /// Messages whose last pieces never came, as the program went or its connection ended.
@@ -48,6 +50,7 @@ impl SocketCounters {
             ("dropped_slow_receiver", self.dropped_slow_receiver),
             ("dropped_nobody_reachable", self.dropped_nobody_reachable),
             ("dropped_raw_too_long", self.dropped_raw_too_long),
+            ("dropped_raw_empty", self.dropped_raw_empty),
             ("dropped_raw_failed", self.dropped_raw_failed),
             ("cut_short", self.cut_short),
             ("abandoned", self.abandoned),

@@ -9,6 +9,7 @@ use socket2::{Domain, Socket, Type};
 
 use super::{Connection, MAX_DRAIN, Role, Turn, is_gone, is_transient};
 use crate::channel::batch::BATCH;
+use crate::channel::entry::Channel;
 use crate::channel::framing::{Code, HEADER_LEN};
 use crate::channel::inbound::Fault;
 
@@ -27,7 +28,7 @@ impl Connection {
                 return 0;
             }
         };
-        let keeps_empty = is_raw && port.socket.r#type().is_ok_and(|kind| kind == Type::DGRAM);
+        let keeps_empty = is_raw && keeps_empty(&port.socket);
         let mut closed = false;
         let Role::Messages(inbound) = &mut self.role else { return 0 };
         let mut fault = None;
@@ -124,8 +125,12 @@ impl Connection {
         let unreliable = turn.channel.mode == Mode::Unreliable;
         if self.data_port().is_open_for_output() {
             turn.channel.fill_outbox(turn.hub);
-            if is_raw {
-                turn.channel.counters.dropped_raw_too_long += turn.channel.outbox.drop_long();
+            if let Some(raw) = &self.raw {
+                let Channel { outbox, counters, .. } = &mut *turn.channel;
+                counters.dropped_raw_too_long += outbox.drop_long();
+                if outbox.has_empty() && !keeps_empty(&raw.socket) {
+                    counters.dropped_raw_empty += outbox.drop_empty();
+                }
             }
             let packets = turn.channel.outbox.packets(is_raw);
             let port = self.raw.as_mut().unwrap_or(&mut self.control);
@@ -176,6 +181,11 @@ impl Connection {
             turn.channel.outbox.drop_first();
         }
     }
+}
+
+/// Whether an empty packet is one as any other, and not the end.
+fn keeps_empty(socket: &Socket) -> bool {
+    socket.r#type().is_ok_and(|kind| kind == Type::DGRAM)
 }
 
 /// Whether the other end is on this node for sure.

@@ -96,6 +96,27 @@ fn what_does_not_fit_a_packet_is_counted() {
 }
 
 #[test]
+fn empty_messages_do_not_look_like_the_end() {
+    for kind in [Type::SEQPACKET, Type::DGRAM] {
+        let mut world = World::new(Mode::Ordered);
+        let other = world.attach(1, Flags::RECEIVE);
+        let (mine, theirs) = pair(kind);
+        let _program = hand_over(&mut world, &theirs);
+        for bytes in [&b""[..], b"in"] {
+            other.send(data(1, bytes.len()), bytes).unwrap();
+        }
+        world.settle();
+        let mut room = [0; 10];
+        let keeps = kind == Type::DGRAM;
+        if keeps {
+            assert_eq!((&mine).read(&mut room).unwrap(), 0);
+        }
+        assert_eq!((&mine).read(&mut room).unwrap(), 2);
+        assert_eq!(world.nodes[0].counters().dropped_raw_empty, u64::from(!keeps));
+    }
+}
+
+#[test]
 fn who_does_not_read_packets_stops_who_sends() {
     for kind in [Type::SEQPACKET, Type::DGRAM] {
         let mut world = World::new(Mode::Ordered);
