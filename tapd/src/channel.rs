@@ -60,7 +60,15 @@ impl Target {
 
     /// Connects to it as to a channel of streams.
     fn connect_stream(&self) -> Result<StreamChannel, Failure> {
-        match self.checked(StreamChannel::connect(&self.path).map(Connected::Stream))? {
+        self.checked_stream(StreamChannel::connect(&self.path))
+    }
+
+    /// What came of that.
+    fn checked_stream(
+        &self,
+        connected: io::Result<StreamChannel>,
+    ) -> Result<StreamChannel, Failure> {
+        match self.checked(connected.map(Connected::Stream))? {
             Connected::Stream(channel) => Ok(channel),
             Connected::Messages(_) => Err(Failure::message(Exit::Usage, "a channel of messages")),
         }

@@ -10,7 +10,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
-use fastpath::channel::client::{Stream, StreamChannel, StreamReader, StreamWriter};
+use fastpath::channel::client::{Stream, StreamChannel, StreamReader, StreamWriter, is_other_kind};
 use socket2::{SockRef, Socket};
 
 use super::{CHUNK_LEN, Nodes, Peers, Target, broken};
@@ -24,6 +24,8 @@ const _: () = assert!(MAX_CONNECTIONS < fastpath::channel::sockets::MAX_CONNECTI
 /// How long nothing is accepted when descriptors or memory are short: they are not there sooner if
 /// they are asked for at once.
 const PAUSE: Duration = Duration::from_millis(100);
+/// How long a channel that refused a program is not asked again.
+const REFUSED_PAUSE: Duration = Duration::from_secs(1);
 /// What the program at the peer is told when the connection here cannot be made, or fails.
 const CONNECTION_FAILED: u32 = 1;
 
@@ -100,7 +102,7 @@ fn connect_side(target: &Target, address: &Address, timeout: Duration) -> Result
         let slot = slots.take();
         let channel = match next.take() {
             Some(channel) => channel,
-            None => target.connect_stream()?,
+            None => connect_again(target)?,
         };
         let stream = accept(channel)?;
         let address = address.clone();
@@ -116,6 +118,19 @@ fn connect_side(target: &Target, address: &Address, timeout: Duration) -> Result
                 }
             }
         });
+    }
+}
+
+/// Connects to the channel as often as it takes, as connections are carried meanwhile; without the
+/// daemon there is nothing to wait for.
+fn connect_again(target: &Target) -> Result<StreamChannel, Failure> {
+    loop {
+        let error = match StreamChannel::connect(&target.path) {
+            Err(error) if !is_final(&error) => error,
+            connected => return target.checked_stream(connected),
+        };
+        say(format_args!("cannot take another stream yet: {}", target.failure(&error)));
+        thread::sleep(REFUSED_PAUSE);
     }
 }
 
@@ -276,6 +291,12 @@ fn remove_stale(path: &Path) {
         // If it cannot be removed, binding says why.
         let _ = std::fs::remove_file(path);
     }
+}
+
+/// Whether the daemon, or the channel, is not there any more.
+fn is_final(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused)
+        || is_other_kind(error)
 }
 
 /// Whether what accepting needs is not there now.

@@ -2,6 +2,7 @@
 
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 use std::time::Duration;
@@ -26,13 +27,14 @@ pub(crate) struct Fake {
 }
 
 impl Fake {
-    /// With a channel of messages, "letters", and one of streams, "pipes".
+    /// With a channel of messages, "letters", and two of streams, "pipes" and "busy".
     pub(crate) fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let folder = directory.path().join("tapd-channels");
         std::fs::create_dir(&folder).unwrap();
         serve(&folder.join("letters"), Type::SEQPACKET, letters);
         serve(&folder.join("pipes"), Type::STREAM, pipes);
+        serve(&folder.join("busy"), Type::STREAM, busy);
         Self { directory }
     }
 
@@ -47,6 +49,8 @@ struct Shared {
     /// Who receives messages, or accepted and waits for a stream.
     taker: Mutex<Option<Socket>>,
     changed: Condvar,
+    /// Programs that came.
+    came: AtomicUsize,
 }
 
 impl Shared {
@@ -170,6 +174,22 @@ fn pipes(socket: Socket, shared: &Shared) {
             });
         }
         _ => {}
+    }
+}
+
+/// Gives each program a stream that ends at once, but has no room for the second one.
+fn busy(socket: Socket, shared: &Shared) {
+    if read(&socket).is_none() {
+        return;
+    }
+    if shared.came.fetch_add(1, Ordering::Relaxed) == 1 {
+        return error(&socket, Code::TooMany, "64 programs use the channel already");
+    }
+    welcome(&socket, Mode::Stream, "busy");
+    if read(&socket).is_some_and(|(request, _)| request.kind == Kind::Accept) {
+        send(&socket, Header::event(Kind::Connected, NodeId::new(2).unwrap(), 0, 0), b"");
+        send(&socket, Header::new(Kind::Fin), b"");
+        while read(&socket).is_some() {}
     }
 }
 

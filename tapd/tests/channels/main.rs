@@ -305,6 +305,23 @@ fn a_server_that_is_not_there_is_a_reset() {
 }
 
 #[test]
+fn a_channel_without_room_is_asked_again() {
+    let fake = Fake::new();
+    let server = TcpListener::bind("127.0.0.1:0").unwrap();
+    let to = server.local_addr().unwrap().to_string();
+    let mut there = Running::new(&fake, &["forward", "busy", "--connect", &to]);
+    there.line();
+    let mut first = accept(&server);
+    let line = there.line();
+    assert!(line.starts_with("tapd: cannot take another stream yet: "), "{line}");
+    assert!(line.contains("64 programs"), "{line}");
+    // The first one is carried on, and there is a second one.
+    accept(&server);
+    assert_eq!(first.read(&mut [0; 1]).unwrap(), 0);
+    first.write_all(b"x").unwrap();
+}
+
+#[test]
 fn unix_sockets_are_carried_too() {
     let fake = Fake::new();
     let server =
