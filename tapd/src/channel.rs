@@ -267,7 +267,7 @@ impl Peers {
             Exit::Runtime,
             format_args!(
                 "{wanted} {is} up on this channel after {} s; seen were: {seen}. Look at tapd show \
-                 peers and at peers of the channel, or wait longer with --timeout",
+                 peers and at members of the channel, or wait longer with --timeout",
                 timeout.as_secs()
             ),
         )

@@ -9,7 +9,9 @@ use super::SocketArgs;
 pub(super) const SEND_HELP: &str = "\
 A channel of messages gets one message: all of FILE, or of standard input; with --lines one for each \
 line, without its line end. The command ends when tapd has taken everything. tapd then delivers it \
-as the channel's mode promises, while it runs.
+as the channel's mode promises, while it runs. The time of --ttl ends when the node's tapd has the \
+message: waiting for a program there does not count. Where the mode is datagram, --priority is \
+without effect, and messages whose time is over are counted only (tapd show channels).
 
 A channel of streams gets one stream: standard input goes to the program that accepts it there, \
 what that one answers comes on standard output. The command ends when both sides have ended and \
@@ -76,10 +78,10 @@ pub(crate) struct SendArgs {
     /// Node, by name or id; all is every node that can be reached
     #[arg(long, value_name = "NODE|all")]
     pub(crate) to: String,
-    /// From 0 (first) to 7 (last); channels that keep the order keep it all the same [default: 0]
+    /// From 0 (first) to 7 (last); only in mode unordered one leaves before others [default: 0]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(0..=7))]
     pub(crate) priority: Option<u8>,
-    /// Give messages up that are not there after so many milliseconds
+    /// Give messages up that the node's tapd does not have after so many milliseconds
     #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) ttl: Option<u32>,
     /// One message for each line

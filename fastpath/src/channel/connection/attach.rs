@@ -55,6 +55,9 @@ impl Connection {
             return Err(Fault::new(Code::Version, text));
         }
         let raw = attach.flags.contains(Flags::RAW);
+        if raw && matches!(self.role, Role::Stream(_)) {
+            return Err(Fault::new(Code::Invalid, "streams take no RAW"));
+        }
         let descriptor = descriptors.pop();
         if raw != descriptor.is_some() || !descriptors.is_empty() {
             let text = "ATTACH brings one descriptor if it says RAW, else none";

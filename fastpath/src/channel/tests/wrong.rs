@@ -92,7 +92,10 @@ fn the_first_record_attaches() {
             let mut world = World::new(mode);
             let mut program = world.nodes[0].connect();
             program.send(header, &[]).unwrap();
-            assert_eq!(world.error(&mut program).0, expected, "{header:?}");
+            let (code, text) = world.error(&mut program);
+            assert_eq!(code, expected, "{header:?}");
+            let takes_none = mode == Mode::Stream && header.flags == Flags::RAW;
+            assert_eq!(text == "streams take no RAW", takes_none, "{text}");
             assert_eq!(world.nodes[0].counters().protocol_errors, 1);
         }
     }
