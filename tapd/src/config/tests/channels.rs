@@ -144,7 +144,7 @@ fn no_two_channels_share_a_name_or_a_socket() {
 
 #[test]
 fn a_long_control_socket_leaves_no_room_for_default_sockets() {
-    let directory = format!("/{}", "x".repeat(92));
+    let directory = format!("/{}", "x".repeat(87));
     let text = |name: &str| {
         example_and(&format!(
             "[daemon]\ncontrol_socket = '{directory}/c'\n[[channels]]\nmode = 'message'\nname = '{name}'\n"
