@@ -191,7 +191,7 @@ fn textbook(rate: u64, queue: u64, delay: Duration, loss: u64, time: Duration, s
 
 /// 100 Mbit/s, 20 ms, a queue of one bandwidth times delay, one packet of a hundred is lost.
 #[test]
-fn chan_goodput_is_that_of_the_textbook() {
+fn chan_goodput_comes_near_that_of_the_textbook() {
     let (rate, queue, delay, time) = (12_500_000, 250_000, MS * 10, SECOND * 20);
     let (mut ours, mut theirs) = (0, 0);
     for seed in 1..9 {
