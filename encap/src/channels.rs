@@ -54,6 +54,14 @@ impl Datapath {
         if stale { Some(now) } else { hub.timeout(now) }
     }
 
+    /// Whether there is anything to do for the hub now, besides programs.
+    #[must_use]
+    pub fn has_channel_work(&self, now: Instant) -> bool {
+        let Some(hub) = &self.hub else { return false };
+        let stale = self.tables.load().generation != self.hub_generation;
+        hub.timeout(now).is_some_and(|due| due <= now) || stale && !hub.is_empty()
+    }
+
     /// Seals about `budget` bytes of what channels have to send.
     pub fn transmit_channels(
         &mut self,

@@ -136,6 +136,9 @@ impl<F: FramePort, D: DatagramPort> Worker<F, D> {
             let Some(input) = self.channels.hand_over.queue.pop() else { break };
             self.datapath.handle_channel_input(now, &input);
         }
+        if self.channels.sockets.is_none() && !self.datapath.has_channel_work(now) {
+            return 0;
+        }
         let Some(hub) = self.datapath.hub(now) else { return 0 };
         let moved = match &mut self.channels.sockets {
             Some(sockets) => sockets.poll(now, hub),
