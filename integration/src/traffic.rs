@@ -42,30 +42,32 @@ impl PingReport {
     }
 }
 
-/// Sends `count` pings 10 ms apart with `payload` bytes each; waits 1 s for the last answer.
+/// Sends `count` pings 10 ms apart with `payload` bytes each, and more until these are answered or
+/// 1 s is over; gives what became of the first `count`. ping's own count gives the last request only
+/// twice the longest round trip so far, which a busy machine exceeds.
 ///
 /// # Errors
-/// ping cannot be run.
+/// ping cannot be run, or does not count.
 pub fn ping(from: &Netns, to: IpAddr, count: u32, payload: u32) -> Result<PingReport> {
-    let (count, payload) = (count.to_string(), payload.to_string());
-    let to = to.to_string();
-    let output = output_of(
-        from.command("ping")
-            .args(["-n", "-i", "0.01", "-W", "1", "-c", &count, "-s", &payload, "-M", "do", &to]),
-    )?;
-    let text = [output.stdout, output.stderr].concat();
-    PingReport::parse(&String::from_utf8_lossy(&text))
+    let payload = payload.to_string();
+    let steady = SteadyPing::with(from, to, 10, &["-s", &payload, "-M", "do"])?;
+    let among = |text: &str| answered(text).range(1..=u64::from(count)).count();
+    let patience = Duration::from_millis(10 * u64::from(count)) + LAST_ANSWER;
+    let all = wait::until("all pings to be answered", patience, || {
+        steady.text().is_ok_and(|text| among(&text) == count as usize)
+    });
+    let (report, text) = steady.finish()?;
+    let received = if all.is_ok() { count as usize } else { among(&text) };
+    Ok(PingReport { sent: report.sent.min(count.into()), received: received as u64 })
 }
 
-/// Pings ten times and more, and insists on every answer. A counted [`ping`] gives its last request
-/// only twice the longest round trip so far, which a busy machine exceeds; here a late answer is an
-/// answer.
+/// [`ping`] of ten that insists on every answer.
 ///
 /// # Errors
 /// An answer is missing.
 pub fn ping_all(from: &Netns, to: IpAddr) -> Result<()> {
-    let lost = SteadyPing::start(from, to, 10)?.lost()?;
-    ensure!(lost == 0, "{to}: {lost} pings were lost");
+    let report = ping(from, to, 10, 56)?;
+    ensure!(report.received == report.sent && report.sent == 10, "{to}: {report:?}");
     Ok(())
 }
 
@@ -80,6 +82,9 @@ pub fn ping_until_answer(from: &Netns, to: IpAddr, deadline: Duration) -> Result
             .is_ok_and(|output| output.status.success())
     })
 }
+
+/// How long the last of several pings is waited for.
+const LAST_ANSWER: Duration = Duration::from_secs(1);
 
 /// Answers that a steady ping has at least, so that "none was lost" says something.
 const ANSWERS: usize = 11;
@@ -100,11 +105,15 @@ impl SteadyPing {
     /// # Errors
     /// ping cannot be run.
     pub fn start(from: &Netns, to: IpAddr, interval_ms: u32) -> Result<Self> {
+        Self::with(from, to, interval_ms, &[])
+    }
+
+    fn with(from: &Netns, to: IpAddr, interval_ms: u32, more: &[&str]) -> Result<Self> {
         let interval = format!("{}.{:03}", interval_ms / 1000, interval_ms % 1000);
         // A file takes any number of lines; a pipe that nobody reads would stop ping.
         let answers = tempfile::Builder::new().prefix("tapdtest-").tempfile()?;
         let mut command = from.command("ping");
-        command.args(["-n", "-i", &interval, &to.to_string()]);
+        command.args(["-n", "-i", &interval]).args(more).arg(to.to_string());
         let running = Running::spawn(command.stdout(answers.reopen()?).stderr(Stdio::piped()))?;
         Ok(Self { running, answers })
     }
@@ -113,11 +122,17 @@ impl SteadyPing {
     ///
     /// # Errors
     /// ping does not end or does not count.
-    pub fn finish(mut self) -> Result<(PingReport, String)> {
-        self.running.signal(libc::SIGINT)?;
-        self.running.finish(Duration::from_secs(5))?;
-        let text = std::fs::read_to_string(self.answers.path())?;
+    pub fn finish(self) -> Result<(PingReport, String)> {
+        let Self { mut running, answers } = self;
+        running.signal(libc::SIGINT)?;
+        running.finish(Duration::from_secs(5))?;
+        let text = std::fs::read_to_string(answers.path())?;
         Ok((PingReport::parse(&text)?, text))
+    }
+
+    /// What it said so far.
+    fn text(&self) -> Result<String> {
+        Ok(std::fs::read_to_string(self.answers.path())?)
     }
 
     /// Stops it and gives how many answers are missing before the last one that came; later ones
@@ -128,8 +143,7 @@ impl SteadyPing {
     /// ping does not end or does not count, gets no answers, or got none for a while at the end.
     pub fn lost(self) -> Result<u64> {
         wait::until("a few answers to a steady ping", Duration::from_secs(10), || {
-            std::fs::read_to_string(self.answers.path())
-                .is_ok_and(|text| answered(&text).len() >= ANSWERS)
+            self.text().is_ok_and(|text| answered(&text).len() >= ANSWERS)
         })?;
         let (report, text) = self.finish()?;
         let answered = answered(&text);
@@ -141,7 +155,9 @@ impl SteadyPing {
 
 /// The numbers of the requests that ping says were answered.
 fn answered(text: &str) -> BTreeSet<u64> {
+    // Others are errors that a router or the kernel told.
     text.lines()
+        .filter(|line| line.contains(" bytes from "))
         .filter_map(|line| line.split_once("icmp_seq=")?.1.split(' ').next()?.parse().ok())
         .collect()
 }
