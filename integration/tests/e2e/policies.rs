@@ -92,7 +92,7 @@ fn flow_bad_cable_is_left_for_a_good_one() {
         ])?;
         // The cables are programs here, and stand still for some rounds when the cores are busy: a
         // good one must not be held back for that again and again.
-        let sections = "[detector]\nhold_s = 1\nmin_missed = 8\n".to_owned();
+        let sections = "[detector]\nhold_s = 1\nmax_hold_s = 1\nmin_missed = 8\n".to_owned();
         let config = ClusterConfig { sections, ..lanes.config() };
         let duo = LaneDuo::with(lanes, &config)?;
         let flow = duo.flow(FlowOptions::at(1000.0))?;
