@@ -11,13 +11,12 @@ use super::inbound::Fault;
 
 /// Bytes that are read of a program in one call: no socket holds more unless it was told to.
 const READ_LEN: usize = 256 << 10;
-/// Bytes of a stream in one record. What of a record the socket did not take is kept, so that the
-/// record can be ended whatever becomes of the stream.
-const RECORD_LEN: usize = 64 << 10;
-/// Records in one call.
-const RECORDS: usize = 4;
+/// Records in one call, each of a piece of memory of the hub: half of what a socket holds by default.
+/// What of a record the socket did not take is kept, so that the record can be ended whatever becomes
+/// of the stream.
+const RECORDS: usize = 6;
 /// Calls in one turn: a fast program does not hold the others up.
-const CALLS_PER_TURN: usize = 4;
+const CALLS_PER_TURN: usize = 2;
 /// Buffers that are kept for the next one who reads; others are given back.
 const SPARE_BUFFERS: usize = 4;
 
@@ -321,8 +320,9 @@ impl StreamLink {
                 break;
             }
             match hub.read_stream(key) {
-                StreamRead::Bytes(bytes) => {
-                    let (taken, count) = write_records(socket, bytes, &mut self.out)?;
+                StreamRead::Bytes(_) => {
+                    let pieces = hub.read_stream_vectored(key);
+                    let (taken, count) = write_records(socket, pieces, &mut self.out)?;
                     hub.consume_stream(key, taken);
                     records += count;
                     if taken == 0 {
@@ -343,19 +343,23 @@ impl StreamLink {
     }
 }
 
-/// Writes bytes of a stream as records, in one call. Says how many bytes were used, and in how many
-/// records; the last one may have its rest in `out`. None were used when the socket took nothing.
-fn write_records(socket: &Socket, bytes: &[u8], out: &mut Vec<u8>) -> io::Result<(usize, u64)> {
-    let mut headers = [[0_u8; HEADER_LEN]; RECORDS];
-    for (header, part) in headers.iter_mut().zip(bytes.chunks(RECORD_LEN)) {
-        let length = u32::try_from(part.len()).unwrap_or(u32::MAX);
-        *header = Header { length, ..Header::new(Kind::Data) }.encode();
-    }
+/// Writes bytes of a stream as records, one of each piece, in one call. Says how many bytes were used,
+/// and in how many records; the last one may have its rest in `out`. None were used when the socket
+/// took nothing.
+fn write_records(
+    socket: &Socket,
+    pieces: [&[u8]; RECORDS],
+    out: &mut Vec<u8>,
+) -> io::Result<(usize, u64)> {
+    let headers = pieces.map(|piece| {
+        let length = u32::try_from(piece.len()).unwrap_or(u32::MAX);
+        Header { length, ..Header::new(Kind::Data) }.encode()
+    });
+    let parts = || headers.iter().zip(pieces).filter(|(_, piece)| !piece.is_empty());
     let mut slices = [IoSlice::new(&[]); 2 * RECORDS];
-    let parts = headers.iter().zip(bytes.chunks(RECORD_LEN));
-    for (pair, (header, part)) in slices.chunks_exact_mut(2).zip(parts.clone()) {
+    for (pair, (header, piece)) in slices.chunks_exact_mut(2).zip(parts()) {
         if let [first, second] = pair {
-            (*first, *second) = (IoSlice::new(header), IoSlice::new(part));
+            (*first, *second) = (IoSlice::new(header), IoSlice::new(piece));
         }
     }
     let mut written = match socket.send_vectored_with_flags(&slices, libc::MSG_NOSIGNAL) {
@@ -365,16 +369,16 @@ fn write_records(socket: &Socket, bytes: &[u8], out: &mut Vec<u8>) -> io::Result
         Err(error) => return Err(error),
     };
     let (mut used, mut records) = (0, 0);
-    for (header, part) in parts {
+    for (header, piece) in parts() {
         if written == 0 {
             break;
         }
         let in_header = written.min(HEADER_LEN);
-        let in_part = (written - in_header).min(part.len());
+        let in_piece = (written - in_header).min(piece.len());
         out.extend_from_slice(header.get(in_header..).unwrap_or_default());
-        out.extend_from_slice(part.get(in_part..).unwrap_or_default());
-        written -= in_header + in_part;
-        used += part.len();
+        out.extend_from_slice(piece.get(in_piece..).unwrap_or_default());
+        written -= in_header + in_piece;
+        used += piece.len();
         records += 1;
     }
     Ok((used, records))

@@ -363,18 +363,30 @@ impl Hub {
         }
     }
 
-    /// What can be read of a stream.
+    /// What can be read of a stream: at most 16 KiB, of which a program may be given more at once
+    /// by [`Self::read_stream_vectored`].
     #[must_use]
     pub fn read_stream(&self, key: StreamKey) -> StreamRead<'_> {
-        let place = self.streams.get(&key);
-        let conduit = place.and_then(|(node, id)| self.peers.get(node)?.conduits.get(id));
-        let Some(Conduit { body: Body::Stream(stream), .. }) = conduit else {
-            return StreamRead::Nothing;
-        };
+        let Some(stream) = self.stream(key) else { return StreamRead::Nothing };
         match stream.input.readable() {
             [] if stream.input.is_finished() => StreamRead::End,
             [] => StreamRead::Nothing,
             bytes => StreamRead::Bytes(bytes),
+        }
+    }
+
+    /// The bytes of [`Self::read_stream`], and those after them, in pieces of at most 16 KiB. Pieces
+    /// that there is nothing for are empty.
+    #[must_use]
+    pub fn read_stream_vectored<const N: usize>(&self, key: StreamKey) -> [&[u8]; N] {
+        self.stream(key).map_or([&[]; N], |stream| stream.input.readable_pieces())
+    }
+
+    fn stream(&self, key: StreamKey) -> Option<&Stream> {
+        let (node, id) = self.streams.get(&key)?;
+        match &self.peers.get(node)?.conduits.get(id)?.body {
+            Body::Stream(stream) => Some(stream),
+            _ => None,
         }
     }
 

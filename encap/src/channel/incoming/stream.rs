@@ -73,24 +73,43 @@ impl IncomingStream {
     /// Bytes that the program may take next, as many as lie together; none until more came.
     #[must_use]
     pub fn readable(&self) -> &[u8] {
-        let at = self.taken % BLOCK_LEN;
-        let there = self.received.prefix().saturating_sub(self.taken).min(BLOCK_LEN - at);
-        let block = self.blocks.front().and_then(|block| block.as_deref()).unwrap_or_default();
-        // Both are at most BLOCK_LEN.
-        block.get(at as usize..(at + there) as usize).unwrap_or_default()
+        let [piece] = self.readable_pieces();
+        piece
     }
 
-    /// The program took `len` bytes of [`Self::readable`]; more than these count as these.
+    /// The same, and what comes after it: pieces that together are what the program may take next,
+    /// or the first of it. Those that there is nothing for are empty.
+    #[must_use]
+    pub fn readable_pieces<const N: usize>(&self) -> [&[u8]; N] {
+        let mut pieces = [&[][..]; N];
+        let mut rest = self.in_order();
+        let mut at = self.taken % BLOCK_LEN;
+        for (piece, block) in pieces.iter_mut().zip(&self.blocks) {
+            let len = rest.min(BLOCK_LEN - at);
+            let block = block.as_deref().unwrap_or_default();
+            // Both are at most BLOCK_LEN.
+            *piece = block.get(at as usize..(at + len) as usize).unwrap_or_default();
+            (rest, at) = (rest - len, 0);
+        }
+        pieces
+    }
+
+    /// Bytes that came and have no gap before them.
+    fn in_order(&self) -> u64 {
+        self.received.prefix().saturating_sub(self.taken)
+    }
+
+    /// The program took `len` bytes of [`Self::readable_pieces`]; more than there are count as these.
     pub fn consume(&mut self, len: usize, memory: &mut Memory) {
-        let len = len.min(self.readable().len()) as u64;
-        let (before, after) = (self.taken / BLOCK_LEN, (self.taken + len) / BLOCK_LEN);
+        let len = self.in_order().min(len as u64);
+        let blocks = (self.taken + len) / BLOCK_LEN - self.taken / BLOCK_LEN;
         self.taken += len;
-        if before != after || self.taken == self.highest {
-            self.blocks.pop_front();
-            // Inside a block of which nothing is left, and nothing else is there.
-            if before == after {
-                self.blocks.clear();
-            }
+        if self.taken == self.highest {
+            // Nothing is left in the last one.
+            self.blocks.clear();
+        } else {
+            let blocks = usize::try_from(blocks).unwrap_or(usize::MAX).min(self.blocks.len());
+            self.blocks.drain(..blocks);
         }
         self.credit.release(len, memory);
     }

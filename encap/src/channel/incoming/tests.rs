@@ -427,8 +427,10 @@ impl Halves for Bytes {
     }
 
     fn read(&mut self) {
-        for most in [1, 700, usize::MAX] {
-            let readable = self.incoming.readable();
+        for most in [1, 700, 20_000, usize::MAX] {
+            let pieces: [&[u8]; 3] = self.incoming.readable_pieces();
+            assert_eq!(pieces[0], self.incoming.readable());
+            let readable = pieces.concat();
             let len = readable.len().min(most);
             self.got.extend_from_slice(&readable[..len]);
             self.incoming.consume(len, &mut self.memory);
