@@ -25,6 +25,12 @@ pub fn available_cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
+/// Whether a cgroup gives this process less CPU time than there is of the cores that it may use.
+#[must_use]
+pub fn has_cpu_quota() -> bool {
+    allowed_cores().is_ok_and(|cores| available_cores() < cores.len())
+}
+
 /// Keeps the calling thread on `core` from now on.
 ///
 /// # Errors

@@ -34,6 +34,7 @@ use idle::Idle;
 
 pub use channels::{ChannelCommand, ChannelsReport, HandOver};
 pub use command::{Command, Notice, WorkerHandle};
+pub use idle::SHORT_SPIN;
 
 mod deliver;
 mod command;
@@ -102,6 +103,9 @@ pub struct ToControl {
 pub struct WorkerOptions {
     /// Never block: for a core that is given away.
     pub dedicated: bool,
+    /// How long it polls on at most after the last frame, yielding to others, before it blocks:
+    /// more than [`SHORT_SPIN`] only while frames come at intervals that are caught by that.
+    pub spin: Duration,
     /// The longest that it sleeps while it has nothing to do and a port that cannot be waited for;
     /// after a second without frames it is 1 ms if that is longer. Zero: it never sleeps.
     pub max_sleep: Duration,
@@ -111,7 +115,8 @@ pub struct WorkerOptions {
 
 impl Default for WorkerOptions {
     fn default() -> Self {
-        Self { dedicated: false, max_sleep: Duration::from_micros(100), on_start: None }
+        let max_sleep = Duration::from_micros(100);
+        Self { dedicated: false, spin: SHORT_SPIN, max_sleep, on_start: None }
     }
 }
 
@@ -119,6 +124,7 @@ impl fmt::Debug for WorkerOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("WorkerOptions")
             .field("dedicated", &self.dedicated)
+            .field("spin", &self.spin)
             .field("max_sleep", &self.max_sleep)
             .field("on_start", &self.on_start.is_some())
             .finish()
@@ -213,7 +219,7 @@ impl<F: FramePort, D: DatagramPort> Worker<F, D> {
             error_notices: Policer::new(now, ERROR_NOTICES_PER_SECOND, ERROR_NOTICES_PER_SECOND),
             gone: Vec::new(),
             channels,
-            idle: Idle::new(now, options.max_sleep),
+            idle: Idle::new(now, options.spin, options.max_sleep),
             options,
             woken: false,
             armed: false,

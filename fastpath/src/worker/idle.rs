@@ -1,6 +1,10 @@
 //! What a worker does when nothing comes: it gives the core to others, and blocks when that has gone
 //! on for a while.
 //!
+//! To wake a CPU that sleeps takes longer than most of what a worker does, in a virtual machine above
+//! all. So it looks on for longer before it blocks while frames come at intervals that this catches,
+//! as questions and answers do, and for as long as nobody else wants the core.
+//!
 //! Before it blocks, every port is asked to wake it ([`Armed`]): a card or a guest that is polled does
 //! not, and has to be told. What came in before a port was told is looked for after that, by the port.
 //!
@@ -14,9 +18,12 @@ use super::Worker;
 use crate::port::{Armed, DatagramPort, FramePort};
 use crate::process;
 
-/// How long a worker polls on after the last packet before it blocks: shorter than a context
-/// switch costs, long enough to catch the answer to what was just sent.
-const SPIN: Duration = Duration::from_micros(20);
+/// It polls on for so long anyway, if it may: shorter than a context switch costs.
+pub const SHORT_SPIN: Duration = Duration::from_micros(20);
+/// After so many intervals in a row that a longer spin would have caught, it is tried.
+const CATCHES: u32 = 8;
+/// A core that another thread had for so long when the worker yielded is wanted.
+const WANTED: Duration = Duration::from_micros(5);
 /// A blocked worker looks around this often even if nothing wakes it.
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
 /// While frames wait for a session it looks this often.
@@ -45,6 +52,12 @@ pub(super) struct Idle {
     busy_at: Instant,
     /// The last sleep since then.
     sleep: Duration,
+    /// How long it polls on after the last frame, at most.
+    max_spin: Duration,
+    /// Intervals in a row, none of which the short spin caught, and all of which the longest would.
+    catches: u32,
+    /// Another thread ran when the worker yielded last.
+    wanted: bool,
     max_sleep: Duration,
     /// Whether every port can be waited for.
     waitable: bool,
@@ -53,19 +66,45 @@ pub(super) struct Idle {
 }
 
 impl Idle {
-    pub(super) fn new(now: Instant, max_sleep: Duration) -> Self {
-        Self { busy_at: now, sleep: Duration::ZERO, max_sleep, waitable: true, sharp: false }
+    pub(super) fn new(now: Instant, max_spin: Duration, max_sleep: Duration) -> Self {
+        Self {
+            busy_at: now,
+            sleep: Duration::ZERO,
+            max_spin,
+            catches: 0,
+            wanted: false,
+            max_sleep,
+            waitable: true,
+            sharp: false,
+        }
     }
 
     /// Frames went by.
     pub(super) fn busy(&mut self, now: Instant) {
-        (self.busy_at, self.sleep) = (now, Duration::ZERO);
+        let quiet = now.saturating_duration_since(self.busy_at);
+        if quiet > self.max_spin {
+            self.catches = 0;
+        } else if quiet >= SHORT_SPIN {
+            self.catches = self.catches.saturating_add(1);
+        }
+        (self.busy_at, self.sleep, self.wanted) = (now, Duration::ZERO, false);
+    }
+
+    /// The worker gave the core away for so long.
+    fn yielded(&mut self, time: Duration) {
+        self.wanted = time >= WANTED;
     }
 
     fn rest(&mut self, now: Instant) -> Rest {
         let quiet = now.saturating_duration_since(self.busy_at);
-        if quiet < SPIN {
+        let patient = self.catches >= CATCHES && !self.wanted;
+        let spin = if patient { self.max_spin } else { self.max_spin.min(SHORT_SPIN) };
+        if quiet < spin {
             return Rest::Yield;
+        }
+        if patient {
+            // It caught nothing this time.
+            self.catches = 0;
         }
         if self.waitable {
             return Rest::Block;
@@ -95,7 +134,9 @@ impl<F: FramePort, D: DatagramPort> Worker<F, D> {
     pub(super) fn rest(&mut self, now: Instant) {
         let rest = self.idle.rest(now);
         if rest == Rest::Yield {
+            let before = Instant::now();
             std::thread::yield_now();
+            self.idle.yielded(before.elapsed());
             return;
         }
         if std::mem::take(&mut self.woken) {
@@ -188,15 +229,52 @@ mod tests {
     #[test]
     fn ports_that_can_be_waited_for_are_waited_for() {
         let start = Instant::now();
-        let mut idle = Idle::new(start, us(100));
+        let mut idle = Idle::new(start, us(20), us(100));
         let rests = rests(&mut idle, start, &[us(0), us(19), us(20), us(5_000_000)]);
         assert_eq!(rests, [Rest::Yield, Rest::Yield, Rest::Block, Rest::Block]);
+    }
+
+    /// Frames at this interval, `times` of them; gives the time of the last one.
+    fn frames(idle: &mut Idle, start: Instant, interval: Duration, times: u32) -> Instant {
+        (1..=times).for_each(|time| idle.busy(start + interval * time));
+        start + interval * times
+    }
+
+    #[test]
+    fn regular_answers_are_waited_for_longer_until_one_does_not_come() {
+        let start = Instant::now();
+        let mut idle = Idle::new(start, us(100), us(100));
+        let now = frames(&mut idle, start, us(60), CATCHES - 1);
+        assert_eq!(rests(&mut idle, now, &[us(20)]), [Rest::Block]);
+        let now = frames(&mut idle, now, us(60), 1);
+        assert_eq!(rests(&mut idle, now, &[us(20), us(99)]), [Rest::Yield; 2]);
+        // What another thread got of the core is over with the next frame.
+        idle.yielded(WANTED);
+        assert_eq!(rests(&mut idle, now, &[us(30)]), [Rest::Block]);
+        let now = frames(&mut idle, now, us(60), 1);
+        assert_eq!(rests(&mut idle, now, &[us(99), us(100)]), [Rest::Yield, Rest::Block]);
+        // It did not pay.
+        let now = frames(&mut idle, now, us(60), 1);
+        assert_eq!(rests(&mut idle, now, &[us(19), us(20)]), [Rest::Yield, Rest::Block]);
+    }
+
+    #[test]
+    fn frames_that_are_too_far_apart_or_come_in_bursts_are_no_reason_to_spin() {
+        let start = Instant::now();
+        for interval in [us(5), us(101), us(1000)] {
+            let mut idle = Idle::new(start, us(100), us(100));
+            let now = frames(&mut idle, start, interval, 100);
+            assert_eq!(rests(&mut idle, now, &[us(20)]), [Rest::Block], "{interval:?}");
+        }
+        let mut none = Idle::new(start, us(0), us(100));
+        let now = frames(&mut none, start, us(0), 100);
+        assert_eq!(rests(&mut none, now, &[us(0)]), [Rest::Block]);
     }
 
     #[test]
     fn sleeps_grow_to_their_longest_and_begin_anew_with_a_frame() {
         let start = Instant::now();
-        let mut idle = Idle { waitable: false, ..Idle::new(start, us(100)) };
+        let mut idle = Idle { waitable: false, ..Idle::new(start, us(20), us(100)) };
         assert_eq!(rests(&mut idle, start, &[us(0), us(19)]), [Rest::Yield; 2]);
         let slept = |rests: Vec<Rest>| -> Vec<u128> {
             let us = |rest: Rest| match rest {
@@ -224,11 +302,11 @@ mod tests {
             (Duration::from_nanos(1), Rest::Sleep(Duration::from_nanos(1))),
             (us(10_000), Rest::Sleep(us(10_000))),
         ] {
-            let mut idle = Idle { waitable: false, ..Idle::new(start, max_sleep) };
+            let mut idle = Idle { waitable: false, ..Idle::new(start, us(20), max_sleep) };
             let last = rests(&mut idle, start, &[us(500); 30]).pop();
             assert_eq!(last, Some(rest));
         }
-        let mut idle = Idle { waitable: false, ..Idle::new(start, us(10_000)) };
+        let mut idle = Idle { waitable: false, ..Idle::new(start, us(20), us(10_000)) };
         assert_eq!(rests(&mut idle, start, &[hour; 30]).pop(), Some(Rest::Sleep(us(10_000))));
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::time::Duration;
 
 use encap::id::{NodeId, Vni};
 
@@ -102,6 +103,7 @@ pub(super) fn with_live_changes(old: &Config, new: &Config) -> Config {
     merged.cluster.mesh = old.cluster.mesh;
     merged.daemon.workers = old.daemon.workers;
     merged.daemon.dedicated = old.daemon.dedicated;
+    merged.daemon.spin = old.daemon.spin;
     merged.daemon.control_socket.clone_from(&old.daemon.control_socket);
     merged.offload = old.offload;
     merged.dpdk.clone_from(&old.dpdk);
@@ -435,6 +437,11 @@ fn restart_only(old: &Config, new: &Config, changes: &mut Changes) {
     changes.restart("port", old.cluster.port, new.cluster.port);
     changes.restart("workers", old.daemon.workers, new.daemon.workers);
     changes.restart("dedicated", old.daemon.dedicated, new.daemon.dedicated);
+    let spin = |spin: Option<Duration>| match spin {
+        Some(spin) => spin.as_micros().to_string(),
+        None => "by default".to_owned(),
+    };
+    changes.restart("spin_us", spin(old.daemon.spin), spin(new.daemon.spin));
     changes.restart(
         "control_socket",
         old.daemon.control_socket.display().to_string(),

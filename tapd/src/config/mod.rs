@@ -60,6 +60,8 @@ pub(crate) const PORT_COUNT: u16 = 16;
 pub(crate) const VXLAN_PORTS: [u16; 2] = [4789, 8472];
 /// Default number of packet threads.
 pub(crate) const DEFAULT_WORKERS: usize = 1;
+/// Default of the time for which a worker polls on after the last frame, in microseconds.
+pub(crate) const DEFAULT_SPIN_US: u32 = 200;
 /// Most packet threads: one port bucket of [`PORT_COUNT`] belongs to the control thread.
 pub(crate) const MAX_WORKERS: usize = 15;
 /// Default path of the control socket.
@@ -188,6 +190,9 @@ pub(crate) struct DaemonConfig {
     pub(crate) workers: usize,
     /// Workers spin instead of blocking when idle.
     pub(crate) dedicated: bool,
+    /// How long a worker polls on at most after the last frame before it blocks, up to 10 ms; by
+    /// default [`DEFAULT_SPIN_US`], and less where CPU time is rationed.
+    pub(crate) spin: Option<Duration>,
     /// Where the control socket is made; absolute.
     pub(crate) control_socket: PathBuf,
     /// env_logger filter; parses.

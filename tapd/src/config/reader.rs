@@ -80,6 +80,7 @@ pub(super) struct RawDetector {
 pub(super) struct RawDaemon {
     pub(super) workers: Field<usize>,
     pub(super) dedicated: Field<bool>,
+    pub(super) spin_us: Field<u32>,
     pub(super) control_socket: Field<String>,
     pub(super) log: Field<String>,
     pub(super) rehandshake_minutes: Field<u32>,
@@ -327,6 +328,7 @@ fn read_daemon(table: &Table, faults: &mut Collector) -> RawDaemon {
     RawDaemon {
         workers: fields.integer("workers", 1..=super::MAX_WORKERS as i64),
         dedicated: fields.boolean("dedicated"),
+        spin_us: fields.integer("spin_us", 0..=10_000),
         control_socket: fields.text("control_socket"),
         log: fields.text("log"),
         rehandshake_minutes: fields.integer("rehandshake_minutes", 1..=1440),

@@ -63,6 +63,7 @@ pub(super) const DAEMON: Section = Section {
     keys: &[
         "workers",
         "dedicated",
+        "spin_us",
         "control_socket",
         "log",
         "rehandshake_minutes",

@@ -109,6 +109,7 @@ pub(crate) fn config(nodes: Vec<NodeConfig>) -> Config {
         daemon: DaemonConfig {
             workers: 1,
             dedicated: false,
+            spin: None,
             control_socket: "/run/tapd.sock".into(),
             log: "info".into(),
             rehandshake_interval: Duration::from_secs(3600),

@@ -81,6 +81,7 @@ fn example_has_the_documented_defaults() {
     assert_eq!((ciphers.as_slice(), *port), ([Cipher::Aes256Gcm].as_slice(), 26026));
     let daemon = &config.daemon;
     assert_eq!((daemon.workers, daemon.dedicated), (1, false));
+    assert_eq!(daemon.spin, None);
     assert_eq!(daemon.control_socket, Path::new("/run/tapd.sock"));
     assert_eq!(daemon.log, "info");
     assert_eq!(daemon.rehandshake_interval, Duration::from_secs(3600));
@@ -112,6 +113,7 @@ fn every_key_can_be_given() {
         [daemon]
         workers = 15
         dedicated = true
+        spin_us = 0
         control_socket = '/tmp/x.sock'
         log = 'warn,encap=trace'
         rehandshake_minutes = 1440
@@ -408,6 +410,7 @@ fn documentation_names_every_default() {
     for default in [
         DEFAULT_PORT.to_string(),
         DEFAULT_WORKERS.to_string(),
+        DEFAULT_SPIN_US.to_string(),
         format!("\"{DEFAULT_CONTROL_SOCKET}\""),
         format!("\"{DEFAULT_LOG}\""),
         DEFAULT_REHANDSHAKE_MINUTES.to_string(),

@@ -175,6 +175,7 @@ fn validate_daemon(raw: RawDaemon, faults: &mut Collector) -> DaemonConfig {
     DaemonConfig {
         workers: or(raw.workers, DEFAULT_WORKERS),
         dedicated: or(raw.dedicated, false),
+        spin: raw.spin_us.map(|us| Duration::from_micros(us.value.into())),
         control_socket: raw
             .control_socket
             .map_or_else(|| DEFAULT_CONTROL_SOCKET.into(), |path| path.value.into()),

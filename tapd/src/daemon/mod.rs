@@ -34,12 +34,12 @@ use fastpath::overlay::OverlayPort;
 use fastpath::uplink::any;
 use fastpath::wake::{PollSet, Waker};
 use fastpath::worker::{
-    Notice, PULSE_QUEUE, Pulses, ToControl, Worker, WorkerHandle, WorkerOptions,
+    Notice, PULSE_QUEUE, Pulses, SHORT_SPIN, ToControl, Worker, WorkerHandle, WorkerOptions,
 };
 use fastpath::{affinity, process};
 use log::{debug, info, warn};
 
-use crate::config::{Config, Source};
+use crate::config::{Config, DEFAULT_SPIN_US, Source};
 use crate::control::{Events, Incoming, Server};
 use crate::exit::Failure;
 use crate::privileges;
@@ -198,6 +198,17 @@ pub(crate) fn run(mut config: Config, source: Source) -> Result<(), Failure> {
     outcome
 }
 
+/// A worker that spins uses up a ration of CPU time that it will want for frames.
+fn default_spin() -> Duration {
+    let rationed = affinity::has_cpu_quota();
+    if rationed {
+        info!(
+            "this process may not use its CPUs all the time: workers spin {SHORT_SPIN:?} at most"
+        );
+    }
+    if rationed { SHORT_SPIN } else { Duration::from_micros(DEFAULT_SPIN_US.into()) }
+}
+
 fn worker_options(config: &Config, dpdk: Option<&Dpdk>) -> WorkerOptions {
     let eal = dpdk.map(|dpdk| dpdk.eal.clone());
     let register = |eal: Eal| -> Box<dyn FnOnce() + Send> {
@@ -209,6 +220,7 @@ fn worker_options(config: &Config, dpdk: Option<&Dpdk>) -> WorkerOptions {
     };
     WorkerOptions {
         dedicated: config.daemon.dedicated,
+        spin: config.daemon.spin.unwrap_or_else(default_spin),
         max_sleep: config.dpdk.max_sleep,
         on_start: eal.map(register),
     }

@@ -221,6 +221,7 @@ fn what_needs_a_restart_stays_as_it_was() {
     new.cluster.insecure = true;
     new.daemon.workers = 2;
     new.daemon.dedicated = true;
+    new.daemon.spin = Some(Duration::from_micros(50));
     new.daemon.control_socket = "/tmp/x".into();
     new.cluster.mesh = true;
     new.offload.tap_tcp = false;
@@ -243,6 +244,7 @@ fn what_needs_a_restart_stays_as_it_was() {
         "bundles: true -> false",
         "workers: 1 -> 2",
         "dedicated: false -> true",
+        "spin_us: by default -> 50",
         "control_socket: /run/tapd.sock -> /tmp/x",
         "this node's addresses: [192.0.2.1] -> [192.0.2.9]",
         "network 1: tap: tap1 -> blue",
@@ -253,10 +255,10 @@ fn what_needs_a_restart_stays_as_it_was() {
     ] {
         assert!(changes.restart.iter().any(|line| line == expected), "{expected}\n{changes:#?}");
     }
-    assert_eq!(changes.restart.len(), 15);
+    assert_eq!(changes.restart.len(), 16);
     let kept = old.with_live_changes(&new);
     let expected =
         Config { daemon: DaemonConfig { log: "warn".into(), ..old.daemon.clone() }, ..old };
     assert_eq!(kept, expected);
-    assert_eq!(kept.diff(&new).restart.len(), 15);
+    assert_eq!(kept.diff(&new).restart.len(), 16);
 }
