@@ -7,6 +7,8 @@
 mod bottleneck;
 #[path = "congestion/oracle.rs"]
 mod oracle;
+#[path = "congestion/sharing.rs"]
+mod sharing;
 
 /// Deterministic random numbers (SplitMix64).
 struct Dice(u64);
@@ -20,8 +22,13 @@ impl Dice {
         z ^ (z >> 31)
     }
 
+    /// From 0 to 1.
+    fn share(&mut self) -> f64 {
+        (self.next() >> 11) as f64 / (1_u64 << 53) as f64
+    }
+
     /// True with this probability.
     fn hits(&mut self, probability: f64) -> bool {
-        ((self.next() >> 11) as f64) < probability * (1_u64 << 53) as f64
+        self.share() < probability
     }
 }

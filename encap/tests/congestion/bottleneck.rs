@@ -15,14 +15,16 @@ use encap::channel::congestion::{Controller, Cubic, Fixed, NewReno, Pacer, Rtt};
 
 use crate::Dice;
 
-const MTU: u16 = 1_200;
+pub(crate) const MTU: u16 = 1_200;
 const PACKET: u64 = MTU as u64;
 /// Packets that may be acknowledged past a missing one until it is lost (RFC 9002 section 6.1.1).
 const REORDERING: u64 = 3;
 
-struct Path {
+pub(crate) struct Path {
     /// Bytes per second.
     rate: u64,
+    /// Up to so much longer an acknowledgement takes. The order stays.
+    pub(crate) jitter: Duration,
     /// Both ways, without queue.
     rtt: Duration,
     /// Bytes.
@@ -32,7 +34,7 @@ struct Path {
 }
 
 #[derive(Clone, Copy)]
-enum Loss {
+pub(crate) enum Loss {
     None,
     Random(f64),
     /// One of so many packets of a flow, as in the models of the RFC.
@@ -47,7 +49,10 @@ struct InFlight {
 
 struct Flow {
     controller: Box<dyn Controller>,
-    pacer: Pacer,
+    /// `None`: what the window allows leaves at once.
+    pacer: Option<Pacer>,
+    /// When the newest packet that arrives is acknowledged.
+    newest: Instant,
     starts: Instant,
     next: u64,
     flight: VecDeque<InFlight>,
@@ -63,7 +68,7 @@ enum Event {
     Wake,
 }
 
-struct World {
+pub(crate) struct World {
     path: Path,
     flows: Vec<Flow>,
     /// By time, then in the order in which they were made.
@@ -75,12 +80,13 @@ struct World {
 }
 
 impl World {
-    fn new(path: Path, controllers: Vec<(Box<dyn Controller>, Duration)>) -> Self {
+    pub(crate) fn new(path: Path, controllers: Vec<(Box<dyn Controller>, Duration)>) -> Self {
         let zero = Instant::now();
         let rtt = Rtt { latest: path.rtt, min: path.rtt, smoothed: path.rtt };
         let flow = |(controller, starts): (Box<dyn Controller>, Duration)| Flow {
             controller,
-            pacer: Pacer::new(zero, Pacer::burst_of(MTU, false), Duration::ZERO),
+            pacer: Some(Pacer::new(zero, Pacer::burst_of(MTU, false), Duration::ZERO)),
+            newest: zero,
             starts: zero + starts,
             next: 0,
             flight: VecDeque::new(),
@@ -99,6 +105,11 @@ impl World {
         world
     }
 
+    /// What the window of a flow allows leaves at once.
+    pub(crate) fn unpace(&mut self, flow: usize) {
+        self.flows[flow].pacer = None;
+    }
+
     fn push(&mut self, at: Instant, flow: usize, event: Event) {
         self.made += 1;
         self.events.push(Reverse((at, self.made, flow, event)));
@@ -110,7 +121,7 @@ impl World {
     }
 
     /// Runs until `end` after the beginning; gives the bytes of each flow acknowledged so far.
-    fn run(&mut self, end: Duration) -> Vec<u64> {
+    pub(crate) fn run(&mut self, end: Duration) -> Vec<u64> {
         let end = self.zero + end;
         while let Some(Reverse((at, ..))) = self.events.peek()
             && *at <= end
@@ -135,10 +146,12 @@ impl World {
             if (flow.flight.len() as u64 + 1) * PACKET > flow.controller.window() {
                 return;
             }
-            if let Some(delay) = flow.pacer.delay(now, PACKET) {
-                return self.wake(index, now + delay);
+            if let Some(pacer) = &mut flow.pacer {
+                if let Some(delay) = pacer.delay(now, PACKET) {
+                    return self.wake(index, now + delay);
+                }
+                pacer.on_sent(now, PACKET);
             }
-            flow.pacer.on_sent(now, PACKET);
             flow.controller.on_sent(now, PACKET, flow.next);
             let number = flow.next;
             flow.next += 1;
@@ -153,7 +166,11 @@ impl World {
             if arrives {
                 let takes = Duration::from_secs_f64(PACKET as f64 / self.path.rate as f64);
                 self.busy_until = self.busy_until.max(now) + takes;
-                self.push(self.busy_until + self.path.rtt, index, Event::Ack(number));
+                let flow = &mut self.flows[index];
+                let late = self.path.jitter.mul_f64(self.dice.share());
+                flow.newest = flow.newest.max(self.busy_until + self.path.rtt + late);
+                let at = flow.newest;
+                self.push(at, index, Event::Ack(number));
             }
             self.flows[index].flight.push_back(InFlight { number, sent: now, arrives });
         }
@@ -186,21 +203,23 @@ impl World {
         if let Some(sent) = newest {
             flow.controller.on_congestion_event(now, sent, false, lost);
         }
-        flow.pacer.set_rate(now, flow.controller.pacing_rate(&flow.rtt));
+        if let Some(pacer) = &mut flow.pacer {
+            pacer.set_rate(now, flow.controller.pacing_rate(&flow.rtt));
+        }
     }
 }
 
-const SECOND: Duration = Duration::from_secs(1);
-const RTT: Duration = Duration::from_millis(20);
+pub(crate) const SECOND: Duration = Duration::from_secs(1);
+pub(crate) const RTT: Duration = Duration::from_millis(20);
 
-fn megabits(rate: u64) -> u64 {
+pub(crate) fn megabits(rate: u64) -> u64 {
     rate * 1_000_000 / 8
 }
 
 /// A queue of one bandwidth-delay product.
-fn path(rate: u64, rtt: Duration, loss: Loss) -> Path {
+pub(crate) fn path(rate: u64, rtt: Duration, loss: Loss) -> Path {
     let product = (rate as f64 * rtt.as_secs_f64()) as u64;
-    Path { rate, rtt, queue: product, loss }
+    Path { rate, jitter: Duration::ZERO, rtt, queue: product, loss }
 }
 
 /// Goodput of one flow in bytes per second, after `warm_up`.

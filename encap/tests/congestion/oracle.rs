@@ -20,7 +20,7 @@ const PACKET: u64 = MTU as u64;
 /// Acknowledged packets past a missing one until it is lost.
 const REORDERING: u64 = 3;
 
-struct Silent;
+pub(crate) struct Silent;
 
 impl Publisher for Silent {
     fn on_slow_start_exited(&mut self, _: SlowStartExitCause, _: u32) {}
@@ -30,7 +30,7 @@ impl Publisher for Silent {
 }
 
 /// CUBIC asks for no random numbers.
-struct NoRandom;
+pub(crate) struct NoRandom;
 
 impl random::Generator for NoRandom {
     fn public_random_fill(&mut self, dest: &mut [u8]) {
