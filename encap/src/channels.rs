@@ -196,7 +196,8 @@ impl Datapath {
 
 /// What the hub is told of a peer.
 fn view(peer: &PeerEntry, turn: &mut u32) -> PeerView {
-    let session = peer.session.as_ref();
+    // A silent peer keeps its session for minutes, so that it need not begin anew.
+    let session = peer.session.as_ref().filter(|_| peer.up);
     let session = session.filter(|s| s.facts().features.contains(Features::CHANNELS));
     let session = session.map(|session| {
         let facts = session.facts();

@@ -87,6 +87,8 @@ pub struct PeerEntry {
     pub node: NodeId,
     /// The session to send by, when there is one.
     pub session: Option<Arc<Session>>,
+    /// Whether the peer is heard (rule S1): a session outlasts that for a while.
+    pub up: bool,
     /// Whether a first session is probably a moment away: frames wait for it then.
     pub connecting: bool,
     /// All its links, by index.

@@ -605,6 +605,7 @@ impl Vtep {
             index: peer.index,
             node: peer.node(),
             session: peer.current.as_ref().map(|current| Arc::clone(&current.session)),
+            up: peer.up,
             connecting: peer.is_connecting(),
             links: paths.entries(),
             ways: paths.ways(),

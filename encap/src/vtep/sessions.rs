@@ -177,6 +177,7 @@ impl Vtep {
             peer.up = true;
             peer.down_reason = None;
             self.events.push_back(Event::PeerUp { node, cipher });
+            self.publish_reach(index);
         } else if rekeyed {
             self.events.push_back(Event::Rekeyed { node });
         }
@@ -210,7 +211,14 @@ impl Vtep {
             peer.down_reason = Some(reason);
             let node = peer.node();
             self.events.push_back(Event::PeerDown { node, reason });
+            self.publish_reach(index);
         }
+    }
+
+    /// Programs at channels are told soon, also where the worker has nothing else to do.
+    fn publish_reach(&mut self, index: PeerIndex) {
+        self.stale_peers.insert(index);
+        self.wants_wake = true;
     }
 
     /// Ends everything with a peer: nothing is sealed or opened with it until a new handshake.

@@ -1,5 +1,8 @@
 //! Peers come, go, fall silent and come back.
 
+use encap::channel::hub::{ChannelConfig, ChannelEvent, ChannelKey};
+use encap::wire::channel::Mode;
+
 use super::*;
 
 #[test]
@@ -95,4 +98,36 @@ fn flow_a_restart_under_full_traffic_is_up_at_once() {
         }
     }
     assert!(world.now - start < ms(20), "{:?}", world.now - start);
+}
+
+/// A silent peer keeps its session for minutes; programs at channels hear of it all the same.
+#[test]
+fn flow_programs_hear_of_a_silent_peer_and_of_its_return() {
+    let (key, a_while) = (ChannelKey(1), secs(5));
+    let channel = ChannelConfig {
+        name: "a".to_owned(),
+        mode: Mode::Ordered,
+        peers: None,
+        copies: false,
+        send_buffer: 1 << 20,
+        compression: None,
+    };
+    let mut world = World::cluster(1, 2);
+    let now = world.now;
+    world.nodes[0].datapath.hub(now).unwrap().configure(now, vec![(key, channel)]);
+    let heard = |world: &mut World| -> Vec<ChannelEvent> {
+        let now = world.now;
+        let hub = world.nodes[0].datapath.hub(now).unwrap();
+        std::iter::from_fn(|| hub.poll_event()).collect()
+    };
+    assert_eq!(heard(&mut world), [ChannelEvent::PeerUp(key, id(2))]);
+    for _ in 0..2 {
+        world.default_wire.cut = true;
+        world.run_for(a_while);
+        assert_eq!(heard(&mut world), [ChannelEvent::PeerDown(key, id(2))]);
+        assert!(world.nodes[0].vtep.tables().sessions.iter().flatten().count() > 0);
+        world.default_wire.cut = false;
+        world.run_for(a_while);
+        assert_eq!(heard(&mut world), [ChannelEvent::PeerUp(key, id(2))]);
+    }
 }
