@@ -2,176 +2,32 @@
 //!
 //! Nothing here reads a clock or the system's randomness: a seed replays everything.
 
+mod seeds;
 mod setup;
+mod wire;
+mod worker;
 pub mod flow;
 
+pub use seeds::*;
 pub use setup::*;
+pub use wire::*;
+pub use worker::*;
 
 use std::cmp::Reverse;
-use std::collections::hash_map::DefaultHasher;
 use std::collections::{BinaryHeap, HashMap};
-use std::hash::{Hash, Hasher};
 use std::net::SocketAddr;
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::time::{Duration, Instant};
 
-use encap::datapath::{ControlInput, Datapath, Deliveries, To};
+use encap::datapath::{Datapath, To};
 use encap::event::Event;
-use encap::id::{LocalPort, NodeId, Vni};
+use encap::id::{NodeId, Vni};
 use encap::link::liveness::State;
-use encap::rng::Rng;
 use encap::stats::DropReason;
+use encap::vtep::Vtep;
 use encap::vtep::config::VtepConfig;
-use encap::vtep::{Transmit, Vtep};
-use encap::wire::buf::{BufPool, FrameBurst, Offload, PacketBuf, Received, Transmits, UplinkId};
-use encap::wire::header::Handle;
-
-/// Runs a scenario under several seeds, `TAPD_SEEDS` of them if that is set; a failure says which
-/// one.
-pub fn for_seeds(count: u64, scenario: impl Fn(u64)) {
-    let number = |name| std::env::var(name).ok().and_then(|number| number.parse().ok());
-    let count = number("TAPD_SEEDS").unwrap_or(count);
-    let seeds = number("TAPD_SEED").map_or(1..=count, |seed| seed..=seed);
-    for seed in seeds {
-        if let Err(failure) = catch_unwind(AssertUnwindSafe(|| scenario(seed))) {
-            eprintln!("failed under seed {seed}; repeat with TAPD_SEED={seed}");
-            resume_unwind(failure);
-        }
-    }
-}
-
-/// What a worker makes of frames from one tap.
-pub fn encapsulate(
-    datapath: &mut Datapath,
-    now: Instant,
-    handle: Handle,
-    frames: &[(&[u8], Offload)],
-) -> Transmits {
-    encapsulate_from(datapath, now, (handle, LocalPort::TAP), frames)
-}
-
-/// The same, of frames from any local port.
-pub fn encapsulate_from(
-    datapath: &mut Datapath,
-    now: Instant,
-    (handle, port): (Handle, LocalPort),
-    frames: &[(&[u8], Offload)],
-) -> Transmits {
-    let room = frames.iter().map(|(bytes, _)| bytes.len() + 64).sum();
-    let mut burst = FrameBurst::new(room, frames.len());
-    for (bytes, offload) in frames {
-        assert!(burst.push_slice(bytes, *offload));
-    }
-    let mut all = Transmits::default();
-    datapath.admit(now, handle, port, &burst);
-    for _ in 0..1_000 {
-        // A worker sends and clears after each part.
-        let mut out = Transmits::default();
-        let done = datapath.encapsulate(now, &mut burst, &mut out);
-        let at = all.memory.len();
-        all.memory.extend(out.memory);
-        all.list.extend(out.list.into_iter().map(|mut run| {
-            run.range = run.range.start + at..run.range.end + at;
-            run
-        }));
-        if done {
-            return all;
-        }
-    }
-    panic!("this never ends");
-}
-
-/// What a worker makes of a datagram that came by an uplink, from an address, with a mark.
-pub fn decapsulate(
-    datapath: &mut Datapath,
-    now: Instant,
-    (uplink, remote, mark): (UplinkId, SocketAddr, u8),
-    bytes: &[u8],
-) -> (Deliveries, Vec<ControlInput>) {
-    let mut received = vec![Received::single(PacketBuf::from_slice(bytes), uplink, remote, mark)];
-    let (mut pool, mut out, mut control) = (BufPool::new(0, 0), Deliveries::default(), Vec::new());
-    datapath.decapsulate(now, &mut pool, &mut received, &mut out, &mut control);
-    (out, control)
-}
-
-/// SplitMix64: small, seedable, good enough for a simulation and for nothing else.
-#[derive(Clone)]
-pub struct Random(pub u64);
-
-impl Random {
-    pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// A number below `bound`.
-    pub fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound.max(1)
-    }
-
-    /// True in `parts` of a million cases.
-    pub fn chance(&mut self, parts: u32) -> bool {
-        self.below(1_000_000) < u64::from(parts)
-    }
-}
-
-impl Rng for Random {
-    fn fill(&mut self, bytes: &mut [u8]) {
-        for byte in bytes {
-            *byte = self.next() as u8;
-        }
-    }
-}
-
-/// What a wire does to datagrams, in one direction.
-#[derive(Clone, Copy)]
-pub struct Wire {
-    /// Lost, in parts per million.
-    pub loss: u32,
-    /// Delivered twice, in parts per million.
-    pub duplicate: u32,
-    /// One bit changed, in parts per million.
-    pub corrupt: u32,
-    /// Least delay.
-    pub delay: Duration,
-    /// Added to it at random: what arrives out of order.
-    pub jitter: Duration,
-    /// Nothing overtakes what was sent before.
-    pub fifo: bool,
-    /// Largest UDP payload that passes.
-    pub max_udp_payload: usize,
-    /// Nothing passes.
-    pub cut: bool,
-}
-
-impl Default for Wire {
-    fn default() -> Self {
-        Self {
-            loss: 0,
-            duplicate: 0,
-            corrupt: 0,
-            delay: Duration::from_micros(100),
-            jitter: Duration::from_micros(20),
-            fifo: false,
-            max_udp_payload: 1472,
-            cut: false,
-        }
-    }
-}
 
 /// A node's place in the world.
 pub type NodeIndex = usize;
-
-/// A datagram that was put on a wire once.
-#[derive(Clone)]
-pub struct Sent {
-    pub from: NodeIndex,
-    pub to: NodeIndex,
-    pub bytes: Vec<u8>,
-}
 
 pub struct Node {
     pub vtep: Vtep,
@@ -214,14 +70,6 @@ impl Node {
     }
 }
 
-struct InFlight {
-    from: SocketAddr,
-    to: NodeIndex,
-    uplink: UplinkId,
-    mark: u8,
-    bytes: Vec<u8>,
-}
-
 pub struct World {
     pub now: Instant,
     pub start: Instant,
@@ -256,9 +104,6 @@ pub struct World {
     /// same nonce, the same bytes are a copy on another link.
     tags: HashMap<(NodeIndex, [u8; 16]), u64>,
 }
-
-/// The bits of a datagram's number that say when it was sent; what is above, which socket holds it.
-const ORDER_BITS: u32 = 48;
 
 impl World {
     pub fn new(seed: u64) -> Self {
@@ -332,29 +177,6 @@ impl World {
                 peer.up && peer.links.iter().all(|l| l.state == State::Up && !l.searching)
             })
         })
-    }
-
-    /// Changes one direction of one link.
-    pub fn on_link(
-        &mut self,
-        from: NodeIndex,
-        to: NodeIndex,
-        link: u8,
-        change: impl Fn(&mut Wire),
-    ) {
-        let usual = self.wires.get(&(from, to)).copied().unwrap_or(self.default_wire);
-        change(self.link_wires.entry((from, to, link)).or_insert(usual));
-    }
-
-    /// Changes both directions of a link between nodes 0 and 1.
-    pub fn on_both(&mut self, link: u8, change: impl Fn(&mut Wire)) {
-        self.on_link(0, 1, link, &change);
-        self.on_link(1, 0, link, &change);
-    }
-
-    /// Cuts or heals both directions of a link between nodes 0 and 1.
-    pub fn cut(&mut self, link: u8, cut: bool) {
-        self.on_both(link, |wire| wire.cut = cut);
     }
 
     /// Neither threads nor timers of the node run until then.
@@ -444,196 +266,6 @@ impl World {
         self.drain(node);
     }
 
-    /// A frame comes out of the node's host and into its tap.
-    pub fn transmit(&mut self, node: NodeIndex, bytes: &[u8]) {
-        let now = self.now;
-        let handle = self.nodes[node].vtep.tables().handles[&vni()];
-        let this = &mut self.nodes[node];
-        let mut resent = Transmits::default();
-        this.datapath.resend(now, &mut resent);
-        let out = encapsulate(&mut this.datapath, now, handle, &[(bytes, Offload::default())]);
-        self.last_ways = out.datagrams().map(|(run, _)| run.uplink.0).collect();
-        self.send_all(node, resent);
-        self.send_all(node, out);
-        self.take_returns(node);
-    }
-
-    /// Frames come out of one of a node's local ports at once; gives what stays on the node.
-    pub fn transmit_from(
-        &mut self,
-        node: NodeIndex,
-        port: LocalPort,
-        frames: &[(&[u8], Offload)],
-    ) -> Deliveries {
-        let now = self.now;
-        let this = &mut self.nodes[node];
-        let handle = this.vtep.tables().handles[&vni()];
-        let out = encapsulate_from(&mut this.datapath, now, (handle, port), frames);
-        let mut returns = Deliveries::default();
-        this.datapath.take_returns(&mut returns);
-        self.last_ways = out.datagrams().map(|(run, _)| run.uplink.0).collect();
-        self.send_all(node, out);
-        self.take_returns(node);
-        returns
-    }
-
-    fn send_all(&mut self, node: NodeIndex, out: Transmits) {
-        for (run, bytes) in out.datagrams() {
-            self.put_on_wire(node, run.uplink, run.remote, run.mark, bytes.to_vec());
-        }
-    }
-
-    /// As the worker does after each half of its turn.
-    fn take_returns(&mut self, node: NodeIndex) {
-        let this = &mut self.nodes[node];
-        let mut returns = Deliveries::default();
-        this.datapath.take_returns(&mut returns);
-        this.returned.extend(returns.iter().map(|(_, bytes)| bytes.to_vec()));
-        let news: Vec<_> = this.datapath.take_news().collect();
-        self.hand_over(node, news);
-    }
-
-    /// As the worker does when frames wait for a session.
-    fn send_waiting(&mut self, node: NodeIndex) {
-        let this = &mut self.nodes[node];
-        if !this.datapath.has_waiting() {
-            return;
-        }
-        let mut out = Transmits::default();
-        this.datapath.send_waiting(self.now, &mut out);
-        self.send_all(node, out);
-    }
-
-    /// As the worker does when the control half wakes it.
-    fn wake(&mut self, node: NodeIndex) {
-        let this = &mut self.nodes[node];
-        if !this.vtep.poll_wake() {
-            return;
-        }
-        let mut out = Transmits::default();
-        this.datapath.resend(self.now, &mut out);
-        // In the middle of its sockets it has not seen all that came.
-        if self.reading != Some(node) {
-            this.datapath.end_pass();
-            this.datapath.end_pass();
-        }
-        self.send_all(node, out);
-    }
-
-    /// A datagram of any origin reaches `to`, as if from `from`.
-    pub fn inject(&mut self, from: SocketAddr, to: NodeIndex, bytes: Vec<u8>) {
-        self.inject_on(from, to, 0, bytes);
-    }
-
-    /// The same, by one of its uplinks.
-    pub fn inject_on(&mut self, from: SocketAddr, to: NodeIndex, uplink: u8, bytes: Vec<u8>) {
-        self.deliver(InFlight { from, to, uplink: UplinkId(uplink), mark: 0, bytes });
-        self.nodes[to].datapath.end_pass();
-    }
-
-    fn put_on_wire(
-        &mut self,
-        from: NodeIndex,
-        uplink: UplinkId,
-        remote: SocketAddr,
-        mark: u8,
-        bytes: Vec<u8>,
-    ) {
-        if bytes[0] >> 6 == 1 {
-            let tag: [u8; 16] = bytes[bytes.len() - 16..].try_into().unwrap();
-            let mut hasher = DefaultHasher::new();
-            bytes.hash(&mut hasher);
-            let before = self.tags.insert((from, tag), hasher.finish());
-            assert!(
-                before.is_none_or(|hash| hash == hasher.finish()),
-                "a tag left twice with other bytes: the nonce was used twice"
-            );
-        }
-        *self.put.entry((from, uplink.0)).or_default() += 1;
-        let source = self.nodes[from].addresses[usize::from(uplink.0)];
-        let targets: Vec<_> = (0..self.nodes.len())
-            .filter_map(|to| {
-                let at = self.nodes[to].addresses.iter().position(|a| *a == remote)?;
-                Some((to, UplinkId(at as u8)))
-            })
-            .collect();
-        for (to, to_uplink) in targets {
-            let usual = self.wires.get(&(from, to)).copied().unwrap_or(self.default_wire);
-            let wire = self.link_wires.get(&(from, to, uplink.0)).copied().unwrap_or(usual);
-            if self.keep_sent {
-                self.sent.push(Sent { from, to, bytes: bytes.clone() });
-            }
-            if wire.cut || bytes.len() > wire.max_udp_payload || self.random.chance(wire.loss) {
-                continue;
-            }
-            let mark = if self.congested && mark & 3 != 0 { mark | 3 } else { mark };
-            let copies = 1 + usize::from(self.random.chance(wire.duplicate));
-            for _ in 0..copies {
-                let mut bytes = bytes.clone();
-                if self.random.chance(wire.corrupt) {
-                    let at = self.random.below(bytes.len() as u64) as usize;
-                    bytes[at] ^= 1 << self.random.below(8);
-                }
-                let jitter = self.random.below(wire.jitter.as_nanos() as u64 + 1);
-                let mut at = self.now + wire.delay + Duration::from_nanos(jitter);
-                let last = self.last.entry((from, to, uplink.0)).or_insert(at);
-                if wire.fifo {
-                    at = at.max(*last);
-                }
-                *last = at;
-                self.queue.push(Reverse((at, self.next)));
-                let packet = InFlight { from: source, to, uplink: to_uplink, mark, bytes };
-                self.in_flight.insert(self.next, packet);
-                self.next += 1;
-            }
-        }
-    }
-
-    fn deliver(&mut self, packet: InFlight) {
-        let now = self.now;
-        let node = &mut self.nodes[packet.to];
-        if !node.alive || node.suspended {
-            return;
-        }
-        let from = (packet.uplink, packet.from, packet.mark);
-        let (out, control) = decapsulate(&mut node.datapath, now, from, &packet.bytes);
-        for (delivery, bytes) in out.iter() {
-            node.delivered.push((delivery.vni, bytes.to_vec()));
-            node.delivered_to.push(delivery.to);
-            node.delivered_at.push(now);
-        }
-        self.hand_over(packet.to, control);
-        self.take_returns(packet.to);
-    }
-
-    fn hand_over(&mut self, node: NodeIndex, control: Vec<ControlInput>) {
-        for input in control {
-            if self.drop_proofs && matches!(input, ControlInput::SessionProven { .. }) {
-                continue;
-            }
-            self.nodes[node].vtep.handle_input(self.now, input);
-            self.drain(node);
-        }
-    }
-
-    /// Sends what the node wants sent and notes what it reports.
-    pub fn drain(&mut self, node: NodeIndex) {
-        while let Some(transmit) = self.nodes[node].vtep.poll_transmit() {
-            if self.nodes[node].alive {
-                let Transmit { uplink, remote, payload, mark } = transmit;
-                self.put_on_wire(node, uplink, remote, mark, payload);
-            }
-        }
-        while let Some((_, frame)) = self.nodes[node].vtep.poll_tap_frame() {
-            self.nodes[node].injected.push(frame);
-        }
-        self.wake(node);
-        while let Some(event) = self.nodes[node].vtep.poll_event() {
-            self.nodes[node].events.push(event);
-        }
-        self.send_waiting(node);
-    }
-
     /// Runs the world for a while.
     pub fn run_for(&mut self, time: Duration) {
         let end = self.now + time;
@@ -672,34 +304,6 @@ impl World {
                     self.drain(node);
                 }
             }
-        }
-    }
-
-    /// Delivers all that is due.
-    fn read_sockets(&mut self) {
-        let mut readers = Vec::new();
-        while let Some(Reverse((at, number))) = self.queue.peek().copied()
-            && at <= self.now
-        {
-            self.queue.pop();
-            let packet = self.in_flight.remove(&number).unwrap();
-            // Sockets hold what comes while nobody reads.
-            if let Some(until) = self.nodes[packet.to].stalled_until.filter(|u| *u > self.now) {
-                let turn = packet.uplink.0.wrapping_sub(self.first_socket) & 7;
-                let number = u64::from(turn) << ORDER_BITS | number & ((1 << ORDER_BITS) - 1);
-                self.queue.push(Reverse((until, number)));
-                self.in_flight.insert(number, packet);
-                continue;
-            }
-            if !readers.contains(&packet.to) {
-                readers.push(packet.to);
-            }
-            self.reading = Some(packet.to);
-            self.deliver(packet);
-            self.reading = None;
-        }
-        for node in readers {
-            self.nodes[node].datapath.end_pass();
         }
     }
 }
