@@ -216,6 +216,9 @@ fn free_hugepage_mb() -> u64 {
 }
 
 /// DPDK's log becomes ours.
+///
+/// # Safety
+/// `text` is readable for `len` bytes while this runs.
 unsafe extern "C" fn take_log(level: u32, text: *const c_char, len: usize) {
     // Emergency to error, warning, notice, info, debug (`rte_log.h`). Its notices are what
     // administrators look for only when something is wrong.
@@ -225,7 +228,7 @@ unsafe extern "C" fn take_log(level: u32, text: *const c_char, len: usize) {
         6 | 7 => Level::Debug,
         _ => Level::Trace,
     };
-    // SAFETY: the shim gives a text of `len` bytes that lives during the call.
+    // SAFETY: by contract; the shim, the only caller, keeps to it.
     let bytes = unsafe { std::slice::from_raw_parts(text.cast::<u8>(), len) };
     for line in String::from_utf8_lossy(bytes).lines().filter(|line| !line.trim().is_empty()) {
         log::log!(target: "dpdk", level, "{line}");
