@@ -180,6 +180,9 @@ pub enum ChannelEvent {
     /// The peer has no such channel, or of another mode, or not for this node. Messages wait; it is
     /// asked again now and then.
     Refused(ChannelKey, NodeId),
+    /// What [`Hub::is_settled`] was asked of this peer may be so now. Not said of messages that were
+    /// given up: of those other events tell.
+    Settled(ChannelKey, NodeId),
     /// [`Hub::accept_stream`] has something.
     StreamWaiting(ChannelKey),
     /// The peer accepted the stream.
@@ -341,6 +344,7 @@ impl Hub {
                 if let Some(member) = channel.and_then(|channel| channel.peers.get_mut(&node)) {
                     member.forget(id);
                     member.stats.given_up += lost;
+                    member.over += messages.taken_in();
                 }
                 if full {
                     self.events.push_back(ChannelEvent::Writable(key, node));

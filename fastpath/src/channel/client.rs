@@ -77,6 +77,11 @@ pub enum Event {
     Expired(NodeId, u32),
     /// It has no such channel, or not for this node. Messages wait.
     Refused(NodeId),
+    /// After [`Channel::finish`]: all that was sent has arrived or was given up, and tapd ends the
+    /// connection. So many messages may not have arrived: those to [`To::All`] that came to nobody,
+    /// and those that were given up, which may be other programs' where these send to the same
+    /// peers.
+    Closed(u32),
     /// tapd ends the connection, and says why.
     Error(Refusal),
 }
@@ -135,7 +140,10 @@ fn nonsense(what: &'static str) -> io::Error {
 
 /// That tapd hung up.
 fn hung_up() -> io::Error {
-    io::Error::new(io::ErrorKind::UnexpectedEof, "tapd ended the connection")
+    io::Error::new(
+        io::ErrorKind::UnexpectedEof,
+        "tapd ended without a word; what it had not delivered is lost",
+    )
 }
 
 /// `error` of a send; what tapd said before it hung up can still be read.
@@ -206,6 +214,7 @@ fn read_event(header: &Header, payload: &[u8]) -> io::Result<Event> {
         Kind::Epoch => Event::Epoch(peer(header)?, header.number),
         Kind::Expired => Event::Expired(peer(header)?, header.number),
         Kind::Refused => Event::Refused(peer(header)?),
+        Kind::Closed => Event::Closed(header.number),
         Kind::Error => Event::Error(read_refusal(header, payload)),
         _ => return Err(nonsense("a record of tapd that cannot be here")),
     })

@@ -100,6 +100,8 @@ pub(super) struct Connection {
     ending: Option<Fault>,
     /// It was told, or cannot be.
     told: bool,
+    /// The program was told that all that it sent is settled.
+    closed: bool,
 }
 
 impl Connection {
@@ -120,6 +122,7 @@ impl Connection {
             news: News::default(),
             ending: None,
             told: false,
+            closed: false,
         }
     }
 
@@ -150,8 +153,10 @@ impl Connection {
         match &self.role {
             Role::Messages(inbound) if self.ending.is_some() => told && !inbound.is_blocked(),
             Role::Messages(_) if !self.attached => self.control.hung_up || read,
-            // A program that will send no more sees by the end of the connection that all was taken.
-            Role::Messages(inbound) => read && !inbound.is_blocked(),
+            // A program that will send no more hears what became of what it sent, if it is there.
+            Role::Messages(inbound) => {
+                read && !inbound.is_blocked() && (self.closed || self.control.hung_up)
+            }
             Role::Stream(link) if link.phase == Phase::Over => {
                 !link.has_output() || self.control.hung_up
             }
@@ -209,6 +214,31 @@ impl Connection {
                 self.told = true;
                 flush(link, &mut self.control);
             }
+        }
+    }
+
+    /// Tells a program that will send no more when all that it sent has arrived or was given up.
+    /// What there is to tell of that comes before.
+    pub(super) fn tell_closed(&mut self, turn: &mut Turn<'_>) {
+        let read = self.raw.as_ref().unwrap_or(&self.control).read_closed;
+        if !read || !self.attached || self.closed || self.ending.is_some() || self.is_blocked() {
+            return;
+        }
+        let Role::Messages(inbound) = &mut self.role else { return };
+        let Some(lost) = inbound.settle(self.channel, turn.hub) else { return };
+        self.flush_news(turn);
+        if self.news.is_empty() && self.control.is_open_for_output() {
+            let number = u32::try_from(lost).unwrap_or(u32::MAX);
+            let header = Header { number, ..Header::new(Kind::Closed) };
+            self.closed = write_record(&mut self.control, header, &[]);
+            turn.channel.counters.records_out += u64::from(self.closed);
+        }
+    }
+
+    /// Messages to a peer were given up.
+    pub(super) fn note_given_up(&mut self, peer: NodeId, count: u64) {
+        if let Role::Messages(inbound) = &mut self.role {
+            inbound.note_given_up(peer, count);
         }
     }
 

@@ -5,12 +5,15 @@
 //! the header says where the next one begins. docs/channels.md has the layout as a table.
 //!
 //! How a connection ends:
-//! - A program that has sent all shuts the sending side of the socket down and reads to the end:
-//!   tapd hangs up when it has taken everything, however long it has to wait for room.
-//! - A stream that ended both ways is over when all that was written has arrived: then tapd hangs
-//!   up, and not before. A program that does not care may close the socket right after its FIN if
-//!   it has read the peer's: tapd takes what is in the socket all the same.
+//! - A program that has sent all shuts the sending side of the socket down and reads to CLOSED,
+//!   which comes when the peers have everything, or it was given up, however long that takes; then
+//!   tapd hangs up.
+//! - A stream that ended both ways is over when all that was written has arrived: then CLOSED comes,
+//!   and not before, and tapd hangs up. A program that does not care may close the socket right
+//!   after its FIN if it has read the peer's: tapd takes what is in the socket all the same.
 //! - After RESET, either way, and after ERROR tapd hangs up.
+//! - The end of the connection without CLOSED, RESET or ERROR is that of tapd itself: what became of
+//!   what was sent is not known.
 //! - A program that closes the socket otherwise is gone: its stream is reset, what it sent and tapd
 //!   has not read yet is lost, and so is what tapd wrote and it has not read.
 
@@ -72,6 +75,11 @@ pub enum Kind {
     Error = 0x16,
     /// There is a stream with this peer: the answer to CONNECT and to ACCEPT.
     Connected = 0x17,
+    /// All that the program sent has arrived or was given up, or its stream is over, having ended
+    /// both ways: the connection ends. `number` messages may not have arrived: those to all that
+    /// came to nobody, and those to peers it sent to that were given up meanwhile, which may be
+    /// other programs'.
+    Closed = 0x18,
 }
 
 impl Kind {
@@ -93,6 +101,7 @@ impl Kind {
             0x15 => Self::Refused,
             0x16 => Self::Error,
             0x17 => Self::Connected,
+            0x18 => Self::Closed,
             _ => return None,
         })
     }
@@ -417,7 +426,7 @@ mod tests {
             Header::decode(bytes).unwrap_err()
         };
         assert_eq!(changed(0, 0), HeaderFault::Kind(0));
-        assert_eq!(changed(0, 0x18), HeaderFault::Kind(0x18));
+        assert_eq!(changed(0, 0x19), HeaderFault::Kind(0x19));
         assert_eq!(changed(1, 8), HeaderFault::Flags(8));
         assert_eq!(changed(2, 8), HeaderFault::Priority(8));
         assert_eq!(Header::read(&[1; HEADER_LEN - 1]).unwrap_err(), HeaderFault::Short);
@@ -426,7 +435,7 @@ mod tests {
     #[test]
     fn kinds_and_codes_are_numbers_both_ways() {
         let kinds = (0..=u8::MAX).filter_map(Kind::from_number).collect::<Vec<_>>();
-        assert_eq!(kinds.len(), 14);
+        assert_eq!(kinds.len(), 15);
         assert!(kinds.iter().all(|kind| Kind::from_number(*kind as u8) == Some(*kind)));
         assert_eq!(kinds.iter().filter(|kind| kind.is_from_program()).count(), 6);
         for (position, (code, number)) in Code::ALL.into_iter().enumerate() {

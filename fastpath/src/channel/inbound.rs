@@ -1,7 +1,7 @@
 //! Messages of a program on their way to the hub.
 
 use std::borrow::Cow;
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use encap::channel::hub::{ChannelKey, Hub, SendError, SendOptions};
@@ -69,9 +69,26 @@ struct Outgoing {
     to: Target,
     options: SendOptions,
     bytes: Vec<u8>,
+    /// A peer has got it, or will.
+    given: bool,
+}
+
+/// How far a message has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Progress {
+    /// The hub has it for all that it is for.
+    Taken,
+    /// Those are left that had no room.
+    Full,
+    /// All that it was for were removed while it waited: it goes to nobody.
+    Nobody,
 }
 
 impl Outgoing {
+    const fn new(to: Target, options: SendOptions, bytes: Vec<u8>) -> Self {
+        Self { to, options, bytes, given: false }
+    }
+
     fn is_for(&self, peer: NodeId) -> bool {
         match &self.to {
             Target::One(one) => *one == peer,
@@ -79,17 +96,25 @@ impl Outgoing {
         }
     }
 
-    /// Gives it to the hub; says whether all of it was taken. Otherwise those are left that had no
-    /// room.
-    fn send(&mut self, now: Instant, hub: &mut Hub, key: ChannelKey) -> Result<bool, SendError> {
+    /// Gives it to the hub, and adds who gets it to `sent_to`.
+    fn send(
+        &mut self,
+        now: Instant,
+        hub: &mut Hub,
+        key: ChannelKey,
+        sent_to: &mut BTreeSet<NodeId>,
+    ) -> Result<Progress, SendError> {
         let options = self.options;
         let (many, named) = match &mut self.to {
             Target::One(to) => {
                 let bytes = std::mem::take(&mut self.bytes);
-                let Err(refused) = hub.send(now, key, *to, options, bytes) else { return Ok(true) };
+                let Err(refused) = hub.send(now, key, *to, options, bytes) else {
+                    sent_to.insert(*to);
+                    return Ok(Progress::Taken);
+                };
                 self.bytes = refused.bytes;
                 return if refused.error == SendError::Full {
-                    Ok(false)
+                    Ok(Progress::Full)
                 } else {
                     Err(refused.error)
                 };
@@ -97,25 +122,31 @@ impl Outgoing {
             Target::Many(many) => (many, true),
             Target::All(many) => (many, false),
         };
-        // A copy that was refused is good for the next peer.
-        let mut spare = None;
-        let mut fault = None;
+        let (mut fault, mut kept) = (None, false);
         let mut left = many.len();
-        let mut full = false;
         many.retain(|to| {
             left -= 1;
             if fault.is_some() {
                 return true;
             }
-            let bytes = match spare.take() {
-                Some(bytes) => bytes,
-                None if left == 0 && !full => std::mem::take(&mut self.bytes),
-                None => self.bytes.clone(),
+            // Before it is copied, perhaps again and again.
+            if !hub.has_room(key, *to, self.bytes.len()) {
+                kept = true;
+                return true;
+            }
+            // The last one gets the message itself.
+            let last = left == 0 && !kept;
+            let bytes = if last { std::mem::take(&mut self.bytes) } else { self.bytes.clone() };
+            let Err(refused) = hub.send(now, key, *to, options, bytes) else {
+                sent_to.insert(*to);
+                self.given = true;
+                return false;
             };
-            let Err(refused) = hub.send(now, key, *to, options, bytes) else { return false };
-            spare = Some(refused.bytes);
+            if last {
+                self.bytes = refused.bytes;
+            }
             match refused.error {
-                SendError::Full => full = true,
+                SendError::Full => kept = true,
                 // Removed while the message waited.
                 SendError::NoPeer if !named => return false,
                 error => fault = Some(error),
@@ -124,12 +155,9 @@ impl Outgoing {
         });
         match fault {
             Some(error) => Err(error),
-            None if many.is_empty() => Ok(true),
-            None => {
-                // The last one may have been offered the message itself.
-                self.bytes = spare.unwrap_or_else(|| std::mem::take(&mut self.bytes));
-                Ok(false)
-            }
+            None if !many.is_empty() => Ok(Progress::Full),
+            None if self.given => Ok(Progress::Taken),
+            None => Ok(Progress::Nobody),
         }
     }
 }
@@ -145,6 +173,13 @@ pub(super) struct Inbound {
     waiting: VecDeque<Outgoing>,
     /// Where packets without header go, and how.
     pub(super) raw: Option<RawTarget>,
+    /// Who was sent anything.
+    sent_to: BTreeSet<NodeId>,
+    /// Messages that may not have arrived: they went to nobody, or were given up.
+    lost: u64,
+    /// When nothing more comes from the program: who has not yet everything that was sent until
+    /// then, and how many messages that are.
+    unsettled: Option<Vec<(NodeId, u64)>>,
 }
 
 /// Where the packets of a raw descriptor go.
@@ -159,7 +194,8 @@ pub(super) struct RawTarget {
 impl Inbound {
     pub(super) fn new(max_message_len: u32) -> Self {
         let joiner = Joiner::new(max_message_len);
-        Self { joiner, to: Vec::new(), waiting: VecDeque::new(), raw: None }
+        let (to, waiting, sent_to) = (Vec::new(), VecDeque::new(), BTreeSet::new());
+        Self { joiner, to, waiting, raw: None, sent_to, lost: 0, unsettled: None }
     }
 
     /// Whether messages wait for room in the hub.
@@ -196,7 +232,7 @@ impl Inbound {
         };
         let Some((first, bytes)) = self.joiner.push(header, payload)? else { return Ok(()) };
         let to = if first.count == 0 {
-            target(first.peer(), channel, hub)
+            self.target(first.peer(), channel, hub)
         } else {
             Some(several(std::mem::take(&mut self.to)))
         };
@@ -232,9 +268,28 @@ impl Inbound {
             channel.counters.dropped_raw_too_long += 1;
             return Ok(());
         }
-        let to = target(to, channel, hub);
+        let to = self.target(to, channel, hub);
         let options = SendOptions { priority, ttl: None };
         self.submit(to, options, packet.bytes.to_vec(), now, channel, hub)
+    }
+
+    /// The peer, or for none all that can be reached; a message to nobody is dropped.
+    fn target(&mut self, peer: Option<NodeId>, channel: &mut Channel, hub: &Hub) -> Option<Target> {
+        if let Some(peer) = peer {
+            return Some(Target::One(peer));
+        }
+        let peers = hub.reachable(channel.key);
+        if peers.is_empty() {
+            self.drop_for_nobody(channel);
+            return None;
+        }
+        Some(Target::All(peers))
+    }
+
+    /// A message goes to nobody.
+    const fn drop_for_nobody(&mut self, channel: &mut Channel) {
+        channel.counters.dropped_nobody_reachable += 1;
+        self.lost += 1;
     }
 
     /// Sends a message, or has it wait behind others.
@@ -248,12 +303,18 @@ impl Inbound {
         hub: &mut Hub,
     ) -> Result<(), Fault> {
         let Some(to) = to else { return Ok(()) };
-        let mut message = Outgoing { to, options, bytes };
+        let mut message = Outgoing::new(to, options, bytes);
         if self.is_blocked() {
             self.waiting.push_back(message);
-        } else if !message.send(now, hub, channel.key)? {
-            channel.counters.held_back += 1;
-            self.waiting.push_back(message);
+            return Ok(());
+        }
+        match message.send(now, hub, channel.key, &mut self.sent_to)? {
+            Progress::Taken => {}
+            Progress::Nobody => self.drop_for_nobody(channel),
+            Progress::Full => {
+                channel.counters.held_back += 1;
+                self.waiting.push_back(message);
+            }
         }
         Ok(())
     }
@@ -263,15 +324,18 @@ impl Inbound {
         &mut self,
         now: Instant,
         hub: &mut Hub,
-        key: ChannelKey,
+        channel: &mut Channel,
     ) -> Result<usize, Fault> {
         let mut taken = 0;
         while let Some(message) = self.waiting.front_mut() {
-            match message.send(now, hub, key) {
-                Ok(false) => break,
-                Ok(true) => {
+            match message.send(now, hub, channel.key, &mut self.sent_to) {
+                Ok(Progress::Full) => break,
+                Ok(progress) => {
                     self.waiting.pop_front();
                     taken += 1;
+                    if progress == Progress::Nobody {
+                        self.drop_for_nobody(channel);
+                    }
                 }
                 Err(error) => {
                     // This one is lost as any other that is wrong; the rest is counted at the end.
@@ -283,25 +347,29 @@ impl Inbound {
         Ok(taken)
     }
 
+    /// So many messages to a peer were given up; whose they were is not known.
+    pub(super) fn note_given_up(&mut self, peer: NodeId, count: u64) {
+        if self.sent_to.contains(&peer) {
+            self.lost = self.lost.saturating_add(count);
+        }
+    }
+
+    /// Nothing more comes from the program: when all that it sent has arrived or was given up, gives
+    /// how many messages may not have arrived. Else the hub will say when to ask again.
+    pub(super) fn settle(&mut self, key: ChannelKey, hub: &mut Hub) -> Option<u64> {
+        let unsettled = self.unsettled.get_or_insert_with(|| {
+            self.sent_to.iter().map(|peer| (*peer, hub.sent(key, *peer))).collect()
+        });
+        unsettled.retain(|(peer, count)| !hub.is_settled(key, *peer, *count));
+        unsettled.is_empty().then(|| self.lost + u64::from(self.joiner.is_within()))
+    }
+
     /// The connection is over: counts what is lost with it.
     pub(super) fn end(&mut self, channel: &mut Channel) {
         channel.counters.cut_short += u64::from(self.joiner.is_within());
         channel.counters.abandoned += self.waiting.len() as u64;
         *self = Self::new(0);
     }
-}
-
-/// The peer, or for none all that can be reached; a message to nobody is dropped.
-fn target(peer: Option<NodeId>, channel: &mut Channel, hub: &Hub) -> Option<Target> {
-    if let Some(peer) = peer {
-        return Some(Target::One(peer));
-    }
-    let peers = hub.reachable(channel.key);
-    if peers.is_empty() {
-        channel.counters.dropped_nobody_reachable += 1;
-        return None;
-    }
-    Some(Target::All(peers))
 }
 
 /// These nodes, of which there is one at least.
@@ -348,9 +416,23 @@ mod tests {
         hub
     }
 
+    fn nodes(ids: &[u16]) -> Vec<NodeId> {
+        ids.iter().copied().map(node).collect()
+    }
+
     fn message(peers: &[u16]) -> Outgoing {
-        let to = Target::Many(peers.iter().copied().map(node).collect());
-        Outgoing { to, options: SendOptions::default(), bytes: vec![7; 5000] }
+        Outgoing::new(Target::Many(nodes(peers)), SendOptions::default(), vec![7; 5000])
+    }
+
+    /// What came of giving it to the hub, and who got it.
+    fn send(
+        message: &mut Outgoing,
+        now: Instant,
+        hub: &mut Hub,
+    ) -> (Result<Progress, SendError>, Vec<NodeId>) {
+        let mut sent_to = BTreeSet::new();
+        let progress = message.send(now, hub, KEY, &mut sent_to);
+        (progress, sent_to.into_iter().collect())
     }
 
     #[test]
@@ -359,13 +441,15 @@ mod tests {
         for full in [&[2][..], &[3], &[4], &[2, 3], &[2, 4], &[3, 4], &[2, 3, 4]] {
             let mut hub = hub(now, full);
             let mut outgoing = message(&[2, 3, 4]);
-            assert_eq!(outgoing.send(now, &mut hub, KEY), Ok(false));
+            let others = [2, 3, 4].into_iter().filter(|id| !full.contains(id)).map(node).collect();
+            assert_eq!(send(&mut outgoing, now, &mut hub), (Ok(Progress::Full), others));
             assert_eq!(outgoing.to, message(full).to);
             assert_eq!(outgoing.bytes, [7; 5000]);
-            // The same again: nothing is taken twice and nothing is lost.
-            let before = hub.report();
-            assert_eq!(outgoing.send(now, &mut hub, KEY), Ok(false));
-            assert_eq!((hub.report(), &outgoing.bytes[..]), (before, &[7; 5000][..]));
+            // The same again: nothing is taken twice, nothing is lost and nothing is copied.
+            let before = (hub.report(), outgoing.bytes.as_ptr());
+            assert_eq!(send(&mut outgoing, now, &mut hub), (Ok(Progress::Full), vec![]));
+            assert_eq!((hub.report(), outgoing.bytes.as_ptr()), before);
+            assert_eq!(outgoing.bytes, [7; 5000]);
         }
     }
 
@@ -375,22 +459,33 @@ mod tests {
         for (full, left) in [(&[][..], &[][..]), (&[2], &[2]), (&[3], &[3]), (&[2, 3], &[2, 3])] {
             for all in [[9, 2, 3], [2, 9, 3], [2, 3, 9]] {
                 let mut hub = hub(now, full);
-                let to = Target::All(all.map(node).to_vec());
-                let mut outgoing = Outgoing { to, ..message(&[]) };
-                assert_eq!(outgoing.send(now, &mut hub, KEY), Ok(left.is_empty()));
-                assert_eq!(outgoing.to, Target::All(left.iter().copied().map(node).collect()));
+                let mut outgoing = Outgoing { to: Target::All(nodes(&all)), ..message(&[]) };
+                let progress = if left.is_empty() { Progress::Taken } else { Progress::Full };
+                assert_eq!(send(&mut outgoing, now, &mut hub).0, Ok(progress));
+                assert_eq!(outgoing.to, Target::All(nodes(left)));
                 assert!(left.is_empty() || outgoing.bytes == [7; 5000]);
             }
         }
-        let mut alone = Outgoing { to: Target::All(vec![node(9)]), ..message(&[]) };
-        assert_eq!(alone.send(now, &mut hub(now, &[]), KEY), Ok(true));
+        let mut alone = Outgoing { to: Target::All(nodes(&[9])), ..message(&[]) };
+        assert_eq!(send(&mut alone, now, &mut hub(now, &[])), (Ok(Progress::Nobody), vec![]));
+    }
+
+    #[test]
+    fn a_message_that_a_peer_got_before_the_others_went_is_not_for_nobody() {
+        let now = Instant::now();
+        let mut outgoing = Outgoing { to: Target::All(nodes(&[2, 3])), ..message(&[]) };
+        let mut hub = hub(now, &[3]);
+        assert_eq!(send(&mut outgoing, now, &mut hub), (Ok(Progress::Full), nodes(&[2])));
+        hub.set_peers(now, Vec::new());
+        assert_eq!(send(&mut outgoing, now, &mut hub), (Ok(Progress::Taken), vec![]));
     }
 
     #[test]
     fn all_with_room_get_it() {
         let now = Instant::now();
         let mut hub = hub(now, &[]);
-        assert_eq!(message(&[2, 3, 4]).send(now, &mut hub, KEY), Ok(true));
+        let (progress, got) = send(&mut message(&[2, 3, 4]), now, &mut hub);
+        assert_eq!((progress, got), (Ok(Progress::Taken), nodes(&[2, 3, 4])));
         let report = hub.report();
         let got = report.channels[0].peers.iter().map(|peer| (peer.messages_out, peer.bytes_out));
         assert_eq!(got.collect::<Vec<_>>(), [(1, 5000); 3]);
@@ -401,7 +496,7 @@ mod tests {
         let now = Instant::now();
         for peers in [&[2, 9][..], &[9, 2], &[9, 9]] {
             let mut hub = hub(now, &[]);
-            assert_eq!(message(peers).send(now, &mut hub, KEY), Err(SendError::NoPeer));
+            assert_eq!(send(&mut message(peers), now, &mut hub).0, Err(SendError::NoPeer));
         }
     }
 }

@@ -24,6 +24,10 @@ struct PeerNews {
 pub(super) struct News(BTreeMap<NodeId, PeerNews>);
 
 impl News {
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     pub(super) fn clear(&mut self) {
         self.0.clear();
     }

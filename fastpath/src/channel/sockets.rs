@@ -273,6 +273,7 @@ impl ChannelSockets {
             moved,
         };
         act(&mut connection, &mut turn);
+        connection.tell_closed(&mut turn);
         // One that cannot be waited for would hang for ever.
         if connection.is_over() || connection.watch(&turn.shared.epoll).is_err() {
             connection.close(&mut turn);
@@ -379,6 +380,7 @@ impl ChannelSockets {
             | ChannelEvent::EpochChanged(..)
             | ChannelEvent::Expired(..)
             | ChannelEvent::Refused(..) => self.tell(event, now, hub, moved),
+            ChannelEvent::Settled(key, _) => self.look_at_finished(key, now, hub, moved),
             ChannelEvent::StreamOpened(key)
             | ChannelEvent::StreamReadable(key)
             | ChannelEvent::StreamWritable(key)
@@ -413,6 +415,11 @@ impl ChannelSockets {
         let Some(channel) = self.channels.get(&key) else { return };
         for id in channel.connections.clone() {
             self.with(id, now, hub, moved, |connection, turn| {
+                if let ChannelEvent::EpochChanged(_, _, count)
+                | ChannelEvent::Expired(_, _, count) = event
+                {
+                    connection.note_given_up(peer, count);
+                }
                 connection.add_news(
                     |news| match event {
                         ChannelEvent::PeerUp(..) => news.up(peer),
@@ -427,6 +434,20 @@ impl ChannelSockets {
         }
         // What was given up, or a new way, may have made room.
         self.retry(key, Some(peer), now, hub, moved);
+    }
+
+    /// Programs that have sent all may hear what became of it.
+    fn look_at_finished(
+        &mut self,
+        key: ChannelKey,
+        now: Instant,
+        hub: &mut Hub,
+        moved: &mut usize,
+    ) {
+        let Some(channel) = self.channels.get(&key) else { return };
+        for id in channel.connections.clone() {
+            self.with(id, now, hub, moved, Connection::tell_closed);
+        }
     }
 
     /// Tries messages again that the hub had no room for. Those who got something through are the

@@ -161,6 +161,7 @@ impl StreamLink {
             self.peer_ended = true;
             self.tell(Header::new(Kind::Fin), &[]);
         }
+        self.tell(Header::new(Kind::Closed), &[]);
         self.phase = Phase::Over;
     }
 

@@ -5,6 +5,7 @@ use std::net::{Shutdown, TcpListener, TcpStream, ToSocketAddrs};
 use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -148,25 +149,25 @@ fn relay(local: Socket, stream: Stream) {
         let _ = SockRef::from(&socket).shutdown(Shutdown::Both);
         reset(&local);
     };
-    let ended = thread::scope(|scope| {
-        let outgoing = scope.spawn(|| copy_out(&local, &mut writer).inspect_err(|_| abort()));
-        let incoming = copy_in(&mut reader, &local).inspect_err(|_| abort());
+    let ended = AtomicBool::new(false);
+    thread::scope(|scope| {
         // Of a connection that was reset nobody needs to hear here.
-        outgoing.join().is_ok_and(|outgoing| outgoing.is_ok()) && incoming.is_ok()
+        scope.spawn(|| copy_out(&local, &mut writer, &ended).inspect_err(|_| abort()));
+        if copy_in(&mut reader, &local, &ended).is_err() {
+            abort();
+        }
     });
-    if ended && reader.wait_closed().is_err() {
-        reset(&local);
-    }
 }
 
-/// From the connection into the stream, to the end.
-fn copy_out(mut local: &Socket, writer: &mut StreamWriter) -> io::Result<()> {
+/// From the connection into the stream, to the end, which is noted before it is said.
+fn copy_out(mut local: &Socket, writer: &mut StreamWriter, ended: &AtomicBool) -> io::Result<()> {
     let mut chunk = vec![0; CHUNK_LEN];
     loop {
         match local.read(&mut chunk) {
             // A reset connection reads as ended.
             Ok(0) => {
                 local.take_error()?.map_or(Ok(()), Err)?;
+                ended.store(true, Ordering::Release);
                 return writer.shutdown();
             }
             Ok(count) => writer.write_all(chunk.get(..count).unwrap_or_default())?,
@@ -176,20 +177,31 @@ fn copy_out(mut local: &Socket, writer: &mut StreamWriter) -> io::Result<()> {
     }
 }
 
-/// From the stream into the connection, to the end.
-fn copy_in(reader: &mut StreamReader, mut local: &Socket) -> io::Result<()> {
+/// From the stream into the connection, to the end. Where the other direction has ended before, the
+/// connection hears of the end only once all that it sent has arrived: else it would take what tapd
+/// lost, being killed, for sent.
+fn copy_in(
+    reader: &mut StreamReader,
+    mut local: &Socket,
+    other_ended: &AtomicBool,
+) -> io::Result<()> {
     let mut chunk = vec![0; CHUNK_LEN];
     loop {
         let count = reader.read(&mut chunk)?;
         if count == 0 {
-            return match local.shutdown(Shutdown::Write) {
-                // It has gone already, with all that it wanted.
-                Err(error) if error.kind() == ErrorKind::NotConnected => Ok(()),
-                done => done,
-            };
+            break;
         }
         local.write_all(chunk.get(..count).unwrap_or_default())?;
     }
+    if other_ended.load(Ordering::Acquire) {
+        reader.wait_closed()?;
+    }
+    match local.shutdown(Shutdown::Write) {
+        // It has gone already, with all that it wanted.
+        Err(error) if error.kind() == ErrorKind::NotConnected => {}
+        done => done?,
+    }
+    reader.wait_closed()
 }
 
 /// Has a connection end as reset when it is closed, and ends what waits to read from it. A UNIX

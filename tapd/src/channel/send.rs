@@ -129,16 +129,16 @@ impl Sender<'_> {
         self.channel.set_nonblocking(false).map_err(broken)
     }
 
-    /// Waits until tapd has taken everything.
+    /// Waits until the nodes have everything.
     fn finish(mut self) -> Result<(), Failure> {
         if let Err(error) = self.channel.finish() {
             return Err(self.ended(error));
         }
         loop {
-            match self.channel.recv() {
-                Ok(event) => self.tell(&event)?,
-                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
-                Err(error) => return Err(broken(error)),
+            match self.channel.recv().map_err(broken)? {
+                Event::Closed(0) => return Ok(()),
+                Event::Closed(lost) => return Err(not_arrived(lost)),
+                event => self.tell(&event)?,
             }
         }
     }
@@ -166,6 +166,17 @@ impl Sender<'_> {
         }
         Ok(())
     }
+}
+
+/// So many messages may not have arrived.
+fn not_arrived(lost: u32) -> Failure {
+    Failure::message(
+        Exit::Runtime,
+        format_args!(
+            "{lost} messages may not have arrived: they were given up, or no node was there to \
+             take them"
+        ),
+    )
 }
 
 /// Copies the input into the stream, and what comes back to standard output.

@@ -8,10 +8,12 @@ use super::SocketArgs;
 
 pub(super) const SEND_HELP: &str = "\
 A channel of messages gets one message: all of FILE, or of standard input; with --lines one for each \
-line, without its line end. The command ends when tapd has taken everything. tapd then delivers it \
-as the channel's mode promises, while it runs. The time of --ttl ends when the node's tapd has the \
-message: waiting for a program there does not count. Where the mode is datagram, --priority is \
-without effect, and messages whose time is over are counted only (tapd show channels).
+line, without its line end. The command ends when the nodes' tapd have everything, and waits for \
+those that are down or have no such channel. Exit code 1 means that messages may not have arrived, \
+and says why: they were given up, no node was there to take them, or tapd was killed. The time of \
+--ttl ends when the node's tapd has the message: waiting for a program there does not count. Where \
+the mode is datagram, the command ends when tapd has taken everything, --priority is without effect, \
+and messages whose time is over are counted only (tapd show channels).
 
 A channel of streams gets one stream: standard input goes to the program that accepts it there, \
 what that one answers comes on standard output. The command ends when both sides have ended and \

@@ -109,12 +109,20 @@ fn error(socket: &Socket, code: Code, text: &str) {
     send(socket, header, text.as_bytes());
 }
 
+/// All was taken, but for so many messages.
+fn closed(socket: &Socket, lost: u32) {
+    send(socket, Header { number: lost, ..Header::new(Kind::Closed) }, b"");
+}
+
 fn letters(socket: Socket, shared: &Shared) {
     let mut record = vec![0; MAX_RECORD_LEN];
-    let mut receives = false;
+    let (mut receives, mut lost) = (false, 0);
     loop {
         let len = match (&socket).read(&mut record) {
-            Ok(0) => break,
+            Ok(0) => {
+                closed(&socket, lost);
+                break;
+            }
             Err(error) if error.kind() == ErrorKind::ConnectionReset => break,
             len => len.unwrap(),
         };
@@ -132,6 +140,9 @@ fn letters(socket: Socket, shared: &Shared) {
             Kind::Data if payload == b"poison" => {
                 return error(&socket, Code::Closed, "the channel was taken out");
             }
+            // As a tapd that is killed: with it the next message is unread, or nothing is.
+            Kind::Data if payload == b"kill" => return,
+            Kind::Data if payload == b"nobody" => lost += 1,
             Kind::Data => shared.with_taker(|taker| {
                 send(taker.as_ref().unwrap(), Header { peer: 2, ..header }, payload);
             }),
@@ -168,10 +179,14 @@ fn pipes(socket: Socket, shared: &Shared) {
             let other = shared.with_taker(|taker| taker.take().unwrap());
             send(&socket, connected, b"");
             send(&other, connected, b"");
-            thread::scope(|scope| {
-                scope.spawn(|| pump(&socket, &other));
-                pump(&other, &socket);
+            let ended = thread::scope(|scope| {
+                let there = scope.spawn(|| pump(&socket, &other));
+                pump(&other, &socket) & there.join().unwrap()
             });
+            if ended {
+                closed(&socket, 0);
+                closed(&other, 0);
+            }
         }
         _ => {}
     }
@@ -189,30 +204,34 @@ fn busy(socket: Socket, shared: &Shared) {
     if read(&socket).is_some_and(|(request, _)| request.kind == Kind::Accept) {
         send(&socket, Header::event(Kind::Connected, NodeId::new(2).unwrap(), 0, 0), b"");
         send(&socket, Header::new(Kind::Fin), b"");
-        while read(&socket).is_some() {}
+        while read(&socket).is_some_and(|(header, _)| header.kind != Kind::Fin) {}
+        closed(&socket, 0);
     }
 }
 
-/// Hands records on. Where one side goes without an end, the stream is reset.
-fn pump(from: &Socket, to: &Socket) {
+/// Hands records on. Where one side goes without an end, the stream is reset. Says whether the end
+/// was handed on, and nothing happens then that a tapd that is killed does not do.
+fn pump(from: &Socket, to: &Socket) -> bool {
+    let mut killed = false;
     loop {
         match read(from) {
             Some((header, payload)) if header.kind == Kind::Data => {
+                killed |= payload.ends_with(b"kill");
                 if !send(to, header, &payload) {
                     // Gone: its own pump says so.
-                    return;
+                    return false;
                 }
             }
             Some((header, _)) if header.kind == Kind::Fin => {
                 send(to, header, b"");
-                return;
+                return !killed;
             }
             ended => {
                 let number = ended.map_or(0, |(header, _)| header.number);
                 let code = Code::Reset.number();
                 send(to, Header { code, number, ..Header::new(Kind::Reset) }, b"");
                 let _ = to.shutdown(std::net::Shutdown::Both);
-                return;
+                return false;
             }
         }
     }

@@ -207,6 +207,35 @@ fn a_stream_that_breaks_is_a_failure() {
     assert!(expect(&received, 1).contains("gave the stream up"));
 }
 
+/// What a killed tapd had taken is lost: that is no success, whatever it left unread.
+#[test]
+fn a_tapd_that_is_killed_is_a_failure_to_send() {
+    let fake = Fake::new();
+    let dead = "tapd ended without a word";
+    for input in [&b"kill"[..], b"kill\nunread\nunread too\n"] {
+        let output = run(&fake, &["send", "letters", "--to", "beta", "--lines"], input);
+        let said = expect(&output, 1);
+        assert!(said.contains(dead), "{said}");
+    }
+    thread::scope(|scope| {
+        let received = scope.spawn(|| run(&fake, &["recv", "pipes"], b""));
+        let sent = run(&fake, &["send", "pipes", "--to", "beta"], b"kill");
+        assert!(expect(&sent, 1).contains(dead));
+        assert_eq!(received.join().unwrap().stdout, b"kill");
+    });
+}
+
+#[test]
+fn messages_that_went_to_nobody_are_a_failure() {
+    let fake = Fake::new();
+    let receiver = receiver(&fake, &["--count", "1"]);
+    let input = b"nobody\none\nnobody\n";
+    let output = run(&fake, &["send", "letters", "--to", "all", "--lines"], input);
+    let said = expect(&output, 1);
+    assert!(said.contains("2 messages may not have arrived"), "{said}");
+    assert_eq!(receiver.wait_with_output().unwrap().stdout, b"one");
+}
+
 /// Both ends of a forwarding to a listener of the test.
 struct Forwarding {
     _fake: Fake,
@@ -289,6 +318,24 @@ fn resets_are_carried_both_ways() {
         let error = other.read(&mut [0; 1]).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::ConnectionReset, "client: {client_resets}");
     }
+}
+
+/// The connection ends in order, but what it sent last may be lost: it must not seem to have arrived.
+#[test]
+fn a_tapd_that_is_killed_is_a_reset() {
+    let forwarding = forwarding();
+    let mut client = connect(&forwarding.address);
+    client.write_all(b"kill").unwrap();
+    client.shutdown(Shutdown::Write).unwrap();
+    let mut served = accept(&forwarding.server);
+    let mut request = Vec::new();
+    served.read_to_end(&mut request).unwrap();
+    assert_eq!(request, b"kill");
+    served.write_all(b"x").unwrap();
+    drop(served);
+    client.read_exact(&mut [0; 1]).unwrap();
+    let error = client.read(&mut [0; 1]).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ConnectionReset);
 }
 
 #[test]

@@ -28,6 +28,10 @@ pub(super) struct Membership {
     pub(super) refused: bool,
     /// Programs know that it can be reached.
     pub(super) up: bool,
+    /// Messages that programs sent by conduits that are over.
+    pub(super) over: u64,
+    /// The least of the counts that [`super::Hub::is_settled`] was asked for and could not confirm.
+    pub(super) awaited: Option<u64>,
     pub(super) stats: PeerReport,
 }
 
@@ -48,7 +52,8 @@ impl Membership {
             dropped: 0,
             streams: 0,
         };
-        Self { out: None, input: None, refused: false, up: false, stats }
+        let (out, input, awaited) = (None, None, None);
+        Self { out, input, refused: false, up: false, over: 0, awaited, stats }
     }
 
     /// Unreliable messages that cannot leave are dropped: nobody waits for a moment that may never
@@ -68,6 +73,21 @@ impl Membership {
         if std::mem::take(&mut conduit.full) {
             events.push_back(ChannelEvent::Writable(key, node));
         }
+    }
+
+    /// Of the messages that programs sent so many are with the peer or were given up, and none
+    /// before them is not. `conduit` is the one of [`Self::out`].
+    pub(super) fn settled(&self, conduit: Option<&Conduit>) -> u64 {
+        match conduit.map(|conduit| &conduit.body) {
+            Some(Body::MessagesOut(messages)) => self.over + messages.settled(),
+            _ => self.over,
+        }
+    }
+
+    /// Whether what somebody waits for is settled; says so once.
+    pub(super) fn take_settled(&mut self, conduit: &Conduit) -> bool {
+        let settled = self.settled(Some(conduit));
+        self.awaited.take_if(|awaited| settled >= *awaited).is_some()
     }
 
     /// A conduit is no more.

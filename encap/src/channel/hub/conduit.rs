@@ -61,13 +61,17 @@ impl Datagrams {
 
     /// Takes a message, or gives it back when there is no room.
     pub(super) fn push(&mut self, datagram: Datagram) -> Result<(), Vec<u8>> {
-        let cost = datagram.bytes.len() + DATAGRAM_COST;
-        if self.queued + cost > DATAGRAM_QUEUE {
+        if !self.has_room(datagram.bytes.len()) {
             return Err(datagram.bytes);
         }
-        self.queued += cost;
+        self.queued += datagram.bytes.len() + DATAGRAM_COST;
         self.queue.push_back(datagram);
         Ok(())
+    }
+
+    /// Whether [`Self::push`] would take a message of `len` bytes.
+    pub(super) const fn has_room(&self, len: usize) -> bool {
+        self.queued + len + DATAGRAM_COST <= DATAGRAM_QUEUE
     }
 
     pub(super) fn pop(&mut self) -> Option<Datagram> {

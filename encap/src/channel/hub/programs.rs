@@ -183,6 +183,55 @@ impl Hub {
         Ok(())
     }
 
+    /// How many messages programs have sent to a peer in a channel; of unreliable ones none counts.
+    #[must_use]
+    pub fn sent(&self, key: ChannelKey, to: NodeId) -> u64 {
+        let member = self.channels.get(&key).and_then(|channel| channel.peers.get(&to));
+        let Some(member) = member else { return 0 };
+        match self.conduit_to(to, member).map(|conduit| &conduit.body) {
+            Some(Body::MessagesOut(messages)) => member.over + messages.taken_in(),
+            _ => member.over,
+        }
+    }
+
+    /// Whether of the messages that were sent to a peer the first so many, which [`Self::sent`]
+    /// gave, have arrived or were given up. If not, [`ChannelEvent::Settled`] says when to ask
+    /// again; one such event is for all who asked.
+    pub fn is_settled(&mut self, key: ChannelKey, to: NodeId, count: u64) -> bool {
+        let member = self.channels.get(&key).and_then(|channel| channel.peers.get(&to));
+        let Some(member) = member else { return true };
+        if member.settled(self.conduit_to(to, member)) >= count {
+            return true;
+        }
+        if let Some(channel) = self.channels.get_mut(&key) {
+            let member = channel.member(to);
+            member.awaited = Some(member.awaited.map_or(count, |awaited| awaited.min(count)));
+        }
+        false
+    }
+
+    /// The conduit by which messages go to a peer.
+    fn conduit_to(&self, to: NodeId, member: &Membership) -> Option<&Conduit> {
+        self.peers.get(&to)?.conduits.get(&member.out?)
+    }
+
+    /// Whether [`Self::send`] would have room for a message of `len` bytes: then it is not copied in
+    /// vain. Says so as well where it would refuse for another reason. If not,
+    /// [`ChannelEvent::Writable`] will come.
+    pub fn has_room(&mut self, key: ChannelKey, to: NodeId, len: usize) -> bool {
+        let member = self.channels.get(&key).and_then(|channel| channel.peers.get(&to));
+        let Some(id) = member.and_then(|member| member.out) else { return true };
+        let conduit = self.peers.get_mut(&to).and_then(|peer| peer.conduits.get_mut(&id));
+        let Some(conduit) = conduit else { return true };
+        let has_room = match &conduit.body {
+            Body::MessagesOut(messages) => messages.has_room(len),
+            Body::DatagramsOut(datagrams) => datagrams.has_room(len),
+            _ => true,
+        };
+        conduit.full |= !has_room;
+        has_room
+    }
+
     /// The next message that came in a channel; peers take turns.
     pub fn next_message(&mut self, key: ChannelKey) -> Option<ReceivedMessage> {
         let channel = self.channels.get_mut(&key)?;

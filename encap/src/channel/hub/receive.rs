@@ -176,6 +176,11 @@ impl Hub {
     fn on_heard(&mut self, node: NodeId, id: ConduitId) {
         let Some(peer) = self.peers.get_mut(&node) else { return };
         let Some(conduit) = peer.conduits.get_mut(&id) else { return };
+        let key = conduit.channel;
+        let member = self.channels.get_mut(&key).and_then(|channel| channel.peers.get_mut(&node));
+        if member.is_some_and(|member| member.out == Some(id) && member.take_settled(conduit)) {
+            self.events.push_back(ChannelEvent::Settled(key, node));
+        }
         if conduit.full {
             let channel = self.channels.get(&conduit.channel);
             let limit = channel.map_or(0, |channel| channel.config.send_buffer);
@@ -348,7 +353,9 @@ impl Hub {
         // It is asked again, under another number.
         let busy = reason == REFUSED_BUSY;
         let Some(number) = peer.take_number() else {
-            self.end(node, conduit, StreamError::Refused);
+            let key = conduit.channel;
+            let lost = self.end(node, conduit, StreamError::Refused);
+            self.events.push_back(ChannelEvent::EpochChanged(key, node, lost));
             return;
         };
         conduit.rename(ConduitId { ours: true, number });

@@ -221,6 +221,18 @@ impl OutgoingMessages {
         self.messages.len()
     }
 
+    /// Messages that were ever taken from programs.
+    #[must_use]
+    pub const fn taken_in(&self) -> u64 {
+        self.next_ticket
+    }
+
+    /// Of those the first so many are acknowledged or given up.
+    #[must_use]
+    pub fn settled(&self) -> u64 {
+        self.messages.first_key_value().map_or(self.next_ticket, |(ticket, _)| ticket.0)
+    }
+
     /// Another name, before anything was handed out.
     pub(in crate::channel) const fn set_channel(&mut self, channel: ChannelId) {
         self.channel = channel;

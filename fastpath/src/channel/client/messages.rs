@@ -164,8 +164,9 @@ impl Channel {
         self.rest.is_some()
     }
 
-    /// Says that nothing more will be sent. tapd hangs up when it has taken everything, with which
-    /// [`Self::recv`] ends as `UnexpectedEof`.
+    /// Says that nothing more will be sent. When the peers have everything, or it was given up,
+    /// [`Self::recv`] gives [`Event::Closed`]. `UnexpectedEof` instead of that means that tapd was
+    /// ended: what became of the messages is not known.
     ///
     /// # Errors
     /// As [`Self::flush`].
@@ -182,7 +183,8 @@ impl Channel {
     ///
     /// # Errors
     /// `WouldBlock` when nothing is there, `UnexpectedEof` when tapd has hung up (after
-    /// [`Event::Error`], unless it ended itself), `InvalidData` for what tapd must not send.
+    /// [`Event::Closed`] or [`Event::Error`], unless it was ended itself), `InvalidData` for what
+    /// tapd must not send.
     pub fn recv(&mut self) -> io::Result<Event> {
         loop {
             let len = read_record(&self.socket, &mut self.record)?;

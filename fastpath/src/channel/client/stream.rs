@@ -135,7 +135,8 @@ impl StreamChannel {
             match self.records.next()? {
                 Record::Connected(peer) => {
                     let writer = StreamWriter::new(Arc::clone(&self.records.socket));
-                    let reader = StreamReader { records: self.records, ended: false };
+                    let reader =
+                        StreamReader { records: self.records, ended: false, closed: false };
                     return Ok(Stream { reader, writer, peer });
                 }
                 Record::Reset(reset) => return Err(reset.into()),
@@ -261,23 +262,32 @@ pub struct StreamReader {
     records: Records,
     /// The peer's end was read.
     ended: bool,
+    /// All is over and has arrived.
+    closed: bool,
 }
 
 impl StreamReader {
-    /// When both sides have ended, waits until tapd hangs up: then all that was written has arrived
-    /// at the peer's tapd and was read there.
+    /// When both sides have ended, waits until tapd says that all that was written has arrived at
+    /// the peer's tapd.
     ///
     /// # Errors
-    /// [`StreamReset`] when the stream ended otherwise, `UnexpectedEof` when tapd did.
+    /// [`StreamReset`] when the stream ended otherwise, `UnexpectedEof` when tapd did without saying
+    /// so: what became of the last bytes is not known.
     pub fn wait_closed(&mut self) -> io::Result<()> {
         loop {
             let read = self.read(&mut [0; 4096])?;
             if read > 0 {
                 continue;
             }
+            if self.closed {
+                return Ok(());
+            }
             return match self.records.next() {
-                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(()),
                 Err(error) => Err(error),
+                Ok(Record::Event(Event::Closed(_))) => {
+                    self.closed = true;
+                    Ok(())
+                }
                 Ok(Record::Reset(reset)) => Err(reset.into()),
                 Ok(Record::Event(Event::Error(refusal))) => Err(refusal.into()),
                 Ok(Record::Event(_)) => continue,

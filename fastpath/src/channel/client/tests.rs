@@ -170,6 +170,7 @@ fn messages_and_events_pass() {
             connection.event(Kind::Epoch, 2, 5, b"");
             connection.event(Kind::Expired, 3, 6, b"");
             connection.event(Kind::Refused, 3, 0, b"");
+            connection.send(Header { number: 9, ..Header::new(Kind::Closed) }, b"");
             connection.send_message(2, b"answer");
             connection.error(Code::Closed, "it ends");
         });
@@ -188,6 +189,7 @@ fn messages_and_events_pass() {
             Event::Epoch(node(2), 5),
             Event::Expired(node(3), 6),
             Event::Refused(node(3)),
+            Event::Closed(9),
             Event::Message(Message { from: node(2), priority: 0, bytes: b"answer".to_vec() }),
             Event::Error(Refusal { code: Some(Code::Closed), text: "it ends".into() }),
         ] {

@@ -106,7 +106,7 @@ impl Connection {
         if !inbound.is_blocked() || peer.is_some_and(|peer| !inbound.waits_for(peer)) {
             return false;
         }
-        let taken = match inbound.retry(turn.now, turn.hub, self.channel) {
+        let taken = match inbound.retry(turn.now, turn.hub, turn.channel) {
             Ok(taken) => taken > 0,
             Err(fault) => {
                 inbound.end(turn.channel);

@@ -84,15 +84,15 @@ fn messages_pass_from_client_to_client() {
     assert_eq!(message(&mut b), b"short");
     b.send(To::All, SendOptions::default(), &long).unwrap();
     assert!(message(&mut a) == long);
-    // Who has sent all hears by the end of the connection that it was taken.
+    // Who has sent all hears that it has arrived.
     b.finish().unwrap();
-    let error = loop {
-        match b.recv() {
-            Ok(_) => {}
-            Err(error) => break error,
+    let lost = loop {
+        if let Event::Closed(lost) = b.recv().unwrap() {
+            break lost;
         }
     };
-    assert_eq!(error.kind(), std::io::ErrorKind::UnexpectedEof);
+    assert_eq!(lost, 0);
+    assert_eq!(b.recv().unwrap_err().kind(), std::io::ErrorKind::UnexpectedEof);
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Messages from program to program, and programs that come, go and do not read.
 
+use std::net::Shutdown;
 use std::time::Duration;
 
 use encap::wire::channel::{MAX_MESSAGE_LEN, Mode};
@@ -21,15 +22,20 @@ fn number(message: &[u8]) -> usize {
 
 /// Sends numbered messages until the socket takes no more with the world turning; says how many.
 fn fill(world: &mut World, program: &Program, len: usize) -> usize {
+    fill_to(2, world, program, len)
+}
+
+/// The same to any node, or to all.
+fn fill_to(peer: u16, world: &mut World, program: &Program, len: usize) -> usize {
     let mut count = 0;
     loop {
-        if program.send(data(2, len), &numbered(count, len)).is_ok() {
+        if program.send(data(peer, len), &numbered(count, len)).is_ok() {
             count += 1;
             assert!(count < 100_000, "there is no end to the room");
             continue;
         }
         world.settle();
-        if program.send(data(2, len), &numbered(count, len)).is_err() {
+        if program.send(data(peer, len), &numbered(count, len)).is_err() {
             return count;
         }
         count += 1;
@@ -203,18 +209,101 @@ fn what_was_sent_before_the_end_arrives() {
 }
 
 #[test]
-fn the_end_of_sending_is_answered_when_all_was_taken() {
+fn the_end_of_sending_is_answered_when_all_has_arrived() {
     let mut world = World::new(Mode::Ordered);
-    let sender = world.attach(0, Flags::NONE);
+    let mut sender = world.attach(0, Flags::NONE);
     fill(&mut world, &sender, 3000);
-    sender.socket.shutdown(std::net::Shutdown::Write).unwrap();
+    sender.socket.shutdown(Shutdown::Write).unwrap();
     world.settle();
-    assert!(!sender.is_at_end());
+    assert!(sender.record().is_none() && !sender.is_at_end());
     let mut receiver = world.attach(1, Flags::RECEIVE);
-    world.until(|_| {
+    let lost = world.until(|_| {
         while receiver.message().is_some() {}
-        sender.is_at_end().then_some(())
+        sender.closed()
     });
+    assert_eq!(lost, 0);
+    assert_eq!(world.nodes[0].sockets.report()[0].programs, 0);
+    // One that has sent nothing waits for nothing.
+    let mut idle = world.attach(0, Flags::NONE);
+    idle.socket.shutdown(Shutdown::Write).unwrap();
+    world.settle();
+    assert_eq!(idle.closed(), Some(0));
+}
+
+/// tapd has it, and still the peer has not: nothing is said before.
+#[test]
+fn the_end_of_sending_waits_for_the_peer_and_not_for_the_node() {
+    let mut world = World::new(Mode::Unordered);
+    let mut sender = world.attach(0, Flags::NONE);
+    world.set_up(0, false);
+    sender.send(data(2, 1), b"x").unwrap();
+    sender.socket.shutdown(Shutdown::Write).unwrap();
+    world.settle();
+    assert_eq!(sender.record().unwrap().0.kind, Kind::PeerDown);
+    assert!(sender.record().is_none() && !sender.is_at_end());
+    assert!(!world.nodes[0].is_busy());
+    world.set_up(0, true);
+    world.settle();
+    assert_eq!(sender.record().unwrap().0.kind, Kind::PeerUp);
+    assert_eq!(sender.closed(), Some(0));
+}
+
+#[test]
+fn who_ends_hears_what_was_given_up() {
+    let mut world = World::new(Mode::Ordered);
+    let mut sender = world.attach(0, Flags::NONE);
+    let mut other = world.attach(0, Flags::NONE);
+    // Both nodes have to have met before one can be restarted.
+    sender.send(data(2, 1), b"x").unwrap();
+    world.settle();
+    world.set_up(0, false);
+    sender.send(data(2, 1), b"y").unwrap();
+    sender.send(Header { number: 1, ..data(2, 1) }, b"z").unwrap();
+    for program in [&sender, &other] {
+        program.socket.shutdown(Shutdown::Write).unwrap();
+    }
+    world.settle();
+    world.restart_second();
+    world.settle();
+    let mut expected = [Kind::PeerDown, Kind::Expired, Kind::Epoch].into_iter();
+    let lost = loop {
+        let (header, _) = sender.record().unwrap();
+        match header.kind {
+            Kind::Closed => break header.number,
+            Kind::PeerUp => {}
+            kind => assert_eq!(Some(kind), expected.next()),
+        }
+    };
+    assert_eq!((lost, expected.next()), (2, None));
+    // That one has sent nothing.
+    while let Some((header, _)) = other.record() {
+        assert!(header.kind != Kind::Closed || header.number == 0);
+    }
+}
+
+/// Messages to all wait for room, and meanwhile all that they were for are removed.
+#[test]
+fn messages_whose_last_node_was_removed_are_counted_and_told() {
+    let mut world = World::new(Mode::Ordered);
+    let mut sender = world.attach(0, Flags::NONE);
+    let sent = fill_to(0, &mut world, &sender, 3000);
+    let taken = world.nodes[0].hub.report().channels[0].peers[0].messages_out;
+    sender.socket.shutdown(Shutdown::Write).unwrap();
+    world.settle();
+    assert_eq!(world.nodes[0].counters().dropped_nobody_reachable, 0);
+    world.nodes[0].hub.set_peers(world.now, Vec::new());
+    world.settle();
+    let dropped = world.nodes[0].counters().dropped_nobody_reachable;
+    assert!(dropped > 0 && dropped + taken == sent as u64, "{dropped} + {taken}, {sent}");
+    let mut given_up = 0;
+    let lost = loop {
+        match sender.record().unwrap().0 {
+            Header { kind: Kind::Closed, number, .. } => break number,
+            Header { kind: Kind::Epoch, number, .. } => given_up += number,
+            header => assert_eq!(header.kind, Kind::PeerDown),
+        }
+    };
+    assert_eq!(u64::from(lost), dropped + u64::from(given_up));
 }
 
 #[test]
@@ -382,6 +471,11 @@ fn a_message_to_nobody_is_counted() {
     sender.send(data(0, 1), b"x").unwrap();
     world.settle();
     assert_eq!(world.nodes[0].counters().dropped_nobody_reachable, 1);
+    let mut sender = sender;
+    sender.socket.shutdown(Shutdown::Write).unwrap();
+    world.settle();
+    assert_eq!(sender.record().unwrap().0.kind, Kind::Welcome);
+    assert_eq!(sender.closed(), Some(1));
 }
 
 #[test]

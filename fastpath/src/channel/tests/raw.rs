@@ -192,13 +192,13 @@ fn the_end_of_a_descriptor_ends_the_connection() {
     let mut world = World::new(Mode::Ordered);
     let mut other = world.attach(1, Flags::RECEIVE);
     let (mine, theirs) = pair(Type::SEQPACKET);
-    let program = hand_over(&mut world, &theirs);
+    let mut program = hand_over(&mut world, &theirs);
     drop(theirs);
     mine.send(b"last").unwrap();
     drop(mine);
     world.settle();
     assert_eq!(other.message().unwrap().1, b"last");
-    assert!(program.is_at_end());
+    assert_eq!(program.closed(), Some(0));
     assert_eq!(world.nodes[0].sockets.report()[0].programs, 0);
 }
 
@@ -211,12 +211,12 @@ fn a_descriptor_that_is_shut_down_ends_the_connection() {
         let mut world = World::new(Mode::Ordered);
         let mut other = world.attach(1, Flags::RECEIVE);
         let (mine, theirs) = pair(kind);
-        let program = hand_over(&mut world, &theirs);
+        let mut program = hand_over(&mut world, &theirs);
         mine.send(b"last").unwrap();
         theirs.shutdown(how).unwrap();
         world.settle();
         assert_eq!(other.message().unwrap().1, b"last");
-        assert!(program.is_at_end() && !world.nodes[0].is_busy());
+        assert!(program.closed() == Some(0) && !world.nodes[0].is_busy());
         assert_eq!(world.nodes[0].sockets.report()[0].programs, 0);
     }
 }

@@ -68,7 +68,7 @@ fn bytes_go_both_ways_until_both_ends() {
     fin(&b);
     world.settle();
     assert_eq!(a.record().unwrap().0, Header::new(Kind::Fin));
-    assert!(a.is_at_end() && b.is_at_end());
+    assert_eq!([a.closed(), b.closed()], [Some(0); 2]);
     assert_eq!(world.nodes[0].counters().streams_reset, 0);
     assert_eq!(world.nodes[0].sockets.report()[0].programs, 0);
 }
@@ -202,7 +202,7 @@ fn who_has_said_its_end_may_go_at_once() {
     assert_eq!((got, last), (180_000, Kind::Fin));
     fin(&b);
     world.settle();
-    assert!(b.is_at_end());
+    assert_eq!(b.closed(), Some(0));
     for node in &world.nodes {
         assert_eq!(node.counters().streams_reset, 0);
         assert_eq!(node.hub.report().channels[0].peers[0].streams, 0);
@@ -238,7 +238,7 @@ fn who_has_both_ends_may_go_at_once() {
     world.settle();
     assert_eq!(b.record().unwrap().1, b"last");
     assert_eq!(b.record().unwrap().0.kind, Kind::Fin);
-    assert!(b.is_at_end());
+    assert_eq!(b.closed(), Some(0));
     assert_eq!(world.nodes[0].counters().streams_reset, 0);
 }
 

@@ -351,6 +351,14 @@ impl Program {
         None
     }
 
+    /// How many messages may not have arrived, if the next record says that the connection ends as
+    /// all is settled, and it has ended.
+    pub(super) fn closed(&mut self) -> Option<u32> {
+        let (header, payload) = self.record()?;
+        let is_it = header.kind == Kind::Closed && payload.is_empty() && self.is_at_end();
+        is_it.then_some(header.number)
+    }
+
     /// Whether the connection was ended, all else being read.
     pub(super) fn is_at_end(&self) -> bool {
         matches!((&self.socket).read(&mut [0; 1]), Ok(0))

@@ -226,3 +226,44 @@ fn chan_a_peer_is_taken_out_and_put_in_again() {
     talk.assert_ordered();
     world.assert_quiet();
 }
+
+/// Who asks hears when what was sent until then has arrived or was given up, and not before.
+#[test]
+fn chan_what_was_sent_is_settled_once() {
+    let key = ChannelKey(1);
+    let settled = |world: &World| {
+        let is_it = |event: &&ChannelEvent| matches!(event, ChannelEvent::Settled(..));
+        world.events[0].iter().filter(is_it).count()
+    };
+    for mode in [Mode::Ordered, Mode::Unordered] {
+        let weather = Weather { loss: 200, delay: MS, jitter: MS * 4, ..CALM };
+        let mut world = World::new(1, weather, 9);
+        world.configure(&[config("a", mode)]);
+        let mut talk = Talk::new(1, 0, vec![3_000; 100]);
+        talk.write(&mut world);
+        let sent = world.hubs[0].sent(key, node(1));
+        assert_eq!(sent, 100);
+        assert!(!world.hubs[0].is_settled(key, node(1), sent));
+        assert!(world.hubs[0].is_settled(key, node(1), 0));
+        world.run_for(SECOND * 5);
+        assert!(world.hubs[0].is_settled(key, node(1), sent));
+        assert_eq!(settled(&world), 1);
+        // Counts go on over the end of the peer's process, with which messages are given up.
+        world.cut[0] = true;
+        talk.lengths.extend([3_000; 20]);
+        talk.write(&mut world);
+        let sent = world.hubs[0].sent(key, node(1));
+        assert_eq!(sent, 120);
+        world.run_for(SECOND);
+        assert!(!world.hubs[0].is_settled(key, node(1), sent));
+        world.restart(1);
+        assert!(world.hubs[0].is_settled(key, node(1), sent));
+        assert_eq!(world.hubs[0].sent(key, node(1)), 120);
+    }
+    // Nothing is promised of datagrams, so nothing is waited for.
+    let mut world = World::new(1, CALM, 9);
+    world.configure(&[config("a", Mode::Unreliable)]);
+    Talk::new(1, 0, vec![100; 3]).write(&mut world);
+    assert_eq!(world.hubs[0].sent(key, node(1)), 0);
+    assert!(world.hubs[0].is_settled(key, node(1), 0));
+}

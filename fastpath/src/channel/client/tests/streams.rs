@@ -37,6 +37,7 @@ fn streams_carry_bytes_both_ways() {
             }
             connection.event(Kind::Fin, 2, 0, b"");
             connection.event(Kind::PeerDown, 2, 0, b"");
+            connection.event(Kind::Closed, 2, 0, b"");
         });
         let mut channel = StreamChannel::connect(&tapd.path()).unwrap();
         assert_eq!(channel.welcome().name, "blue");
@@ -69,6 +70,7 @@ fn streams_carry_bytes_both_ways() {
         }
         assert!(came == sent);
         reader.wait_closed().unwrap();
+        reader.wait_closed().unwrap();
     });
 }
 
@@ -88,6 +90,7 @@ fn records_of_streams_may_come_in_any_cut() {
                 all.extend([&up.encode()[..], b"delta", &data.encode(), b"abc"].concat());
             }
             all.extend(Header::new(Kind::Fin).encode());
+            all.extend(Header::new(Kind::Closed).encode());
             for byte in all {
                 connection.socket.send(&[byte]).unwrap();
             }
@@ -220,6 +223,29 @@ fn ends_and_nonsense_of_streams_are_errors() {
             let mut stream = Stream::connect(&tapd.path(), node(2)).unwrap();
             let error = io::copy(&mut stream, &mut io::sink()).unwrap_err();
             assert_eq!(error.kind(), expected, "{bytes:?}");
+        });
+    }
+}
+
+/// tapd is killed in the last moment: what was written may not have arrived.
+#[test]
+fn an_end_without_a_word_is_not_taken_for_the_end_of_a_stream() {
+    let tapd = Tapd::new(Type::STREAM);
+    for unread in [false, true] {
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut connection = tapd.welcome(Mode::Stream);
+                take_stream(&mut connection);
+                // With something unread the kernel resets the connection.
+                while !unread && connection.read().0.kind != Kind::Fin {}
+                connection.event(Kind::Fin, 2, 0, b"");
+            });
+            let mut stream = Stream::connect(&tapd.path(), node(2)).unwrap();
+            // Where tapd is gone already, reading says so.
+            let _ = stream.write_all(b"x").and_then(|()| stream.shutdown());
+            let error = stream.wait_closed().unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::UnexpectedEof, "{error}");
+            assert!(error.to_string().contains("lost"), "{error}");
         });
     }
 }
