@@ -105,6 +105,9 @@ fn receive(frames: Frames<'_>) {
             // A fault leaves all as it was.
             let _ = stream.on_stream(&bytes);
         }
+        if let Frame::Return { total, .. } = frame {
+            let _ = stream.on_return(total, &mut memory);
+        }
         for to in &mut messages {
             let _ = match frame {
                 Frame::Message(message) => to.on_message(&message),
@@ -112,6 +115,11 @@ fn receive(frames: Frames<'_>) {
                 Frame::Close { count, .. } => to.on_close(count),
                 Frame::Blocked { at, .. } => {
                     to.on_blocked(at);
+                    Ok(())
+                }
+                Frame::Return { total, .. } => to.on_return(total, &mut memory),
+                Frame::Recall { .. } => {
+                    to.look();
                     Ok(())
                 }
                 _ => Ok(()),

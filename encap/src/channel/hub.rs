@@ -225,6 +225,8 @@ pub struct Hub {
     work: bool,
     /// Bytes of memory that were booked when a conduit got none: with less, they are asked again.
     starved_at: Option<u64>,
+    /// When idle conduits are next asked for credit, if memory is short then.
+    recall_at: Option<Instant>,
     /// When something is due, if nothing happens before.
     due: Option<Instant>,
     /// The packet at hand.
@@ -251,6 +253,7 @@ impl Hub {
             turn: None,
             work: false,
             starved_at: None,
+            recall_at: None,
             due: None,
             buf: Vec::new(),
             ranges: Vec::new(),

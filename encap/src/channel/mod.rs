@@ -53,6 +53,13 @@ pub enum Carried {
         /// Bytes since the beginning.
         limit: u64,
     },
+    /// That idle credit is asked for.
+    Recall,
+    /// That credit is given back.
+    Return {
+        /// Bytes of it since the beginning.
+        total: u64,
+    },
     /// Credit in messages.
     MaxMessages {
         /// Messages since the beginning.

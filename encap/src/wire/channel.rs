@@ -24,6 +24,8 @@
 //! | 0x07 | BLOCKED | channel, credit in bytes that it needs to go on | sender |
 //! | 0x08 | MAX_DATA | channel, credit in bytes since the beginning | receiver |
 //! | 0x09 | MAX_MESSAGES | channel, count of messages since the beginning | receiver |
+//! | 0x0a | RECALL | channel; the receiver has use for credit that is idle | receiver |
+//! | 0x0b | RETURN | channel, credit in bytes since the beginning that is given back | sender |
 //! | 0x10 | OPEN | channel, mode (8, see below), credit in bytes, count of messages, name as bytes | opener |
 //! | 0x11 | ACCEPT | channel, credit in bytes, count of messages | who was asked |
 //! | 0x12 | REFUSE | channel, reason | who was asked |
@@ -78,6 +80,8 @@ mod code {
     pub(super) const BLOCKED: u8 = 0x07;
     pub(super) const MAX_DATA: u8 = 0x08;
     pub(super) const MAX_MESSAGES: u8 = 0x09;
+    pub(super) const RECALL: u8 = 0x0a;
+    pub(super) const RETURN: u8 = 0x0b;
     pub(super) const OPEN: u8 = 0x10;
     pub(super) const ACCEPT: u8 = 0x11;
     pub(super) const REFUSE: u8 = 0x12;
@@ -304,6 +308,18 @@ pub enum Frame<'a> {
         /// Messages since the beginning: ids are below this.
         limit: u64,
     },
+    /// The receiver has use for credit that the sender has none for.
+    Recall {
+        /// Which channel.
+        channel: ChannelId,
+    },
+    /// Credit that the sender will not use.
+    Return {
+        /// Which channel.
+        channel: ChannelId,
+        /// Bytes of it since the beginning.
+        total: u64,
+    },
     /// A channel is asked for.
     Open {
         /// Its number.
@@ -373,6 +389,7 @@ impl Frame<'_> {
             Self::Blocked { channel, at: value }
             | Self::MaxData { channel, limit: value }
             | Self::MaxMessages { channel, limit: value }
+            | Self::Return { channel, total: value }
             | Self::Refuse { channel, reason: value }
             | Self::Close { channel, count: value }
             | Self::Reset { channel, error: value } => one(channel, *value),
@@ -383,7 +400,7 @@ impl Frame<'_> {
             Self::Accept { channel, credit, messages } => {
                 one(channel, *credit) + varint_len(*messages)
             }
-            Self::Closed { channel } => 1 + channel.len(),
+            Self::Closed { channel } | Self::Recall { channel } => 1 + channel.len(),
         }
     }
 
@@ -408,6 +425,8 @@ impl Frame<'_> {
             Self::Blocked { channel, at } => plain(code::BLOCKED, channel, &[*at]),
             Self::MaxData { channel, limit } => plain(code::MAX_DATA, channel, &[*limit]),
             Self::MaxMessages { channel, limit } => plain(code::MAX_MESSAGES, channel, &[*limit]),
+            Self::Recall { channel } => plain(code::RECALL, channel, &[]),
+            Self::Return { channel, total } => plain(code::RETURN, channel, &[*total]),
             Self::Open { channel, mode, encoded, credit, messages, name } => {
                 plain(code::OPEN, channel, &[]);
                 out.push(*mode as u8 | if *encoded { ENCODED } else { 0 });
@@ -527,7 +546,7 @@ fn read_frame<'a>(code: u8, reader: &mut Reader<'a>) -> Result<Frame<'a>, FrameF
         code::ACK | code::ACK_ECN => return Ack::read(code, reader).map(Frame::Ack),
         _ => {}
     }
-    let known = code <= code::MAX_MESSAGES
+    let known = code <= code::RETURN
         || (code::OPEN..=code::CLOSED).contains(&code)
         || (code::MESSAGE..=code::PIECE_END).contains(&code);
     if !known {
@@ -549,6 +568,8 @@ fn read_frame<'a>(code: u8, reader: &mut Reader<'a>) -> Result<Frame<'a>, FrameF
         code::BLOCKED => Frame::Blocked { channel, at: read_varint(reader)? },
         code::MAX_DATA => Frame::MaxData { channel, limit: read_varint(reader)? },
         code::MAX_MESSAGES => Frame::MaxMessages { channel, limit: read_varint(reader)? },
+        code::RECALL => Frame::Recall { channel },
+        code::RETURN => Frame::Return { channel, total: read_varint(reader)? },
         code::OPEN => read_open(channel, reader)?,
         code::ACCEPT => {
             let (credit, messages) = (read_varint(reader)?, read_varint(reader)?);

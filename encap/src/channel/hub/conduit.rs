@@ -254,7 +254,7 @@ impl Conduit {
                     Body::MessagesOut(messages) => messages.on_lost(carried),
                     Body::MessagesIn(messages) => messages.on_lost(carried),
                     Body::Stream(stream) => match carried {
-                        Carried::MaxData { .. } => stream.input.on_lost(carried),
+                        Carried::MaxData { .. } | Carried::Recall => stream.input.on_lost(carried),
                         _ => stream.output.on_lost(carried),
                     },
                     _ => {}
@@ -270,6 +270,15 @@ impl Conduit {
         match &self.body {
             Body::MessagesIn(messages) => messages.is_starved(),
             Body::Stream(stream) => stream.input.is_starved(),
+            _ => false,
+        }
+    }
+
+    /// Looks whether it is idle; says whether it is to ask for credit back.
+    pub(super) fn look(&mut self) -> bool {
+        match &mut self.body {
+            Body::MessagesIn(messages) => messages.look(),
+            Body::Stream(stream) => stream.input.look(),
             _ => false,
         }
     }

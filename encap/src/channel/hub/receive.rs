@@ -140,6 +140,8 @@ impl Hub {
             | Frame::Blocked { channel, .. }
             | Frame::MaxData { channel, .. }
             | Frame::MaxMessages { channel, .. }
+            | Frame::Recall { channel }
+            | Frame::Return { channel, .. }
             | Frame::Close { channel, .. } => {
                 self.on_conduit(node, ConduitId::inward(channel), frame)
             }
@@ -243,6 +245,10 @@ impl Hub {
                 messages.on_max_messages(*limit);
                 Ok(())
             }
+            (Body::MessagesOut(messages), Frame::Recall { .. }) => {
+                messages.on_recall();
+                Ok(())
+            }
             (Body::MessagesIn(messages), Frame::Message(message)) => {
                 told = true;
                 messages.on_message(message)
@@ -255,12 +261,23 @@ impl Hub {
                 messages.on_blocked(*at);
                 Ok(())
             }
+            (Body::MessagesIn(messages), Frame::Return { total, .. }) => {
+                messages.on_return(*total, &mut self.memory)
+            }
             (Body::MessagesIn(messages), Frame::Close { count, .. }) => messages.on_close(*count),
             (Body::Stream(stream), Frame::Stream(bytes)) => stream.input.on_stream(bytes),
             (Body::Stream(stream), Frame::MaxData { limit, .. }) => {
                 stream.output.on_max_data(*limit);
                 Ok(())
             }
+            (Body::Stream(stream), Frame::Recall { .. }) => {
+                stream.output.on_recall();
+                Ok(())
+            }
+            (Body::Stream(stream), Frame::Return { total, .. }) => {
+                stream.input.on_return(*total, &mut self.memory)
+            }
+            // It is asked for credit below, and goes on with any.
             (Body::Stream(_), Frame::Blocked { .. }) => Ok(()),
             _ => Err(Fault::FinalSize),
         };

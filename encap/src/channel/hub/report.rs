@@ -102,6 +102,10 @@ pub struct HubReport {
     pub memory_booked: u64,
     /// Bytes of memory for what came and no program took.
     pub memory_limit: u64,
+    /// Times that a channel could be given less credit than it had use for, as memory was short.
+    pub credit_limited: u64,
+    /// Bytes of credit that idle peers gave back when memory was short.
+    pub credit_returned: u64,
 }
 
 impl Hub {
@@ -133,6 +137,8 @@ impl Hub {
             paths: paths.collect(),
             memory_booked: self.memory.booked(),
             memory_limit: self.options.receive_memory.max(super::MIN_RECEIVE_MEMORY),
+            credit_limited: self.memory.limited(),
+            credit_returned: self.memory.returned(),
         }
     }
 

@@ -1,5 +1,6 @@
 //! Two hubs and bad links between them, in virtual time.
 
+mod credit;
 mod hostile;
 mod links;
 mod processes;

@@ -55,6 +55,10 @@ pub struct Progress {
     pub more: bool,
 }
 
+/// How often conduits are looked at while memory is short: one that had no use for its credit for so
+/// long is asked for it. No sooner than hubs look around of themselves, so it needs no timer.
+const RECALL_EVERY: Duration = LOOK_AROUND;
+
 /// What filling a packet needs of the hub.
 struct Context<'a> {
     now: Instant,
@@ -100,6 +104,7 @@ impl Hub {
         }
         self.work = false;
         self.feed_starved();
+        self.recall_idle(now);
         let mut due = now + LOOK_AROUND;
         if let Some(waiting) = self.refuse_waiting(now) {
             due = due.min(waiting);
@@ -152,6 +157,20 @@ impl Hub {
         for peer in self.peers.values_mut() {
             let starved = peer.conduits.values().filter(|conduit| conduit.is_starved());
             let ids: Vec<ConduitId> = starved.map(|conduit| conduit.id).collect();
+            ids.into_iter().for_each(|id| peer.activate(id));
+        }
+    }
+
+    /// While memory is short, asks idle conduits for the credit that they have no use for.
+    fn recall_idle(&mut self, now: Instant) {
+        let short = self.memory.is_short() || self.starved_at.is_some();
+        if !short || self.recall_at.is_some_and(|at| at > now) {
+            return;
+        }
+        self.recall_at = Some(now + RECALL_EVERY);
+        for peer in self.peers.values_mut() {
+            let idle = peer.conduits.values_mut().filter_map(|one| one.look().then_some(one.id));
+            let ids: Vec<ConduitId> = idle.collect();
             ids.into_iter().for_each(|id| peer.activate(id));
         }
     }

@@ -143,7 +143,7 @@ impl IncomingMessages {
     /// Enters a message of which nothing was known.
     fn book(&mut self, id: u64, total: u32) -> Result<(), Fault> {
         let used = self.used + u64::from(total);
-        if used > self.credit.granted() {
+        if used > self.credit.limit() {
             return Err(Fault::BeyondCredit);
         }
         self.used = used;
@@ -262,6 +262,19 @@ impl IncomingMessages {
         self.end.is_none() && self.credit.is_starved()
     }
 
+    /// The peer gives back so many bytes of credit since the beginning.
+    ///
+    /// # Errors
+    /// [`Fault::BeyondCredit`] if it used them; nothing was changed.
+    pub fn on_return(&mut self, total: u64, memory: &mut Memory) -> Result<(), Fault> {
+        self.credit.on_return(total, self.used, memory)
+    }
+
+    /// Looks whether it is idle; says whether credit is to be asked back.
+    pub fn look(&mut self) -> bool {
+        self.credit.look(self.used)
+    }
+
     /// Credit that is to be said now. `rtt` is the round trip time.
     pub fn next_frame(
         &mut self,
@@ -270,6 +283,9 @@ impl IncomingMessages {
         memory: &mut Memory,
     ) -> Option<(Frame<'static>, Carried)> {
         let channel = self.channel;
+        if self.credit.take_recall() {
+            return Some((Frame::Recall { channel }, Carried::Recall));
+        }
         // Who has said its end needs none.
         if self.end.is_some() {
             return None;
@@ -285,6 +301,7 @@ impl IncomingMessages {
     pub fn on_lost(&mut self, carried: &Carried) {
         match *carried {
             Carried::MaxData { limit } => self.credit.on_lost(limit),
+            Carried::Recall => self.credit.on_recall_lost(),
             Carried::MaxMessages { limit } => self.count.on_lost(limit),
             _ => {}
         }

@@ -10,7 +10,7 @@ mod stream;
 mod tests;
 mod unreliable;
 
-pub use credit::{Credit, Memory, START_WINDOW, TOP_WINDOW};
+pub use credit::{Credit, GUARANTEED, Memory, START_WINDOW, TOP_WINDOW};
 pub use messages::{Delivery, IncomingMessages, MESSAGE_WINDOW};
 pub use stream::IncomingStream;
 pub use unreliable::{IncomingUnreliable, MAX_OPEN_UNRELIABLE, UNRELIABLE_MEMORY, UnreliableDrop};

@@ -45,7 +45,7 @@ impl IncomingStream {
     pub fn on_stream(&mut self, frame: &Stream<'_>) -> Result<(), Fault> {
         let start = frame.offset;
         let end = start.saturating_add(frame.bytes.len() as u64).min(MAX_VARINT);
-        if end > self.credit.granted() {
+        if end > self.credit.limit() {
             return Err(Fault::BeyondCredit);
         }
         let behind = self.end.is_some_and(|last| end > last || frame.fin && end != last);
@@ -138,6 +138,19 @@ impl IncomingStream {
         self.end.is_none() && self.credit.is_starved()
     }
 
+    /// The peer gives back so many bytes of credit since the beginning.
+    ///
+    /// # Errors
+    /// [`Fault::BeyondCredit`] if it used them; nothing was changed.
+    pub fn on_return(&mut self, total: u64, memory: &mut Memory) -> Result<(), Fault> {
+        self.credit.on_return(total, self.highest, memory)
+    }
+
+    /// Looks whether it is idle; says whether credit is to be asked back.
+    pub fn look(&mut self) -> bool {
+        self.credit.look(self.highest)
+    }
+
     /// Credit that is to be said now. `rtt` is the round trip time.
     pub fn next_frame(
         &mut self,
@@ -145,6 +158,9 @@ impl IncomingStream {
         rtt: Duration,
         memory: &mut Memory,
     ) -> Option<(Frame<'static>, Carried)> {
+        if self.credit.take_recall() {
+            return Some((Frame::Recall { channel: self.channel }, Carried::Recall));
+        }
         // Who has said its end needs none.
         if self.end.is_some() {
             return None;
@@ -155,8 +171,10 @@ impl IncomingStream {
 
     /// The packet with this was lost.
     pub fn on_lost(&mut self, carried: &Carried) {
-        if let Carried::MaxData { limit } = *carried {
-            self.credit.on_lost(limit);
+        match *carried {
+            Carried::MaxData { limit } => self.credit.on_lost(limit),
+            Carried::Recall => self.credit.on_recall_lost(),
+            _ => {}
         }
     }
 

@@ -46,6 +46,8 @@ trait Halves {
     fn credit(&mut self, now: Instant) -> Option<(Frame<'static>, Carried)>;
     fn credit_came(&mut self, frame: Frame<'_>);
     fn credit_lost(&mut self, carried: &Carried);
+    /// Credit that is idle is asked back.
+    fn look(&mut self);
     fn read(&mut self);
     fn check(&self);
     fn is_over(&self) -> bool;
@@ -84,6 +86,9 @@ impl Net {
         for _ in 0..self.flying.len() * 2 / 3 + 1 {
             self.land(halves);
             halves.check();
+        }
+        if self.random.percent(20) {
+            halves.look();
         }
         while let Some((frame, carried)) = halves.credit(self.now) {
             if self.random.percent(self.loss) {
@@ -204,6 +209,7 @@ impl Halves for Messages {
                 self.incoming.on_blocked(at);
                 Ok(())
             }
+            Frame::Return { total, .. } => self.incoming.on_return(total, &mut self.memory),
             _ => panic!("{frame:?}"),
         }
     }
@@ -216,12 +222,17 @@ impl Halves for Messages {
         match frame {
             Frame::MaxData { limit, .. } => self.out.on_max_data(limit),
             Frame::MaxMessages { limit, .. } => self.out.on_max_messages(limit),
+            Frame::Recall { .. } => self.out.on_recall(),
             _ => panic!("{frame:?}"),
         }
     }
 
     fn credit_lost(&mut self, carried: &Carried) {
         self.incoming.on_lost(carried);
+    }
+
+    fn look(&mut self) {
+        self.incoming.look();
     }
 
     fn read(&mut self) {
@@ -409,6 +420,7 @@ impl Halves for Bytes {
         match frame {
             Frame::Stream(stream) => self.incoming.on_stream(&stream),
             Frame::Blocked { .. } => Ok(()),
+            Frame::Return { total, .. } => self.incoming.on_return(total, &mut self.memory),
             _ => panic!("{frame:?}"),
         }
     }
@@ -418,12 +430,19 @@ impl Halves for Bytes {
     }
 
     fn credit_came(&mut self, frame: Frame<'_>) {
-        let Frame::MaxData { limit, .. } = frame else { panic!("{frame:?}") };
-        self.out.on_max_data(limit);
+        match frame {
+            Frame::MaxData { limit, .. } => self.out.on_max_data(limit),
+            Frame::Recall { .. } => self.out.on_recall(),
+            _ => panic!("{frame:?}"),
+        }
     }
 
     fn credit_lost(&mut self, carried: &Carried) {
         self.incoming.on_lost(carried);
+    }
+
+    fn look(&mut self) {
+        self.incoming.look();
     }
 
     fn read(&mut self) {
@@ -462,6 +481,24 @@ fn streams_arrive_exactly() {
             halves.incoming.close(&mut halves.memory);
             assert_eq!(halves.memory.booked(), 0);
         }
+    }
+}
+
+/// What is idle is given back, whatever is lost, and comes again when it is used.
+#[test]
+fn credit_that_is_idle_is_given_back() {
+    for seed in 0..10 {
+        let mut halves = Messages::new(true, 300_000, 200_000);
+        let mut net = Net::new(seed, 30, 100);
+        (0..60).for_each(|_| net.step(&mut halves));
+        assert_eq!(halves.memory.booked(), GUARANTEED, "all but what is set aside");
+        assert_eq!(halves.memory.returned(), 200_000 - GUARANTEED);
+        for len in [30_000, 100_000, 5_000, 80_000] {
+            assert!(halves.push(net.now, len, Options::default()));
+        }
+        (0..300).for_each(|_| net.step(&mut halves));
+        assert_eq!(halves.got.len(), 4);
+        halves.over();
     }
 }
 

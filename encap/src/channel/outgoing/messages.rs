@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::super::Carried;
 use super::super::spans::Spans;
+use super::grant::Grant;
 use super::{Notice, piece_len};
 use crate::wire::channel::{ChannelId, Frame, MAX_MESSAGE_LEN, MAX_PRIORITY, Message};
 
@@ -114,7 +115,7 @@ pub struct OutgoingMessages {
     to_tell: BTreeSet<u64>,
     /// Lengths of all messages that were begun.
     taken: u64,
-    credit: u64,
+    credit: Grant,
     /// Messages that were begun: the next id.
     count: u64,
     count_credit: u64,
@@ -148,7 +149,7 @@ impl OutgoingMessages {
             given_up: BTreeMap::new(),
             to_tell: BTreeSet::new(),
             taken: 0,
-            credit,
+            credit: Grant::new(credit),
             count: 0,
             count_credit,
             blocked_at: 0,
@@ -247,7 +248,7 @@ impl OutgoingMessages {
 
     /// Credit in bytes since the beginning; an older, smaller one changes nothing.
     pub fn on_max_data(&mut self, limit: u64) {
-        self.credit = self.credit.max(limit);
+        self.credit.on_max_data(limit);
     }
 
     /// Credit in messages since the beginning; an older, smaller one changes nothing.
@@ -302,6 +303,13 @@ impl OutgoingMessages {
         self.queues.get_mut(if self.ordered { 0 } else { usize::from(priority) })
     }
 
+    /// The receiver has use for credit that is idle here. What waits to be begun keeps its own.
+    pub fn on_recall(&mut self) {
+        let fresh = self.messages.values().filter(|pending| pending.id.is_none());
+        let wanted = fresh.map(Pending::total).sum();
+        self.credit.on_recall(self.taken, wanted);
+    }
+
     /// The next frame that goes into `room` bytes: what is to be said first, then pieces.
     pub fn next_frame(&mut self, now: Instant, room: usize) -> Option<(Frame<'_>, Carried)> {
         if let Some(found) = self.next_notice(room) {
@@ -338,9 +346,16 @@ impl OutgoingMessages {
                 return Some((frame, Carried::Close));
             }
         }
+        let returned = self.credit.next_frame(channel, room);
+        if returned.is_some() {
+            return returned;
+        }
         let at = self.blocked_at;
         let frame = Frame::Blocked { channel, at };
-        if self.blocked == Notice::Due && at > self.credit && frame.encoded_len() <= room {
+        if self.blocked == Notice::Due
+            && at > self.credit.outward(self.credit.limit())
+            && frame.encoded_len() <= room
+        {
             self.blocked = Notice::Said;
             return Some((frame, Carried::Blocked { at }));
         }
@@ -380,11 +395,12 @@ impl OutgoingMessages {
         let pending = self.messages.get(&ticket)?;
         if pending.id.is_none() {
             let needed = self.taken + pending.total();
-            if *may_begin && needed > self.credit && self.blocked_at < needed {
-                self.blocked_at = needed;
+            let (limit, at) = (self.credit.limit(), self.credit.outward(needed));
+            if *may_begin && needed > limit && self.blocked_at < at {
+                self.blocked_at = at;
                 self.blocked = Notice::Due;
             }
-            *may_begin &= needed <= self.credit && self.count < self.count_credit;
+            *may_begin &= needed <= limit && self.count < self.count_credit;
             if !*may_begin {
                 return None;
             }
@@ -485,6 +501,7 @@ impl OutgoingMessages {
             }
             Carried::Close => self.close = Notice::Known,
             Carried::Blocked { at } if at == self.blocked_at => self.blocked = Notice::Known,
+            Carried::Return { total } => self.credit.on_acked(total),
             _ => {}
         }
         None
@@ -515,6 +532,7 @@ impl OutgoingMessages {
             }
             Carried::Close => self.close.on_lost(),
             Carried::Blocked { at } if at == self.blocked_at => self.blocked.on_lost(),
+            Carried::Return { total } => self.credit.on_lost(total),
             _ => {}
         }
     }

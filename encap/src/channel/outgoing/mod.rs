@@ -3,6 +3,7 @@
 //! Bytes are kept once. Packets take pieces of them as they have room, and what was lost is cut
 //! anew. Nothing is sent beyond the receiver's credit.
 
+mod grant;
 mod messages;
 mod stream;
 #[cfg(test)]

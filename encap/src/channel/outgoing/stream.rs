@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 
 use super::super::Carried;
 use super::super::spans::Spans;
+use super::grant::Grant;
 use super::{Notice, piece_len};
 use crate::wire::channel::{ChannelId, Frame, Stream};
 
@@ -37,8 +38,7 @@ pub struct OutgoingStream {
     end: u64,
     /// All before were sent at least once.
     sent: u64,
-    /// The receiver's credit.
-    credit: u64,
+    credit: Grant,
     acked: Spans,
     lost: Spans,
     fin: Notice,
@@ -57,7 +57,7 @@ impl OutgoingStream {
             blocks: VecDeque::new(),
             end: 0,
             sent: 0,
-            credit,
+            credit: Grant::new(credit),
             acked: Spans::new(),
             lost: Spans::new(),
             fin: Notice::Idle,
@@ -110,16 +110,26 @@ impl OutgoingStream {
 
     /// Credit in bytes since the beginning; an older, smaller one changes nothing.
     pub fn on_max_data(&mut self, limit: u64) {
-        self.credit = self.credit.max(limit);
+        self.credit.on_max_data(limit);
+    }
+
+    /// The receiver has use for credit that is idle here.
+    pub fn on_recall(&mut self) {
+        self.credit.on_recall(self.sent, self.end - self.sent);
     }
 
     /// The next frame that goes into `room` bytes. What was lost comes first.
     pub fn next_frame(&mut self, room: usize) -> Option<(Frame<'_>, Carried)> {
         let (start, end) = match self.lost.first() {
             Some(lost) => (lost.start, lost.end),
-            None if self.sent < self.end.min(self.credit) => (self.sent, self.end.min(self.credit)),
+            None if self.sent < self.end.min(self.credit.limit()) => {
+                (self.sent, self.end.min(self.credit.limit()))
+            }
             None if self.fin == Notice::Due && self.sent == self.end => (self.end, self.end),
-            None => return self.next_blocked(room),
+            None => {
+                let returned = self.credit.next_frame(self.channel, room);
+                return if returned.is_some() { returned } else { self.next_blocked(room) };
+            }
         };
         let block = self.block_at(start);
         let in_block = block.map_or(start, Block::end).min(end).saturating_sub(start);
@@ -140,9 +150,10 @@ impl OutgoingStream {
 
     /// Says once for each credit that it is not enough.
     fn next_blocked(&mut self, room: usize) -> Option<(Frame<'_>, Carried)> {
-        let blocked = self.sent == self.credit && self.sent < self.end;
-        if blocked && self.blocked_at <= self.credit {
-            self.blocked_at = self.end;
+        let limit = self.credit.limit();
+        let blocked = self.sent == limit && self.sent < self.end;
+        if blocked && self.blocked_at <= self.credit.outward(limit) {
+            self.blocked_at = self.credit.outward(self.end);
             self.blocked = Notice::Due;
         }
         let frame = Frame::Blocked { channel: self.channel, at: self.blocked_at };
@@ -180,6 +191,7 @@ impl OutgoingStream {
                 }
             }
             Carried::Blocked { at } if at == self.blocked_at => self.blocked = Notice::Known,
+            Carried::Return { total } => self.credit.on_acked(total),
             _ => {}
         }
     }
@@ -196,6 +208,7 @@ impl OutgoingStream {
                 }
             }
             Carried::Blocked { at } if at == self.blocked_at => self.blocked.on_lost(),
+            Carried::Return { total } => self.credit.on_lost(total),
             _ => {}
         }
     }

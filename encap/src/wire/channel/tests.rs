@@ -108,6 +108,8 @@ impl Parts {
                 let (priority, total) = (self.small, bytes.len() as u32);
                 Frame::Message(Message { channel, id: a, priority, offset: 0, total, bytes })
             }
+            14 => Frame::Recall { channel },
+            15 => Frame::Return { channel, total: a },
             _ => {
                 let bytes = if bytes.is_empty() { &[7][..] } else { bytes };
                 let total = total.max(bytes.len() as u32 + 1);
@@ -142,12 +144,14 @@ fn frames_have_the_bytes_of_the_table() {
         messages: 2,
         name: "a",
     };
-    let cases: [(Frame<'_>, &[u8]); 9] = [
+    let cases: [(Frame<'_>, &[u8]); 11] = [
         (Frame::Padding(3), &[0, 0, 0]),
         (Frame::Ping, &[1]),
         (Frame::Stream(stream), &[5, 11, 0x80, 0, 0x40, 0, 2, b'y', b'z']),
         (Frame::Expired { channel: CHANNEL, id: 2, total: 3 }, &[6, 11, 2, 3]),
         (Frame::MaxData { channel: CHANNEL, limit: 63 }, &[8, 11, 63]),
+        (Frame::Recall { channel: CHANNEL }, &[10, 11]),
+        (Frame::Return { channel: CHANNEL, total: 64 }, &[11, 11, 0x40, 64]),
         (open, &[0x10, 0x40, 64, 2, 0x40, 64, 2, 1, b'a']),
         (Frame::Closed { channel: CHANNEL }, &[0x15, 11]),
         (Frame::Message(whole), &[0x23, 11, 1, 1, b'x']),
@@ -166,7 +170,7 @@ fn frames_have_the_bytes_of_the_table() {
 fn what_is_no_frame_has_a_name() {
     use FrameFault::{Truncated, Type, Value};
     let fault = |bytes: &[u8]| read_all(bytes).unwrap_err();
-    assert_eq!(fault(&[0x0a]), Type(0x0a));
+    assert_eq!(fault(&[0x0c]), Type(0x0c));
     assert_eq!(fault(&[1, 0xff]), Type(0xff));
     assert_eq!(fault(&[0x30]), Type(0x30));
     assert_eq!(fault(&[0x15, 0x40, 11]), Truncated, "a number in a long form");

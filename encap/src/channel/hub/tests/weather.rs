@@ -287,7 +287,8 @@ fn chan_memory_is_shared() {
         stuck.iter_mut().for_each(|talk| talk.write(&mut world));
         world.run_for(MS * 5);
     }
-    assert!(world.hubs[1].memory.booked() > MIN_RECEIVE_MEMORY);
+    // First windows take a third of what windows may have.
+    assert!(world.hubs[1].memory.booked() > MIN_RECEIVE_MEMORY / 3);
     let mut talks: Vec<Talk> = (111..121).map(|n| Talk::new(n, 0, vec![20_000; 20])).collect();
     run(&mut world, &mut talks, SECOND * 10, |_| {});
     talks.iter().for_each(Talk::assert_ordered);

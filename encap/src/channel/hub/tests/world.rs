@@ -335,7 +335,7 @@ impl World {
 }
 
 impl Hub {
-    fn report_limit(&self) -> u64 {
+    pub(super) fn report_limit(&self) -> u64 {
         self.options.receive_memory.max(MIN_RECEIVE_MEMORY)
     }
 }
