@@ -16,6 +16,10 @@ pub(crate) struct ChannelsReply {
     pub(crate) memory_booked: u64,
     /// Bytes of memory for what came and no program took.
     pub(crate) memory_limit: u64,
+    /// Times that a peer got less credit than it had use for, as memory was short.
+    pub(crate) credit_limited: u64,
+    /// Bytes of credit that idle peers gave back when memory was short.
+    pub(crate) credit_returned: u64,
 }
 
 /// A channel of this node.

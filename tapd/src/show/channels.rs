@@ -20,6 +20,11 @@ pub(super) fn text(reply: &ChannelsReply) -> String {
     let (booked, limit) = (bytes(reply.memory_booked), bytes(reply.memory_limit));
     // Writing to a string cannot fail.
     let _ = writeln!(text, "\nmemory for what no program took yet: {booked} of {limit} booked");
+    if reply.credit_limited > 0 || reply.credit_returned > 0 {
+        let (limited, returned) = (reply.credit_limited, bytes(reply.credit_returned));
+        let _ =
+            writeln!(text, "credit: limited {limited} times, {returned} given back by idle peers");
+    }
     text.extend(reply.channels.iter().map(notes));
     text
 }
@@ -163,6 +168,8 @@ mod tests {
             paths: vec![path],
             memory_booked: 1 << 20,
             memory_limit: 128 << 20,
+            credit_limited: 7,
+            credit_returned: 3 << 20,
         };
         let expected = "\
 CHANNEL  MODE     PROGRAMS  RECEIVER  SOCKET
@@ -175,6 +182,7 @@ PEER  #  LINK  RTT    WINDOW    IN FLIGHT  SENT  LOST  SPURIOUS  TIMEOUTS  CONGE
 beta  0  lan   150us  14.4 KiB  0 B        40    0     0         0         cubic
 
 memory for what no program took yet: 1.0 MiB of 128.0 MiB booked
+credit: limited 7 times, 3.0 MiB given back by idle peers
 backup: records_in 1000
 ";
         assert_eq!(text(&reply), expected);

@@ -87,6 +87,8 @@ impl Names {
             paths: report.hub.paths.iter().filter(wanted).map(|path| self.path(path)).collect(),
             memory_booked: report.hub.memory_booked,
             memory_limit: report.hub.memory_limit,
+            credit_limited: report.hub.credit_limited,
+            credit_returned: report.hub.credit_returned,
             channels,
         }
     }
@@ -224,6 +226,8 @@ mod tests {
                 paths: vec![path(2, 1, 150), path(3, 9, 0)],
                 memory_booked: 100,
                 memory_limit: 200,
+                credit_limited: 3,
+                credit_returned: 50,
             },
             sockets: vec![socket],
         }
@@ -279,6 +283,7 @@ mod tests {
         };
         assert_eq!(*new, nothing);
         assert_eq!((reply.memory_booked, reply.memory_limit), (100, 200));
+        assert_eq!((reply.credit_limited, reply.credit_returned), (3, 50));
         let shown: Vec<_> = reply.paths.iter().map(|p| (p.name.as_str(), p.rtt_us)).collect();
         assert_eq!(shown, [("wan", Some(150)), ("9", None)]);
     }
