@@ -145,14 +145,20 @@ impl Sender<'_> {
 
     /// The reason why tapd hung up, as far as it said one.
     fn ended(&mut self, error: io::Error) -> Failure {
-        if error.kind() == io::ErrorKind::BrokenPipe {
-            while let Ok(event) = self.channel.recv() {
-                if let Err(failure) = self.tell(&event) {
-                    return failure;
+        if error.kind() != io::ErrorKind::BrokenPipe {
+            return broken(error);
+        }
+        loop {
+            match self.channel.recv() {
+                Ok(event) => {
+                    if let Err(failure) = self.tell(&event) {
+                        return failure;
+                    }
                 }
+                // If it said none, that is what there is to say.
+                Err(error) => return broken(error),
             }
         }
-        broken(error)
     }
 
     fn tell(&mut self, event: &Event) -> Result<(), Failure> {
@@ -206,8 +212,13 @@ fn stream(stream: Stream, mut input: Box<dyn Read + Send>) -> Result<(), Failure
         return Err(anyhow!(error).context("cannot read what to send").into());
     }
     received?;
-    sending.join().map_err(|_| anyhow!("the thread that sends panicked"))?.map_err(broken)?;
-    reader.wait_closed().map_err(broken)
+    let sent = sending.join().map_err(|_| anyhow!("the thread that sends panicked"))?;
+    // Where tapd has hung up, what it said last tells more.
+    let hung_up = |error: &io::Error| error.kind() == io::ErrorKind::BrokenPipe;
+    if sent.as_ref().err().is_none_or(hung_up) {
+        reader.wait_closed().map_err(broken)?;
+    }
+    sent.map_err(broken)
 }
 
 /// Copies a stream to its end, and hands on what arrives at once.
