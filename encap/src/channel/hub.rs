@@ -291,6 +291,9 @@ impl Hub {
             if let Some(boot) = boot {
                 self.meet(node, boot);
             }
+            if let Some(peer) = self.peers.get_mut(&node) {
+                peer.decide_encoding();
+            }
             self.tell_reachable(node);
         }
         self.work = true;

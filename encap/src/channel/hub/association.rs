@@ -181,6 +181,16 @@ impl Association {
         self.view = Some(view);
     }
 
+    /// What the peer's features are to tell of conduits that were made without a session, before
+    /// anything of them leaves.
+    pub(super) fn decide_encoding(&mut self) {
+        let session = self.view.as_ref().and_then(|view| view.session.as_ref());
+        let Some(session) = session else { return };
+        for conduit in self.conduits.values_mut() {
+            conduit.decide_encoding(session.compression);
+        }
+    }
+
     /// What is on its way by this link leaves again by another.
     fn abandon(&mut self, link: LinkIndex) {
         let mut outcome = std::mem::take(&mut self.outcome);

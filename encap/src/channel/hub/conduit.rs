@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use super::association::What;
+use super::encoding::PLAIN;
 use super::{ChannelKey, StreamKey};
 use crate::channel::Carried;
 use crate::channel::incoming::{IncomingMessages, IncomingStream, IncomingUnreliable, Memory};
@@ -117,6 +118,8 @@ pub(super) struct Conduit {
     pub(super) body: Body,
     /// Its messages begin with a byte that says how they are encoded.
     pub(super) encoded: bool,
+    /// They are to be if the peer takes that, which no session has told yet.
+    pub(super) undecided: bool,
     /// OPEN or ACCEPT.
     pub(super) greeting: Notice,
     /// Both sides know of it.
@@ -142,6 +145,7 @@ impl Conduit {
             channel,
             body,
             encoded: false,
+            undecided: false,
             greeting: Notice::Due,
             // A node that was asked knows both.
             accepted: !id.ours,
@@ -151,6 +155,17 @@ impl Conduit {
             active: false,
             turn: 0,
             resent: 0,
+        }
+    }
+
+    /// There is a session, by which the peer takes encoded messages or not. Those that wait were
+    /// taken before and are encoded as they are: to compress all of them now would hold up others.
+    pub(super) fn decide_encoding(&mut self, takes: bool) {
+        if std::mem::take(&mut self.undecided) && takes {
+            self.encoded = true;
+            if let Body::MessagesOut(messages) = &mut self.body {
+                messages.prefix(PLAIN);
+            }
         }
     }
 

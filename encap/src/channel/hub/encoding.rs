@@ -19,7 +19,8 @@ pub(super) const ENCODING_LEN: usize = 1;
 const HEADER_LEN: usize = 5;
 /// Shortest message in bytes that is worth trying.
 const LEAST_LEN: usize = 64;
-const PLAIN: u8 = 0;
+/// In front of a message that is not compressed.
+pub(super) const PLAIN: u8 = 0;
 const COMPRESSED: u8 = 1;
 
 /// Makes messages shorter.

@@ -126,6 +126,7 @@ impl Hub {
                 let mut conduit = Conduit::new(id, key, outgoing(id, config), (0, 0));
                 conduit.encoded = config.compression.is_some()
                     && session.is_some_and(|session| session.compression);
+                conduit.undecided = config.compression.is_some() && session.is_none();
                 peer.insert(conduit);
                 *member.out.insert(id)
             }

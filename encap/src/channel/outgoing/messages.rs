@@ -234,6 +234,16 @@ impl OutgoingMessages {
         self.messages.first_key_value().map_or(self.next_ticket, |(ticket, _)| ticket.0)
     }
 
+    /// Puts a byte in front of each message, before anything was handed out. They may take as many
+    /// bytes more than the limit as they are.
+    pub(in crate::channel) fn prefix(&mut self, byte: u8) {
+        for pending in self.messages.values_mut() {
+            debug_assert!(pending.id.is_none());
+            pending.bytes.insert(0, byte);
+            self.kept += 1;
+        }
+    }
+
     /// Another name, before anything was handed out.
     pub(in crate::channel) const fn set_channel(&mut self, channel: ChannelId) {
         self.channel = channel;

@@ -2,6 +2,7 @@
 
 use super::super::*;
 use super::world::*;
+use crate::compress::Level;
 use crate::link::id::LinkIndex;
 
 fn lost(world: &World, index: usize) -> Vec<u64> {
@@ -266,4 +267,43 @@ fn chan_what_was_sent_is_settled_once() {
     Talk::new(1, 0, vec![100; 3]).write(&mut world);
     assert_eq!(world.hubs[0].sent(key, node(1)), 0);
     assert!(world.hubs[0].is_settled(key, node(1), 0));
+}
+
+/// Whether the peer takes compressed messages is known with the session, and asked anew with each.
+#[test]
+fn chan_compression_begins_with_the_session() {
+    let mut world = World::new(1, CALM, 12);
+    world.linked = false;
+    world.publish();
+    let mut compressed = config("a", Mode::Ordered);
+    compressed.compression = Some(Level::default());
+    world.configure(&[compressed]);
+    let key = ChannelKey(1);
+    let text = b"the same again and again; ".repeat(400);
+    let send = |world: &mut World| {
+        let (now, options) = (world.now, SendOptions::default());
+        world.hubs[0].send(now, key, node(1), options, text.clone()).unwrap();
+    };
+    let bytes = |world: &mut World| {
+        let before = world.by_link[0];
+        world.run_for(SECOND);
+        assert_eq!(world.hubs[1].next_message(key).unwrap().bytes, text);
+        world.by_link[0] - before
+    };
+    for round in 0..2 {
+        if round == 1 {
+            world.linked = false;
+            world.restart(1);
+        }
+        send(&mut world);
+        world.run_for(SECOND);
+        world.linked = true;
+        world.publish();
+        // This one was taken before anything was known.
+        assert!(bytes(&mut world) > text.len() as u64);
+        send(&mut world);
+        let sent = bytes(&mut world);
+        assert!(sent < text.len() as u64 / 4, "round {round}: {sent} bytes, so not compressed");
+    }
+    assert_eq!(world.faults(), []);
 }
