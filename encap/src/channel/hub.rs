@@ -180,6 +180,11 @@ pub enum ChannelEvent {
     /// The peer has no such channel, or of another mode, or not for this node. Messages wait; it is
     /// asked again now and then.
     Refused(ChannelKey, NodeId),
+    /// The peer that refused it has it now.
+    Accepted(ChannelKey, NodeId),
+    /// The peer asked for it and was refused: in another mode, or though it is not for that node.
+    /// Said once, until the peer does better.
+    Mismatched(ChannelKey, NodeId),
     /// What [`Hub::is_settled`] was asked of this peer may be so now. Not said of messages that were
     /// given up: of those other events tell.
     Settled(ChannelKey, NodeId),
@@ -328,9 +333,11 @@ impl Hub {
             *lost.entry(key).or_default() += self.end(node, conduit, StreamError::PeerGone);
         }
         for (key, channel) in &mut self.channels {
-            if channel.takes(node) && channel.config.mode != Mode::Stream {
+            if let Some(member) = channel.peers.get_mut(&node) {
                 // What another process refused says nothing of the next one.
-                channel.member(node).refused = false;
+                member.refused = false;
+            }
+            if channel.takes(node) && channel.config.mode != Mode::Stream {
                 let count = lost.get(key).copied().unwrap_or(0);
                 self.events.push_back(ChannelEvent::EpochChanged(*key, node, count));
             }

@@ -1,6 +1,6 @@
 //! A channel's side of its sockets: who is connected, who receives, who waits.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::os::fd::OwnedFd;
 
 use encap::channel::hub::{ChannelKey, Hub, ReceivedMessage};
@@ -10,6 +10,7 @@ use super::batch::{BATCH, OutPacket};
 use super::framing::{Flags, Header, Kind, MAX_PIECE_LEN, MAX_RECORD_LEN};
 use super::port::ConnectionId;
 use super::report::{SocketCounters, SocketReport};
+use super::sockets::Misfit;
 
 /// Longest unreliable message in bytes, 64 KiB.
 pub(super) const MAX_UNRELIABLE_LEN: u32 = 64 << 10;
@@ -44,6 +45,9 @@ pub(super) struct Channel {
     pub(super) queued: bool,
     pub(super) outbox: Outbox,
     pub(super) counters: SocketCounters,
+    /// What is in the log, until it is well or the configuration is read anew. Two for each peer at
+    /// most.
+    pub(super) misfits: BTreeSet<Misfit>,
 }
 
 impl Channel {
@@ -63,6 +67,7 @@ impl Channel {
             queued: false,
             outbox: Outbox::default(),
             counters: SocketCounters::default(),
+            misfits: BTreeSet::new(),
         }
     }
 

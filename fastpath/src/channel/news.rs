@@ -64,8 +64,9 @@ impl News {
             PeerNews { down: true, .. } => (Kind::PeerDown, 0),
             PeerNews { epoch: Some(given_up), .. } => (Kind::Epoch, count(given_up)),
             PeerNews { expired: 1.., .. } => (Kind::Expired, count(news.expired)),
-            PeerNews { refused: true, .. } => (Kind::Refused, 0),
-            _ => (Kind::PeerUp, 0),
+            PeerNews { up: true, .. } => (Kind::PeerUp, 0),
+            // A program that waits for the peer to be up hears it after that.
+            _ => (Kind::Refused, 0),
         };
         let mut header = Header::event(kind, *peer, number, 0);
         if kind == Kind::Refused {

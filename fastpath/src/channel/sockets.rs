@@ -24,7 +24,10 @@ use super::port::{ConnectionId, GENERATIONS, Token};
 use super::stream::Buffers;
 use super::system::{Epoll, MAX_READY, Ready, Timer};
 
+mod misfits;
+
 pub use super::report::{SocketCounters, SocketReport};
+pub(super) use misfits::Misfit;
 
 /// Programs that one channel has at a time at most: each costs descriptors, and of streams up to
 /// 320 KiB.
@@ -379,7 +382,14 @@ impl ChannelSockets {
             | ChannelEvent::PeerDown(..)
             | ChannelEvent::EpochChanged(..)
             | ChannelEvent::Expired(..)
-            | ChannelEvent::Refused(..) => self.tell(event, now, hub, moved),
+            | ChannelEvent::Refused(..) => {
+                if let ChannelEvent::Refused(key, peer) = event {
+                    self.warn(key, Misfit::Refused(peer));
+                }
+                self.tell(event, now, hub, moved);
+            }
+            ChannelEvent::Accepted(key, peer) => self.note_accepted(key, peer),
+            ChannelEvent::Mismatched(key, peer) => self.warn(key, Misfit::Asked(peer)),
             ChannelEvent::Settled(key, _) => self.look_at_finished(key, now, hub, moved),
             ChannelEvent::StreamOpened(key)
             | ChannelEvent::StreamReadable(key)

@@ -242,6 +242,7 @@ impl<F: FramePort, D: DatagramPort> Worker<F, D> {
                 log::error!("channel {name} cannot be served: {error}");
             }
         }
+        sockets.warn_anew(hub);
         Ok(())
     }
 }

@@ -26,6 +26,8 @@ pub(super) struct Membership {
     pub(super) input: Option<ConduitId>,
     /// The peer said that it does not have the channel.
     pub(super) refused: bool,
+    /// The peer asked for it as what it is not here.
+    pub(super) mismatched: bool,
     /// Programs know that it can be reached.
     pub(super) up: bool,
     /// Messages that programs sent by conduits that are over.
@@ -53,7 +55,8 @@ impl Membership {
             streams: 0,
         };
         let (out, input, awaited) = (None, None, None);
-        Self { out, input, refused: false, up: false, over: 0, awaited, stats }
+        let (refused, mismatched, up) = (false, false, false);
+        Self { out, input, refused, mismatched, up, over: 0, awaited, stats }
     }
 
     /// Unreliable messages that cannot leave are dropped: nobody waits for a moment that may never
@@ -72,6 +75,18 @@ impl Membership {
         }
         if std::mem::take(&mut conduit.full) {
             events.push_back(ChannelEvent::Writable(key, node));
+        }
+    }
+
+    /// The peer has it. Says so if it had refused it.
+    pub(super) fn accept(
+        &mut self,
+        key: ChannelKey,
+        node: NodeId,
+        events: &mut VecDeque<ChannelEvent>,
+    ) {
+        if std::mem::take(&mut self.refused) {
+            events.push_back(ChannelEvent::Accepted(key, node));
         }
     }
 

@@ -77,6 +77,24 @@ impl Hub {
         peers.map(|peer| peer.node).filter(|node| channel.takes(*node)).collect()
     }
 
+    /// The peers that refused a channel, as far as they were asked, and still do.
+    #[must_use]
+    pub fn refused(&self, key: ChannelKey) -> Vec<NodeId> {
+        self.members_with(key, |member| member.refused)
+    }
+
+    /// The peers that asked for a channel as what it is not here, and have not done better since.
+    #[must_use]
+    pub fn mismatched(&self, key: ChannelKey) -> Vec<NodeId> {
+        self.members_with(key, |member| member.mismatched)
+    }
+
+    fn members_with(&self, key: ChannelKey, is_it: impl Fn(&Membership) -> bool) -> Vec<NodeId> {
+        let Some(channel) = self.channels.get(&key) else { return Vec::new() };
+        let members = channel.peers.iter().filter(|(_, member)| is_it(member));
+        members.map(|(node, _)| *node).collect()
+    }
+
     /// Takes a message for one peer.
     ///
     /// # Errors

@@ -222,6 +222,9 @@ impl Hub {
         {
             // The ACCEPT is still on its way.
             self.events.push_back(ChannelEvent::StreamOpened(stream.key));
+            if let Some(channel) = self.channels.get_mut(&key) {
+                channel.member(node).accept(key, node, &mut self.events);
+            }
         }
         let taken = match (&mut conduit.body, frame) {
             (body, Frame::Accept { credit, messages, .. }) if id.ours => {
@@ -232,7 +235,7 @@ impl Hub {
                         self.events.push_back(ChannelEvent::StreamOpened(stream.key));
                     }
                     if let Some(channel) = self.channels.get_mut(&key) {
-                        channel.member(node).refused = false;
+                        channel.member(node).accept(key, node, &mut self.events);
                     }
                 }
                 Ok(())
@@ -364,7 +367,17 @@ impl Hub {
         if matches!(conduit.body, Body::Stream(_)) {
             let nobody = reason == REFUSED_NOBODY || reason == REFUSED_BUSY;
             let why = if nobody { StreamError::NobodyAccepts } else { StreamError::Refused };
+            let key = conduit.channel;
             self.end(node, conduit, why);
+            if let Some(channel) = self.channels.get_mut(&key) {
+                let member = channel.member(node);
+                if nobody {
+                    // It has the channel, at least.
+                    member.accept(key, node, &mut self.events);
+                } else if !std::mem::replace(&mut member.refused, true) {
+                    self.events.push_back(ChannelEvent::Refused(key, node));
+                }
+            }
             return;
         }
         // It is asked again, under another number.
@@ -440,10 +453,16 @@ impl Hub {
         name: &str,
     ) -> Result<(), u64> {
         let found = self.channels.iter_mut().find(|(_, channel)| channel.config.name == name);
-        let (key, channel) = found
-            .filter(|(_, channel)| channel.config.mode == mode && channel.takes(node))
-            .ok_or(REFUSED_NO_CHANNEL)?;
+        let (key, channel) = found.ok_or(REFUSED_NO_CHANNEL)?;
         let key = *key;
+        let fits = channel.config.mode == mode && channel.takes(node);
+        let mismatched = std::mem::replace(&mut channel.member(node).mismatched, !fits);
+        if !fits {
+            if !mismatched {
+                self.events.push_back(ChannelEvent::Mismatched(key, node));
+            }
+            return Err(REFUSED_NO_CHANNEL);
+        }
         let peer = self.peers.get_mut(&node).ok_or(REFUSED_NO_CHANNEL)?;
         let session = peer.view.as_ref().and_then(|view| view.session.as_ref());
         if encoded && session.is_none_or(|session| !session.compression) {

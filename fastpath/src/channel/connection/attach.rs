@@ -107,6 +107,10 @@ impl Connection {
         for peer in turn.hub.reachable(self.channel) {
             self.news.up(peer);
         }
+        // What the others were told.
+        for peer in turn.hub.refused(self.channel) {
+            self.news.refused(peer);
+        }
         self.flush_news(turn);
         if turn.channel.receiver == Some(self.id) {
             turn.channel.readable = true;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use encap::wire::channel::{MAX_MESSAGE_LEN, Mode};
 
-use super::world::{KEY, Program, World, attach, data, node, pattern};
+use super::world::{KEY, Node, Program, World, attach, config, data, node, pattern};
 use crate::channel::framing::{Code, Flags, Header, Kind, MAX_PIECE_LEN, VERSION, mode_number};
 use crate::channel::sockets::MAX_CONNECTIONS;
 
@@ -447,6 +447,9 @@ fn programs_hear_of_restarts_and_refusals() {
         .unwrap();
     let code = Code::NoChannel.number();
     assert_eq!(refused, Header { code, ..Header::event(Kind::Refused, node(2), 0, 0) });
+    // Who comes later hears it too.
+    let mut late = world.attach(0, Flags::NONE);
+    assert_eq!(late.record().unwrap().0, refused);
 }
 
 #[test]
@@ -490,4 +493,31 @@ fn a_channel_that_is_removed_says_so() {
         assert_eq!(world.error(&mut silent).0, Code::Closed);
         assert!(world.nodes[0].sockets.report().is_empty());
     }
+}
+
+#[test]
+fn a_channel_that_does_not_fit_is_in_the_log_once() {
+    let mut world = World::new(Mode::Ordered);
+    let mut configs = vec![(KEY, config(Mode::Unordered))];
+    world.nodes[1].hub.configure(world.now, configs.clone());
+    let sender = world.attach(0, Flags::NONE);
+    let logged = |world: &World| [0, 1].map(|on: usize| world.nodes[on].sockets.misfits(KEY));
+    for _ in 0..3 {
+        sender.send(data(2, 1), b"x").unwrap();
+        world.now += Duration::from_secs(2);
+        world.settle();
+    }
+    let refused = "channel blue: two has no such channel of mode message, or not for this node";
+    let asked = "channel blue: one asked for it in another mode";
+    let [here, there] = logged(&world);
+    assert!(here.len() == 1 && here[0].starts_with(refused), "{here:?}");
+    assert!(there.len() == 1 && there[0].starts_with(asked), "{there:?}");
+    let Node { hub, sockets, .. } = &mut world.nodes[0];
+    sockets.warn_anew(hub);
+    assert_eq!(logged(&world)[0], here);
+    configs[0].1.mode = Mode::Ordered;
+    world.nodes[1].hub.configure(world.now, configs);
+    world.now += Duration::from_secs(2);
+    world.settle();
+    assert_eq!(logged(&world)[0], [""; 0]);
 }

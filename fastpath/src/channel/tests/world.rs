@@ -38,6 +38,18 @@ pub(super) fn node(id: u16) -> NodeId {
     NodeId::new(id).unwrap()
 }
 
+/// The channel of both nodes.
+pub(super) fn config(mode: Mode) -> ChannelConfig {
+    ChannelConfig {
+        name: "blue".to_owned(),
+        mode,
+        peers: None,
+        copies: false,
+        send_buffer: SEND_BUFFER,
+        compression: None,
+    }
+}
+
 /// One node with one channel.
 pub(super) struct Node {
     pub(super) hub: Hub,
@@ -56,23 +68,10 @@ impl Node {
         listener.bind(&SockAddr::unix(self.path()).unwrap()).unwrap();
         listener.listen(128).unwrap();
         let name = "blue".to_owned();
-        let setup = ChannelSetup {
-            key: KEY,
-            name: name.clone(),
-            mode,
-            compressed: false,
-            listener: listener.into(),
-        };
+        let setup =
+            ChannelSetup { key: KEY, name, mode, compressed: false, listener: listener.into() };
         self.sockets.add(setup).unwrap();
-        let config = ChannelConfig {
-            name,
-            mode,
-            peers: None,
-            copies: false,
-            send_buffer: SEND_BUFFER,
-            compression: None,
-        };
-        self.hub.configure(now, vec![(KEY, config)]);
+        self.hub.configure(now, vec![(KEY, config(mode))]);
     }
 
     pub(super) fn counters(&self) -> SocketCounters {

@@ -307,3 +307,48 @@ fn chan_compression_begins_with_the_session() {
     }
     assert_eq!(world.faults(), []);
 }
+
+/// What does not fit is said once, and again when it was well in between.
+#[test]
+fn chan_a_mismatch_is_said_once_until_it_is_well() {
+    let key = ChannelKey(1);
+    let count = |world: &World, index: usize, event: ChannelEvent| {
+        world.events[index].iter().filter(|seen| **seen == event).count()
+    };
+    for mode in [Mode::Ordered, Mode::Stream] {
+        let mut world = World::new(1, CALM, 13);
+        let other = if mode == Mode::Stream { Mode::Ordered } else { Mode::Unordered };
+        world.configure_one(0, &[config("a", mode)]);
+        world.configure_one(1, &[config("a", other)]);
+        let ask = |world: &mut World| {
+            let (now, options) = (world.now, SendOptions::default());
+            if mode == Mode::Stream {
+                world.hubs[0].open_stream(now, key, node(1)).unwrap();
+            } else {
+                world.hubs[0].send(now, key, node(1), options, vec![1]).unwrap();
+            }
+            world.run_for(SECOND * 4);
+        };
+        for _ in 0..3 {
+            ask(&mut world);
+        }
+        assert_eq!(count(&world, 0, ChannelEvent::Refused(key, node(1))), 1, "{mode:?}");
+        assert_eq!(count(&world, 1, ChannelEvent::Mismatched(key, node(0))), 1, "{mode:?}");
+        assert_eq!(world.hubs[0].refused(key), [node(1)]);
+        assert_eq!(world.hubs[1].mismatched(key), [node(0)]);
+        assert_eq!(world.hubs[0].report().channels[0].peers[0].state, PeerState::Refused);
+        world.hubs[1].configure(world.now, vec![(ChannelKey(2), config("a", mode))]);
+        ask(&mut world);
+        if mode == Mode::Stream {
+            assert!(world.hubs[1].accept_stream(world.now, ChannelKey(2)).is_some());
+            world.run_for(SECOND);
+        }
+        assert_eq!(count(&world, 0, ChannelEvent::Accepted(key, node(1))), 1, "{mode:?}");
+        assert_eq!(world.hubs[0].refused(key), []);
+        assert_eq!(world.hubs[1].mismatched(ChannelKey(2)), []);
+        world.hubs[1].configure(world.now, vec![(ChannelKey(3), config("a", other))]);
+        ask(&mut world);
+        assert_eq!(count(&world, 0, ChannelEvent::Refused(key, node(1))), 2, "{mode:?}");
+        assert_eq!(count(&world, 1, ChannelEvent::Mismatched(ChannelKey(3), node(0))), 1);
+    }
+}

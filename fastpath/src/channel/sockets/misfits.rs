@@ -1,0 +1,92 @@
+//! Channels that do not fit those of peers: they are in the log once.
+
+use std::collections::HashMap;
+
+use encap::channel::hub::{ChannelKey, Hub};
+use encap::id::NodeId;
+use encap::wire::channel::Mode;
+
+use super::ChannelSockets;
+use crate::channel::entry::Channel;
+
+/// How a channel does not fit that of a peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(in crate::channel) enum Misfit {
+    /// The peer refuses it.
+    Refused(NodeId),
+    /// The peer asks for it as what it is not here.
+    Asked(NodeId),
+}
+
+impl Misfit {
+    /// One sentence for the log, with what to do.
+    fn text(self, channel: &Channel, names: &HashMap<NodeId, String>) -> String {
+        let (name, mode) = (&channel.name, mode_name(channel.mode));
+        match self {
+            Self::Refused(peer) => format!(
+                "channel {name}: {} has no such channel of mode {mode}, or not for this node; its \
+                 name and mode have to be the same on both, and each one of the other's members",
+                node_name(peer, names)
+            ),
+            Self::Asked(peer) => format!(
+                "channel {name}: {} asked for it in another mode, or is none of its members, and \
+                 was refused; here its mode is {mode}. Compare the configurations of both",
+                node_name(peer, names)
+            ),
+        }
+    }
+}
+
+/// What people call a node.
+fn node_name(node: NodeId, names: &HashMap<NodeId, String>) -> String {
+    names.get(&node).cloned().unwrap_or_else(|| format!("node {node}"))
+}
+
+/// As the configuration calls it.
+const fn mode_name(mode: Mode) -> &'static str {
+    match mode {
+        Mode::Stream => "stream",
+        Mode::Ordered => "message",
+        Mode::Unordered => "unordered",
+        Mode::Unreliable => "datagram",
+    }
+}
+
+impl ChannelSockets {
+    /// The configuration was read anew: what does not fit still is said again.
+    pub fn warn_anew(&mut self, hub: &Hub) {
+        for key in self.keys() {
+            if let Some(channel) = self.channels.get_mut(&key) {
+                channel.misfits.clear();
+            }
+            let refused = hub.refused(key).into_iter().map(Misfit::Refused);
+            let asked = hub.mismatched(key).into_iter().map(Misfit::Asked);
+            refused.chain(asked).for_each(|misfit| self.warn(key, misfit));
+        }
+    }
+
+    /// Says in the log how a channel does not fit a peer's. That it is refused is said once: every
+    /// process of the peer will refuse it.
+    pub(super) fn warn(&mut self, key: ChannelKey, misfit: Misfit) {
+        let Some(channel) = self.channels.get_mut(&key) else { return };
+        if channel.misfits.insert(misfit) || matches!(misfit, Misfit::Asked(_)) {
+            log::warn!("{}", misfit.text(channel, &self.shared.names));
+        }
+    }
+
+    /// A peer that refused a channel has it.
+    pub(super) fn note_accepted(&mut self, key: ChannelKey, peer: NodeId) {
+        let Some(channel) = self.channels.get_mut(&key) else { return };
+        if channel.misfits.remove(&Misfit::Refused(peer)) {
+            let name = node_name(peer, &self.shared.names);
+            log::info!("channel {}: {name} has it now", channel.name);
+        }
+    }
+
+    /// What the log has of a channel that does not fit.
+    #[cfg(test)]
+    pub(in crate::channel) fn misfits(&self, key: ChannelKey) -> Vec<String> {
+        let (channel, names) = (&self.channels[&key], &self.shared.names);
+        channel.misfits.iter().map(|misfit| misfit.text(channel, names)).collect()
+    }
+}
