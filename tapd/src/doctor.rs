@@ -157,6 +157,9 @@ fn examine(request: Request) -> Report {
         let uplinks = [uplinks, dpdk::uplinks(Some(config))].concat();
         tap::check_networks(config, &uplinks, running.is_some(), &mut report);
         channels::check(config, running.is_some(), &mut report);
+        if running.is_some() {
+            channels::check_running(&socket, &mut report);
+        }
     }
     report
 }

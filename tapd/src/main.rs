@@ -99,8 +99,9 @@ fn check(args: CheckArgs) -> Result<(), Failure> {
     };
     let nodes = counted(checked.nodes, "node");
     let networks = counted(checked.networks, "network");
+    let channels = counted(checked.channels, "channel");
     let file = args.file.display();
-    print(format!("{file}: no faults; {nodes}, {networks}{own}\n").as_bytes())
+    print(format!("{file}: no faults; {nodes}, {networks}, {channels}{own}\n").as_bytes())
 }
 
 fn examine(args: DoctorArgs) -> Result<(), Failure> {

@@ -215,13 +215,15 @@ fn counters_text(counters: &CountersReply) -> String {
     let workers = counters.workers.iter().map(|w| (format!("worker {}", w.worker), &w.counters));
     let ports = counters.ports.iter().map(|(name, counters)| (name.clone(), counters));
     let mut parts = Table::new(&["PART", "COUNTER", "COUNT"]);
-    for (part, counters) in workers.chain(ports) {
+    let channels = counters.channels.iter();
+    let channels = channels.map(|(name, counters)| (format!("channel {name}"), counters));
+    for (part, counters) in workers.chain(ports).chain(channels) {
         for (name, count) in counters.iter().filter(|(_, count)| **count > 0) {
             parts.row([part.clone(), name.clone(), count.to_string()]);
         }
     }
     text.push('\n');
-    text.push_str(&parts.text("no worker and no port counted anything"));
+    text.push_str(&parts.text("no worker, port or channel counted anything"));
     text
 }
 
@@ -377,11 +379,17 @@ mod tests {
         let counters = CountersReply {
             drops: BTreeMap::from([("bad_tag".into(), 7), ("replayed".into(), 0)]),
             drop_help: BTreeMap::from([("bad_tag".into(), "failed authentication".into())]),
+            channels: BTreeMap::from([(
+                "backup".into(),
+                BTreeMap::from([("held_back".into(), 3), ("cut_short".into(), 0)]),
+            )]),
             ..Default::default()
         };
         let shown = text(Topic::Counters, json(&counters)).unwrap();
         assert!(shown.contains("bad_tag  7      failed authentication"), "{shown}");
         assert!(!shown.contains("replayed"), "{shown}");
+        assert!(shown.contains("channel backup  held_back  3\n"), "{shown}");
+        assert!(!shown.contains("cut_short"), "{shown}");
     }
 
     #[test]

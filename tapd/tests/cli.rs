@@ -100,7 +100,8 @@ fn check_accepts_the_example() {
     let directory = example();
     let output = tapd(directory.path(), &["check", "cluster.toml", "--node", "beta"]);
     expect(&output, 0);
-    let expected = "cluster.toml: no faults; 2 nodes, 1 network; this machine is node 2 (beta)\n";
+    let expected =
+        "cluster.toml: no faults; 2 nodes, 1 network, 0 channels; this machine is node 2 (beta)\n";
     assert_eq!(stdout(&output), expected);
 }
 

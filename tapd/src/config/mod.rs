@@ -331,6 +331,8 @@ pub(crate) struct Checked {
     pub(crate) nodes: usize,
     /// Number of networks.
     pub(crate) networks: usize,
+    /// Number of channels.
+    pub(crate) channels: usize,
     /// This machine, if it is known which one it is.
     pub(crate) own: Option<(NodeId, String)>,
 }
@@ -409,6 +411,7 @@ impl Config {
             own: own.map(|node| (node.id, node.name.clone())),
             nodes: parts.nodes.len(),
             networks: parts.networks.len(),
+            channels: parts.channels.len(),
         })
     }
 

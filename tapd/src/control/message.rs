@@ -541,6 +541,9 @@ pub(crate) struct CountersReply {
     pub(crate) workers: Vec<WorkerCounters>,
     /// Per port, tap or uplink: counters by name.
     pub(crate) ports: BTreeMap<String, BTreeMap<String, u64>>,
+    /// Per raw channel: what happened at its socket, and with its peers together.
+    #[serde(default)]
+    pub(crate) channels: BTreeMap<String, BTreeMap<String, u64>>,
 }
 
 /// Answers [`Request::Reload`].

@@ -104,7 +104,7 @@ impl Daemon {
             Topic::Ports => reply.ok(&self.port_rows()),
             Topic::Channels => self.show_channels(name, reply),
             Topic::Neighbors => reply.ok(&self.neighbor_rows()),
-            Topic::Counters => reply.ok(&self.counters()),
+            Topic::Counters => self.show_counters(reply),
         }
     }
 
@@ -301,7 +301,7 @@ impl Daemon {
         replies
     }
 
-    fn counters(&self) -> CountersReply {
+    pub(super) fn counters(&self) -> CountersReply {
         let mut reply = CountersReply::default();
         let control = self.vtep.counters();
         let all: Vec<&Counters> =

@@ -11,12 +11,46 @@ use fastpath::accounts;
 use super::Report;
 use super::dpdk::writable;
 use crate::config::{Account, ChannelConfig, Config, mode_name};
+use crate::control::{ChannelsReply, Client, Request, Topic};
 use crate::socket_file::{self, Found};
+
+/// The state of a peer that does not have a channel, as the daemon tells it.
+const REFUSED: &str = "refused";
 
 /// Looks at each channel of this node.
 pub(super) fn check(config: &Config, running: bool, report: &mut Report) {
     for channel in config.own_channels() {
         check_channel(channel, &config.channel_socket(channel), running, report);
+    }
+}
+
+/// Asks the daemon that runs which peers refuse a channel.
+pub(super) fn check_running(control: &Path, report: &mut Report) {
+    let request = Request::Show { topic: Topic::Channels, name: None };
+    let asked = Client::connect(control).and_then(|client| client.request(request));
+    match asked {
+        Ok(reply) => check_peers(&reply, report),
+        Err(error) => {
+            let advice = "look into the log of tapd";
+            report.warn("channels", format_args!("the daemon does not tell: {error}"), advice);
+        }
+    }
+}
+
+fn check_peers(reply: &ChannelsReply, report: &mut Report) {
+    for channel in &reply.channels {
+        let refused = channel.peers.iter().filter(|peer| peer.state == REFUSED);
+        let peers: Vec<_> = refused.map(|peer| peer.peer.as_str()).collect();
+        if !peers.is_empty() {
+            report.warn(
+                &format!("channel {}", channel.name),
+                format_args!("refused by {}", peers.join(", ")),
+                format_args!(
+                    "have a channel of that name and mode {} on both nodes, each a member",
+                    channel.mode
+                ),
+            );
+        }
     }
 }
 
@@ -111,6 +145,7 @@ mod tests {
 
     use super::*;
     use crate::config::{SocketAccess, testing};
+    use crate::control::{ChannelPeerReply, ChannelReply};
     use crate::doctor::Status;
 
     fn examined(channel: &ChannelConfig, socket: &Path, running: bool) -> (Status, String) {
@@ -140,6 +175,30 @@ mod tests {
         fs::write(&file, "precious").unwrap();
         let (status, line) = examined(&channel, &file, false);
         assert!(status == Status::Fail && line.contains("is no socket"), "{line}");
+    }
+
+    #[test]
+    fn peers_that_refuse_are_named() {
+        let peer = |peer: &str, state: &str| ChannelPeerReply {
+            peer: peer.into(),
+            state: state.into(),
+            ..ChannelPeerReply::default()
+        };
+        let channel = |name: &str, peers| ChannelReply {
+            name: name.into(),
+            mode: "message".into(),
+            peers,
+            ..ChannelReply::default()
+        };
+        let peers = vec![peer("beta", "refused"), peer("gamma", "open"), peer("delta", "refused")];
+        let well = vec![peer("beta", "open")];
+        let channels = vec![channel("a", well), channel("b", peers)];
+        let mut report = Report::default();
+        check_peers(&ChannelsReply { channels, ..ChannelsReply::default() }, &mut report);
+        let [finding] = report.findings.as_slice() else { panic!("{:?}", report.findings) };
+        assert_eq!((finding.check.as_str(), finding.status), ("channel b", Status::Warn));
+        assert_eq!(finding.found, "refused by beta, delta");
+        assert!(finding.advice.as_ref().unwrap().contains("mode message"));
     }
 
     #[test]

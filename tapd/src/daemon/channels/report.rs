@@ -1,6 +1,6 @@
 //! What `tapd show channels` says: the worker's report, with the names of the control thread.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::mpsc::channel;
 use std::time::Duration;
@@ -57,6 +57,23 @@ impl Daemon {
         });
     }
 
+    /// Answers with all counters. Where the worker does not tell of channels the others are told
+    /// nevertheless: they may be what is looked for then.
+    pub(in crate::daemon) fn show_counters(&self, reply: ReplySender) {
+        let mut counters = self.counters();
+        let worker = self.workers.first().filter(|_| self.channels.iter().next().is_some());
+        let Some(worker) = worker else { return reply.ok(&counters) };
+        let (to, report) = channel();
+        worker.handle.send(Command::Channels(ChannelCommand::Report(to)));
+        let names = self.channel_names(None);
+        reply.later(move || {
+            if let Ok(report) = report.recv_timeout(PATIENCE) {
+                counters.channels = names.counters(&report);
+            }
+            Ok(counters)
+        });
+    }
+
     fn channel_names(&self, name: Option<&str>) -> Names {
         let asked = self.channels.iter().filter(|c| name.is_none_or(|name| name == c.config.name));
         let links = |peer| self.config.pairs(peer).into_iter().map(|pair| pair.name).collect();
@@ -91,6 +108,29 @@ impl Names {
             credit_returned: report.hub.credit_returned,
             channels,
         }
+    }
+
+    /// What each channel counted, at its socket and with all of its peers together.
+    fn counters(&self, report: &ChannelsReport) -> BTreeMap<String, BTreeMap<String, u64>> {
+        let counted = |asked: &Asked| {
+            let ChannelReply { name, mut counters, peers, .. } = self.row(asked, report);
+            for peer in &peers {
+                for (name, count) in [
+                    ("tx_messages", peer.tx_messages),
+                    ("tx_bytes", peer.tx_bytes),
+                    ("rx_messages", peer.rx_messages),
+                    ("rx_bytes", peer.rx_bytes),
+                    ("expired", peer.expired),
+                    ("given_up", peer.given_up),
+                    ("resent", peer.resent),
+                    ("dropped", peer.dropped),
+                ] {
+                    *counters.entry(name.to_owned()).or_default() += count;
+                }
+            }
+            (name, counters)
+        };
+        self.channels.iter().map(counted).collect()
     }
 
     /// What the worker has not heard of yet is there with nothing counted.
@@ -286,6 +326,21 @@ mod tests {
         assert_eq!((reply.credit_limited, reply.credit_returned), (3, 50));
         let shown: Vec<_> = reply.paths.iter().map(|p| (p.name.as_str(), p.rtt_us)).collect();
         assert_eq!(shown, [("wan", Some(150)), ("9", None)]);
+    }
+
+    #[test]
+    fn counters_are_those_of_the_socket_and_of_all_peers() {
+        let mut report = report();
+        report.hub.channels[0].peers.push(peer(3, 4));
+        let counters = names(&[(4, "a"), (8, "new")]).counters(&report);
+        let a = &counters["a"];
+        assert_eq!((a["records_in"], a["held_back"]), (11, 0));
+        assert_eq!(
+            (a["tx_messages"], a["tx_bytes"], a["rx_messages"], a["rx_bytes"]),
+            (5, 50, 2, 4)
+        );
+        assert_eq!((a["expired"], a["given_up"], a["resent"], a["dropped"]), (10, 12, 14, 16));
+        assert!(counters["new"].is_empty());
     }
 
     #[test]
