@@ -290,20 +290,17 @@ fn chan_compression_begins_with_the_session() {
         assert_eq!(world.hubs[1].next_message(key).unwrap().bytes, text);
         world.by_link[0] - before
     };
+    send(&mut world);
+    world.run_for(SECOND);
+    world.linked = true;
+    world.publish();
+    // This one was taken before anything was known.
+    assert!(bytes(&mut world) > text.len() as u64);
     for round in 0..2 {
-        if round == 1 {
-            world.linked = false;
-            world.restart(1);
-        }
-        send(&mut world);
-        world.run_for(SECOND);
-        world.linked = true;
-        world.publish();
-        // This one was taken before anything was known.
-        assert!(bytes(&mut world) > text.len() as u64);
         send(&mut world);
         let sent = bytes(&mut world);
         assert!(sent < text.len() as u64 / 4, "round {round}: {sent} bytes, so not compressed");
+        world.restart(1);
     }
     assert_eq!(world.faults(), []);
 }
@@ -347,6 +344,8 @@ fn chan_a_mismatch_is_said_once_until_it_is_well() {
         assert!(world.hubs[0].refused(key).is_empty());
         assert!(world.hubs[1].mismatched(ChannelKey(2)).is_empty());
         world.hubs[1].configure(world.now, vec![(ChannelKey(3), config("a", other))]);
+        // What the channel had before has ended by then.
+        world.run_for(SECOND);
         ask(&mut world);
         assert_eq!(count(&world, 0, ChannelEvent::Refused(key, node(1))), 2, "{mode:?}");
         assert_eq!(count(&world, 1, ChannelEvent::Mismatched(ChannelKey(3), node(0))), 1);
