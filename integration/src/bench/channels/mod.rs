@@ -10,6 +10,7 @@
 //! All of them are on the `wire` of the other scenarios: a veth pair without segmentation offload.
 //! TCP is CUBIC, as are the streams of tapd and quinn. A flood is counted where it arrives.
 
+mod fairness;
 mod knet;
 mod programs;
 mod quic;
@@ -21,6 +22,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use serde_json::Value;
 
+use self::fairness::{Plan, Spans};
 use self::knet::Knet;
 use self::programs::{Program, Scratch, number};
 use self::quic::Quinn;
@@ -30,17 +32,13 @@ use super::report::Row;
 use super::rivals::Need;
 use crate::command::built_binary;
 use crate::stats::machine_busy_seconds;
-use crate::topology::{Family, Offloads, Pair, UNDERLAY};
+use crate::topology::{Family, Offloads, Pair};
 use crate::traffic::{IperfRun, IperfServer, RunningIperf, start_iperf_with};
 
 /// Bytes of a message.
 const MESSAGE: usize = 64;
 /// Port of a TCP flow that is measured like a stream.
 const TCP_PORT: u16 = 25920;
-/// The bottleneck: 100 Mbit/s, a burst of a few packets, and a queue of 20 ms.
-const BOTTLENECK: [&str; 7] = ["tbf", "rate", "100mbit", "burst", "16kb", "latency", "20ms"];
-/// Flows at the bottleneck are looked at for so long at least: CUBIC takes seconds to share.
-const MIN_FAIR_SPAN: Duration = Duration::from_secs(8);
 
 /// What the scenario needs beyond tapd.
 #[must_use]
@@ -92,8 +90,10 @@ enum What {
     BesideTcp,
     /// What the TCP flow beside it got.
     LeftToTcp,
-    /// The first over the second.
-    Share,
+    /// The first over the second, where the first was there before the second.
+    ShareFirst,
+    /// The same where it came later.
+    ShareSecond,
 }
 
 impl Quantity for What {
@@ -108,7 +108,8 @@ impl Quantity for What {
             Self::StreamCpuSecondsPerGb => "stream_cpu_s_per_gb",
             Self::BesideTcp => "beside_tcp_mbps",
             Self::LeftToTcp => "left_to_tcp_mbps",
-            Self::Share => "share_beside_tcp",
+            Self::ShareFirst => "share_beside_tcp_as_first",
+            Self::ShareSecond => "share_beside_tcp_as_second",
         }
     }
 
@@ -120,7 +121,7 @@ impl Quantity for What {
             Self::StreamGbps => "Gbit/s",
             Self::StreamCpuSecondsPerGb => "s/GB",
             Self::BesideTcp | Self::LeftToTcp => "Mbit/s",
-            Self::Share => "of the TCP flow",
+            Self::ShareFirst | Self::ShareSecond => "of the TCP flow",
         }
     }
 }
@@ -128,7 +129,7 @@ impl Quantity for What {
 type Goal = figures::Goal<Who, What>;
 type Figures = figures::Figures<Who, What>;
 
-const GOALS: [Goal; 11] = [
+const GOALS: [Goal; 12] = [
     goal(Who::Sealed, Who::KnetSealed, What::PingP50, Bar::AtMost(0.5)),
     goal(Who::Sealed, Who::KnetSealed, What::PingP99, Bar::None),
     goal(Who::Sealed, Who::KnetSealed, What::OneWay, Bar::AtLeast(3.0)),
@@ -139,7 +140,8 @@ const GOALS: [Goal; 11] = [
     goal(Who::Clear, Who::BenchClear, What::OneWay, Bar::None),
     goal(Who::Sealed, Who::TcpInTap, What::StreamGbps, Bar::AtLeast(0.8)),
     goal(Who::Sealed, Who::Quinn, What::StreamGbps, Bar::AtLeast(0.9)),
-    goal(Who::Sealed, Who::Tcp, What::Share, Bar::None),
+    goal(Who::Sealed, Who::Tcp, What::ShareFirst, Bar::None),
+    goal(Who::Sealed, Who::Tcp, What::ShareSecond, Bar::None),
 ];
 
 const fn goal(who: Who, rival: Who, what: What, bar: Bar) -> Goal {
@@ -205,20 +207,9 @@ impl Place {
             Who::Sealed => self.sealed.as_ref()?.stream(span),
             Who::Clear => self.clear.as_ref()?.stream(span),
             Who::Quinn => self.quinn.as_ref()?.start(&self.pair, span),
-            Who::Tcp => self.tcp(span),
+            Who::Tcp => tcp(&self.pair, &self.scratch, TCP_PORT, span),
             _ => return None,
         })
-    }
-
-    /// A TCP flow that is measured as streams are.
-    fn tcp(&self, span: Duration) -> Result<Stream> {
-        let address = format!("{}:{TCP_PORT}", self.pair.family.address(2));
-        let mut command = self.pair.beta.command(built_binary("channel-traffic")?);
-        let mut sink = Program::start(&self.scratch, "sink", command.args(["tcp-sink", &address]))?;
-        sink.wait_up()?;
-        let mut command = self.pair.alpha.command(built_binary("channel-traffic")?);
-        command.args(["tcp-source", &address, &format!("--seconds={}", span.as_secs_f64())]);
-        Ok([Program::start(&self.scratch, "source", &mut command)?, sink])
     }
 
     fn iperf(&self, to: IpAddr, span: Duration) -> Result<RunningIperf> {
@@ -260,31 +251,18 @@ impl Place {
         };
         add(figures, Who::TcpInTap, Some(measure()));
     }
+}
 
-    /// A stream and a TCP flow that begin together and share a bottleneck.
-    fn fairness(&self, figures: &mut Figures, span: Duration) -> Result<()> {
-        let qdisc = |what: &str, rest: &[&str]| {
-            let place = ["qdisc", what, "dev", UNDERLAY, "root"];
-            self.pair.alpha.run("tc", &[&place, rest].concat())
-        };
-        qdisc("add", &BOTTLENECK)?;
-        for who in [Who::Sealed, Who::Quinn, Who::Tcp] {
-            let measure = || {
-                let Some(stream) = self.stream(who, span) else { return Ok(None) };
-                let beside = self.iperf(self.pair.family.address(2), span)?;
-                let (bytes, seconds) = end_of(stream?, span)?;
-                let (own, other) = (bytes * 8e-6 / seconds, beside.finish()?.bits_per_second / 1e6);
-                ensure!(other > 0.0, "the TCP flow beside it got nothing");
-                Ok(Some(vec![
-                    (What::BesideTcp, own),
-                    (What::LeftToTcp, other),
-                    (What::Share, own / other),
-                ]))
-            };
-            add(figures, who, measure().transpose());
-        }
-        qdisc("del", &[]).map(|_| ())
-    }
+/// A TCP flow that is measured as streams are, with its sink at `port` of the second host.
+fn tcp(pair: &Pair, scratch: &Scratch, port: u16, span: Duration) -> Result<Stream> {
+    let address = format!("{}:{port}", pair.family.address(2));
+    let mut command = pair.beta.command(built_binary("channel-traffic")?);
+    command.args(["tcp-sink", &address]);
+    let mut sink = Program::start(scratch, &format!("sink{port}"), &mut command)?;
+    sink.wait_up()?;
+    let mut command = pair.alpha.command(built_binary("channel-traffic")?);
+    command.args(["tcp-source", &address, &format!("--seconds={}", span.as_secs_f64())]);
+    Ok([Program::start(scratch, &format!("source{port}"), &mut command)?, sink])
 }
 
 /// What could be had; else says aloud what could not.
@@ -353,7 +331,11 @@ fn end_of([source, sink]: Stream, span: Duration) -> Result<(f64, f64)> {
 pub fn run(rounds: u32, quick: bool) -> Result<Vec<Row>> {
     let messages = Duration::from_secs(if quick { 1 } else { 3 });
     let streams = Duration::from_secs(if quick { 2 } else { 10 });
-    let fair = Duration::from_secs(if quick { 0 } else { 20 }).max(MIN_FAIR_SPAN);
+    let (settle, count) = if quick { (10, 15) } else { (30, 40) };
+    let fair = Plan {
+        both: !quick,
+        spans: Spans { settle: Duration::from_secs(settle), count: Duration::from_secs(count) },
+    };
     let budget = Duration::from_secs(if quick { 160 } else { 3600 });
     let start = Instant::now();
     let place = Place::new()?;
@@ -366,7 +348,7 @@ pub fn run(rounds: u32, quick: bool) -> Result<Vec<Row>> {
         super::progress(&format!("channels round {}/{rounds}", round + 1));
         place.messages(&mut figures, messages);
         place.streams(&mut figures, streams);
-        place.fairness(&mut figures, fair)?;
+        fairness::measure(&mut figures, place.quinn.as_ref(), fair, round)?;
     }
     super::progress("");
     print!("{}{}", figures.table("channels"), figures.bars(&GOALS));

@@ -74,6 +74,13 @@ impl Program {
         })
     }
 
+    /// Makes sure that it has not ended.
+    pub(super) fn still_runs(&mut self) -> Result<()> {
+        let ended = self.running.ended();
+        ensure!(ended.is_none(), "a program ended too soon: {}", self.words());
+        Ok(())
+    }
+
     /// Waits for its end, `span` from now, and gives what it said.
     pub(super) fn finish_text(mut self, span: Duration) -> Result<String> {
         let ended = self.running.wait_end(span + END_PATIENCE).with_context(|| self.words())?;

@@ -16,7 +16,7 @@ pub(super) const NEEDS: [Need; 1] = [Need::Folder {
     folder: concat!(env!("CARGO_MANIFEST_DIR"), "/rivals/quinn-stream"),
 }];
 /// Port of the sink.
-const PORT: u16 = 25910;
+pub(super) const PORT: u16 = 25910;
 
 /// The program.
 #[derive(Debug)]

@@ -29,6 +29,7 @@ mode = \"stream\"
 pub(super) struct Nodes {
     duo: Duo,
     vni: u8,
+    port: u16,
     scratch: Scratch,
 }
 
@@ -51,12 +52,17 @@ impl Nodes {
         config.networks = vec![network];
         config.sections = CHANNELS.to_owned();
         let duo = Duo::with(pair.clone(), &config)?;
-        Ok(Self { duo, vni, scratch: Scratch::new()? })
+        Ok(Self { duo, vni, port: config.port, scratch: Scratch::new()? })
     }
 
     /// Where TCP through the tap goes.
     pub(super) fn overlay(&self) -> IpAddr {
         overlay_v4(self.vni, 2)
+    }
+
+    /// UDP port of both.
+    pub(super) fn port(&self) -> u16 {
+        self.port
     }
 
     /// A `channel-traffic` under way at a node's channel.
