@@ -60,9 +60,17 @@ impl Port {
     /// # Errors
     /// There was none within [`PATIENCE`], or tapd hung up.
     pub fn send(&mut self, to: To<'_>, message: &[u8]) -> Result<()> {
+        self.send_with(to, SendOptions::default(), message)
+    }
+
+    /// [`Self::send`] with a priority or a time.
+    ///
+    /// # Errors
+    /// As [`Self::send`].
+    pub fn send_with(&mut self, to: To<'_>, options: SendOptions, message: &[u8]) -> Result<()> {
         let end = Instant::now() + PATIENCE;
         loop {
-            match self.channel.send(to, SendOptions::default(), message) {
+            match self.channel.send(to, options, message) {
                 Ok(()) => break,
                 Err(e) if e.kind() == ErrorKind::WouldBlock => self.wait_writable(end)?,
                 Err(e) => return Err(e).context("sending"),

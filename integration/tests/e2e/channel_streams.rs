@@ -26,7 +26,7 @@ const RSYNC_PORT: &str = "127.0.0.1:8730";
 const MANY: u64 = 300;
 
 /// A stream from alpha to beta, both its ends.
-fn streams(duo: &LaneDuo) -> Result<[Stream; 2]> {
+pub(crate) fn streams(duo: &LaneDuo) -> Result<[Stream; 2]> {
     let path = duo.beta.channel("streams");
     let acceptor = std::thread::spawn(move || {
         let channel = StreamChannel::connect(&path)?;
@@ -40,7 +40,7 @@ fn streams(duo: &LaneDuo) -> Result<[Stream; 2]> {
     Ok([near, far])
 }
 
-fn bytes(seed: u64, length: usize) -> Vec<u8> {
+pub(crate) fn bytes(seed: u64, length: usize) -> Vec<u8> {
     let mut bytes = vec![0; length];
     Random::new(seed).fill(&mut bytes);
     bytes
@@ -162,7 +162,7 @@ fn read_tree(root: &Path) -> Result<BTreeMap<String, Vec<u8>>> {
 }
 
 /// `tapd forward` at a node, in its namespace.
-fn forward(node: &Node, arguments: &[&str]) -> Result<Running> {
+pub(crate) fn forward(node: &Node, arguments: &[&str]) -> Result<Running> {
     let mut command = node.netns().command(integration::command::built_binary("tapd")?);
     command.arg("forward").arg(node.channel("streams")).args(arguments);
     Running::spawn(&mut command)

@@ -33,3 +33,4 @@ mod offloads;
 mod corosync;
 mod channels;
 mod channel_streams;
+mod channel_faults;
