@@ -16,6 +16,11 @@ PACKAGES="
     /usr/include/dpdk/rte_ethdev.h:libdpdk-dev
 "
 
+# What other people's software is tested with; it has services, which are not wanted.
+SERVICE_PACKAGES="
+    redis-server:redis-server
+"
+
 # The same for tests with guests.
 GUEST_PACKAGES="
     qemu-system-x86_64:qemu-system-x86

@@ -34,3 +34,4 @@ mod corosync;
 mod channels;
 mod channel_streams;
 mod channel_faults;
+mod channel_database;
