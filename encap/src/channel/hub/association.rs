@@ -184,10 +184,10 @@ impl Association {
     /// What the peer's features are to tell of conduits that were made without a session, before
     /// anything of them leaves.
     pub(super) fn decide_encoding(&mut self) {
-        let session = self.view.as_ref().and_then(|view| view.session.as_ref());
-        let Some(session) = session else { return };
+        let session = self.way().and_then(|view| view.session.as_ref());
+        let Some(takes) = session.map(|session| session.compression) else { return };
         for conduit in self.conduits.values_mut() {
-            conduit.decide_encoding(session.compression);
+            conduit.decide_encoding(takes);
         }
     }
 

@@ -140,7 +140,7 @@ impl Hub {
                     return refuse(SendError::NoPeer, bytes);
                 };
                 let id = ConduitId { ours: true, number };
-                let session = peer.view.as_ref().and_then(|view| view.session.as_ref());
+                let session = peer.way().and_then(|view| view.session.as_ref());
                 let mut conduit = Conduit::new(id, key, outgoing(id, config), (0, 0));
                 conduit.encoded = config.compression.is_some()
                     && session.is_some_and(|session| session.compression);

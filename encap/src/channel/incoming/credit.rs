@@ -31,6 +31,9 @@ const _: () = assert!(TOP_WINDOW >= crate::wire::channel::MAX_MESSAGE_LEN as u64
 /// its data into crumbs.
 const LEAST_GRANT: u64 = 16 << 10;
 
+/// Looks after which a channel whose sender kept idle credit is asked for it once more.
+const ASK_AGAIN: u32 = 8;
+
 /// Memory that credit may be given for, by all channels that share it: those of a peer, or of the
 /// node. What is given and was not yet taken by a program is booked here, whether it came or not,
 /// and so is what is set aside.
@@ -171,6 +174,8 @@ pub struct Credit {
     looked: Option<u64>,
     /// What was granted and had come when credit was last asked back.
     asked: Option<(u64, u64)>,
+    /// Looks since then.
+    looks: u32,
     /// Whether that is to be said.
     recall: bool,
     /// Total that the peer needs to go on, as far as it said.
@@ -198,6 +203,7 @@ impl Credit {
             returned: 0,
             looked: None,
             asked: None,
+            looks: 0,
             recall: false,
             demand: 0,
             due: false,
@@ -214,7 +220,10 @@ impl Credit {
     /// Has memory set aside if it was not; says whether it is.
     fn reserve(&mut self, memory: &mut Memory) -> bool {
         if !self.reserved {
+            let before = self.beyond(0);
             self.reserved = memory.reserve(self.sure);
+            // What was granted meanwhile, for a large message, is covered by it now.
+            memory.release(before - self.beyond(0));
             memory.limited += u64::from(!self.reserved && !self.starved);
         }
         self.starved = !self.reserved;
@@ -239,9 +248,12 @@ impl Credit {
         let idle = before.is_some_and(|before| used.saturating_sub(before) < GUARANTEED);
         let unused = self.limit().saturating_sub(used);
         let now = Some((self.granted, used));
-        // One that has use for it is asked once.
-        if idle && unused > GUARANTEED && self.asked != now {
-            (self.asked, self.recall) = (now, true);
+        self.looks = self.looks.saturating_add(1);
+        // One that has use for it is not asked all the time; but the question may have come before
+        // the credit did, or the use may have ended.
+        let again = self.asked != now || self.looks >= ASK_AGAIN;
+        if idle && unused > GUARANTEED && again {
+            (self.asked, self.recall, self.looks) = (now, true, 0);
         }
         self.recall
     }

@@ -115,6 +115,8 @@ pub struct OutgoingMessages {
     to_tell: BTreeSet<u64>,
     /// Lengths of all messages that were begun.
     taken: u64,
+    /// Lengths of those that are kept and were not.
+    fresh: u64,
     credit: Grant,
     /// Messages that were begun: the next id.
     count: u64,
@@ -149,6 +151,7 @@ impl OutgoingMessages {
             given_up: BTreeMap::new(),
             to_tell: BTreeSet::new(),
             taken: 0,
+            fresh: 0,
             credit: Grant::new(credit),
             count: 0,
             count_credit,
@@ -180,6 +183,7 @@ impl OutgoingMessages {
             let ticket = Ticket(self.next_ticket);
             self.next_ticket += 1;
             self.kept += cost;
+            self.fresh += bytes.len() as u64;
             let Options { priority, deadline } = options;
             let priority = priority.min(MAX_PRIORITY);
             if let Some(deadline) = deadline {
@@ -239,8 +243,11 @@ impl OutgoingMessages {
     pub(in crate::channel) fn prefix(&mut self, byte: u8) {
         for pending in self.messages.values_mut() {
             debug_assert!(pending.id.is_none());
+            // Not twice the memory, as by itself it would.
+            pending.bytes.reserve_exact(1);
             pending.bytes.insert(0, byte);
             self.kept += 1;
+            self.fresh += 1;
         }
     }
 
@@ -299,8 +306,9 @@ impl OutgoingMessages {
         if let Some(deadline) = pending.deadline {
             self.deadlines.remove(&(deadline, ticket));
         }
-        if let Some(id) = pending.id {
-            self.begun.remove(&id);
+        match pending.id {
+            Some(id) => _ = self.begun.remove(&id),
+            None => self.fresh -= pending.total(),
         }
         if let Some(queue) = self.queue_of(pending.priority) {
             queue.lost.remove(&ticket);
@@ -315,9 +323,7 @@ impl OutgoingMessages {
 
     /// The receiver has use for credit that is idle here. What waits to be begun keeps its own.
     pub fn on_recall(&mut self) {
-        let fresh = self.messages.values().filter(|pending| pending.id.is_none());
-        let wanted = fresh.map(Pending::total).sum();
-        self.credit.on_recall(self.taken, wanted);
+        self.credit.on_recall(self.taken, self.fresh);
     }
 
     /// The next frame that goes into `room` bytes: what is to be said first, then pieces.
@@ -462,10 +468,12 @@ impl OutgoingMessages {
         len: usize,
     ) -> Option<(Frame<'_>, Carried)> {
         let pending = self.messages.get_mut(&ticket)?;
+        let total = pending.total();
         let id = *pending.id.get_or_insert_with(|| {
             let id = self.count;
             self.count += 1;
-            self.taken += pending.bytes.len() as u64;
+            self.taken += total;
+            self.fresh -= total;
             self.begun.insert(id, ticket);
             id
         });

@@ -198,6 +198,29 @@ fn memory_is_shared_and_a_large_message_always_gets_its_turn() {
     assert!(to.next_frame(now, RTT, &mut memory).is_none());
 }
 
+/// What was granted for a large message before memory was set aside is covered by that then.
+#[test]
+fn what_is_set_aside_late_is_not_booked_twice() {
+    let (now, mut memory) = (Instant::now(), Memory::new(LIMIT));
+    let mut others: Vec<_> = (0..4000).map(|_| credit(START_WINDOW, &mut memory)).collect();
+    let mut last = others.pop().unwrap();
+    last.on_blocked(1 << 20);
+    assert_eq!(last.poll(now, RTT, 0, &mut memory), Some(1 << 20));
+    others.iter_mut().for_each(|other| other.close(&mut memory));
+    last.poll(now, RTT, 0, &mut memory);
+    assert_eq!(memory.booked(), 1 << 20);
+    last.close(&mut memory);
+    assert_eq!(memory.booked(), 0);
+}
+
+#[test]
+fn idle_credit_that_was_kept_is_asked_for_again_but_seldom() {
+    let mut memory = Memory::new(LIMIT);
+    let mut kept = credit(START_WINDOW, &mut memory);
+    let asked: Vec<u32> = (0..30).filter(|_| kept.look(0) && kept.take_recall()).collect();
+    assert_eq!(asked, [1, 9, 17, 25]);
+}
+
 /// Whatever windows and messages hold, so many channels have what is set aside for each, and one
 /// that has it goes on for ever.
 #[test]
