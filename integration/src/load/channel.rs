@@ -139,9 +139,9 @@ pub fn flood(path: &Path, size: usize, span: Duration) -> Result<Flood> {
     }
     let seconds = start.elapsed().as_secs_f64();
     channel.finish()?;
-    // tapd hangs up when it has taken all of it.
+    // tapd says when it has taken all of it.
     channel.set_read_timeout(Some(PEER_PATIENCE))?;
-    while channel.recv().is_ok() {}
+    while !matches!(channel.recv()?, Event::Closed(_)) {}
     Ok(Flood { count, seconds })
 }
 
