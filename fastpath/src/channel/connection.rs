@@ -52,6 +52,8 @@ pub(super) enum Job {
     Deliver(ChannelKey),
     /// Bytes for a program.
     Stream(ConnectionId),
+    /// Whether what a program sent is settled, once the hub's events are handled.
+    Settle(ConnectionId),
 }
 
 /// What a connection is handled with.
@@ -102,6 +104,8 @@ pub(super) struct Connection {
     told: bool,
     /// The program was told that all that it sent is settled.
     closed: bool,
+    /// Whether it is settled is to be asked in the next turn.
+    pub(super) asks_later: bool,
 }
 
 impl Connection {
@@ -123,6 +127,7 @@ impl Connection {
             ending: None,
             told: false,
             closed: false,
+            asks_later: false,
         }
     }
 
@@ -218,13 +223,20 @@ impl Connection {
     }
 
     /// Tells a program that will send no more when all that it sent has arrived or was given up.
-    /// What there is to tell of that comes before.
+    /// What there is to tell of that comes before. While the hub has events that were not handled,
+    /// messages may have been given up that are not counted yet: it is asked when they are.
     pub(super) fn tell_closed(&mut self, turn: &mut Turn<'_>) {
         let read = self.raw.as_ref().unwrap_or(&self.control).read_closed;
         if !read || !self.attached || self.closed || self.ending.is_some() || self.is_blocked() {
             return;
         }
         let Role::Messages(inbound) = &mut self.role else { return };
+        if turn.hub.has_events() {
+            if !std::mem::replace(&mut self.asks_later, true) {
+                turn.jobs.push_back(Job::Settle(self.id));
+            }
+            return;
+        }
         let Some(lost) = inbound.settle(self.channel, turn.hub) else { return };
         self.flush_news(turn);
         if self.news.is_empty() && self.control.is_open_for_output() {

@@ -228,6 +228,10 @@ impl ChannelSockets {
                     }
                     connection.deliver_stream(turn);
                 }),
+                // It is asked whenever a connection was looked after.
+                Some(Job::Settle(id)) => self.with(id, now, hub, &mut moved, |connection, _| {
+                    connection.asks_later = false;
+                }),
                 None => break,
             }
         }

@@ -295,15 +295,67 @@ fn messages_whose_last_node_was_removed_are_counted_and_told() {
     world.settle();
     let dropped = world.nodes[0].counters().dropped_nobody_reachable;
     assert!(dropped > 0 && dropped + taken == sent as u64, "{dropped} + {taken}, {sent}");
-    let mut given_up = 0;
-    let lost = loop {
-        match sender.record().unwrap().0 {
-            Header { kind: Kind::Closed, number, .. } => break number,
-            Header { kind: Kind::Epoch, number, .. } => given_up += number,
-            header => assert_eq!(header.kind, Kind::PeerDown),
-        }
-    };
+    let (lost, given_up) = closed_and_given_up(&mut sender);
     assert_eq!(u64::from(lost), dropped + u64::from(given_up));
+}
+
+/// The last message of a program, to all, waits for room. That there is room, as others were given
+/// up, is heard before how many those were.
+#[test]
+fn room_that_comes_of_what_was_given_up_is_not_the_end_of_it() {
+    let mut world = World::new(Mode::Ordered);
+    let other = world.attach(0, Flags::NONE);
+    fill(&mut world, &other, 3000);
+    let mut sender = world.attach(0, Flags::NONE);
+    sender.send(data(2, 1), b"x").unwrap();
+    sender.send(data(0, 10_000), &[0; 10_000]).unwrap();
+    sender.socket.shutdown(Shutdown::Write).unwrap();
+    world.settle();
+    assert_eq!(world.nodes[0].counters().held_back, 2);
+    world.nodes[0].hub.set_peers(world.now, Vec::new());
+    world.settle();
+    let (lost, given_up) = closed_and_given_up(&mut sender);
+    assert!(given_up > 0);
+    assert_eq!(lost, given_up + 1);
+}
+
+/// Reads all that a program is told; says what CLOSED told, and what was given up before it.
+fn closed_and_given_up(sender: &mut Program) -> (u32, u32) {
+    let mut given_up = 0;
+    loop {
+        match sender.record().expect("CLOSED").0 {
+            Header { kind: Kind::Closed, number, .. } => return (number, given_up),
+            Header { kind: Kind::Epoch | Kind::Expired, number, .. } => given_up += number,
+            _ => {}
+        }
+    }
+}
+
+/// The hub gave messages up and the program says its end before anybody heard of that.
+#[test]
+fn what_was_given_up_just_before_the_end_is_counted() {
+    for restarted in [false, true] {
+        let mut world = World::new(Mode::Ordered);
+        let mut sender = world.attach(0, Flags::NONE);
+        // Both nodes have to have met before one can be restarted.
+        sender.send(data(2, 1), b"x").unwrap();
+        world.settle();
+        world.set_up(0, false);
+        sender.send(Header { number: 1, ..data(2, 1) }, b"y").unwrap();
+        world.turn();
+        if restarted {
+            world.restart_second();
+        } else {
+            world.now += Duration::from_millis(2);
+            world.turn();
+        }
+        assert!(world.nodes[0].hub.has_events());
+        sender.socket.shutdown(Shutdown::Write).unwrap();
+        world.settle();
+        assert_eq!(closed_and_given_up(&mut sender), (1, 1), "{restarted}");
+        assert!(sender.is_at_end() && !world.nodes[0].is_busy());
+        assert_eq!(world.nodes[0].sockets.report()[0].programs, 0);
+    }
 }
 
 #[test]
