@@ -1,7 +1,8 @@
 //! A channel's side of its sockets: who is connected, who receives, who waits.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::os::fd::OwnedFd;
+use std::time::Instant;
 
 use encap::channel::hub::{ChannelKey, Hub, ReceivedMessage};
 use encap::wire::channel::{MAX_MESSAGE_LEN, Mode};
@@ -48,6 +49,9 @@ pub(super) struct Channel {
     /// What is in the log, until it is well or the configuration is read anew. Two for each peer at
     /// most.
     pub(super) misfits: BTreeSet<Misfit>,
+    /// When the log was last told of what, since the configuration was read. Two for each peer at
+    /// most.
+    pub(super) warned: BTreeMap<Misfit, Instant>,
 }
 
 impl Channel {
@@ -68,6 +72,7 @@ impl Channel {
             outbox: Outbox::default(),
             counters: SocketCounters::default(),
             misfits: BTreeSet::new(),
+            warned: BTreeMap::new(),
         }
     }
 

@@ -35,6 +35,9 @@ pub struct SocketCounters {
     pub refused_connections: u64,
     /// Connections that were ended for what the program sent.
     pub protocol_errors: u64,
+    /// Warnings of how the channel does not fit a peer's that were not logged, as the log had the
+    /// same of that peer within the last minute.
+    pub warnings_held_back: u64,
     /// Times that no connection could be accepted for lack of descriptors or memory.
     pub accept_failures: u64,
 }
@@ -57,6 +60,7 @@ impl SocketCounters {
             ("streams_reset", self.streams_reset),
             ("refused_connections", self.refused_connections),
             ("protocol_errors", self.protocol_errors),
+            ("warnings_held_back", self.warnings_held_back),
             ("accept_failures", self.accept_failures),
         ]
         .into_iter()

@@ -388,12 +388,12 @@ impl ChannelSockets {
             | ChannelEvent::Expired(..)
             | ChannelEvent::Refused(..) => {
                 if let ChannelEvent::Refused(key, peer) = event {
-                    self.warn(key, Misfit::Refused(peer));
+                    self.warn(key, Misfit::Refused(peer), now);
                 }
                 self.tell(event, now, hub, moved);
             }
             ChannelEvent::Accepted(key, peer) => self.note_accepted(key, peer),
-            ChannelEvent::Mismatched(key, peer) => self.warn(key, Misfit::Asked(peer)),
+            ChannelEvent::Mismatched(key, peer) => self.warn(key, Misfit::Asked(peer), now),
             ChannelEvent::Settled(key, _) => self.look_at_finished(key, now, hub, moved),
             ChannelEvent::StreamOpened(key)
             | ChannelEvent::StreamReadable(key)

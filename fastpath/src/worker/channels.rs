@@ -242,7 +242,7 @@ impl<F: FramePort, D: DatagramPort> Worker<F, D> {
                 log::error!("channel {name} cannot be served: {error}");
             }
         }
-        sockets.warn_anew(hub);
+        sockets.warn_anew(now, hub);
         Ok(())
     }
 }

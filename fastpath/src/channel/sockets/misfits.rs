@@ -1,6 +1,7 @@
 //! Channels that do not fit those of peers: they are in the log once.
 
 use std::collections::HashMap;
+use std::time::{Duration, Instant};
 
 use encap::channel::hub::{ChannelKey, Hub};
 use encap::id::NodeId;
@@ -8,6 +9,10 @@ use encap::wire::channel::Mode;
 
 use super::ChannelSockets;
 use crate::channel::entry::Channel;
+
+/// The log hears no more often of the same peer, whatever it asks for: one that changes its mind all
+/// the time would fill it.
+const WARN_INTERVAL: Duration = Duration::from_secs(60);
 
 /// How a channel does not fit that of a peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -54,24 +59,33 @@ const fn mode_name(mode: Mode) -> &'static str {
 
 impl ChannelSockets {
     /// The configuration was read anew: what does not fit still is said again.
-    pub fn warn_anew(&mut self, hub: &Hub) {
+    pub fn warn_anew(&mut self, now: Instant, hub: &Hub) {
         for key in self.keys() {
             if let Some(channel) = self.channels.get_mut(&key) {
                 channel.misfits.clear();
+                channel.warned.clear();
             }
             let refused = hub.refused(key).into_iter().map(Misfit::Refused);
             let asked = hub.mismatched(key).into_iter().map(Misfit::Asked);
-            refused.chain(asked).for_each(|misfit| self.warn(key, misfit));
+            refused.chain(asked).for_each(|misfit| self.warn(key, misfit, now));
         }
     }
 
     /// Says in the log how a channel does not fit a peer's. That it is refused is said once: every
-    /// process of the peer will refuse it.
-    pub(super) fn warn(&mut self, key: ChannelKey, misfit: Misfit) {
+    /// process of the peer will refuse it. What comes too often is counted instead.
+    pub(super) fn warn(&mut self, key: ChannelKey, misfit: Misfit, now: Instant) {
         let Some(channel) = self.channels.get_mut(&key) else { return };
-        if channel.misfits.insert(misfit) || matches!(misfit, Misfit::Asked(_)) {
-            log::warn!("{}", misfit.text(channel, &self.shared.names));
+        if channel.misfits.contains(&misfit) && matches!(misfit, Misfit::Refused(_)) {
+            return;
         }
+        let last = channel.warned.get(&misfit);
+        if last.is_some_and(|last| now.saturating_duration_since(*last) < WARN_INTERVAL) {
+            channel.counters.warnings_held_back += 1;
+            return;
+        }
+        channel.warned.insert(misfit, now);
+        channel.misfits.insert(misfit);
+        log::warn!("{}", misfit.text(channel, &self.shared.names));
     }
 
     /// A peer that refused a channel has it.

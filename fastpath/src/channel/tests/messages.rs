@@ -3,6 +3,7 @@
 use std::net::Shutdown;
 use std::time::Duration;
 
+use encap::channel::hub::SendOptions;
 use encap::wire::channel::{MAX_MESSAGE_LEN, Mode};
 
 use super::world::{KEY, Node, Program, World, attach, config, data, node, pattern};
@@ -565,11 +566,42 @@ fn a_channel_that_does_not_fit_is_in_the_log_once() {
     assert!(here.len() == 1 && here[0].starts_with(refused), "{here:?}");
     assert!(there.len() == 1 && there[0].starts_with(asked), "{there:?}");
     let Node { hub, sockets, .. } = &mut world.nodes[0];
-    sockets.warn_anew(hub);
+    sockets.warn_anew(world.now, hub);
     assert_eq!(logged(&world)[0], here);
     configs[0].1.mode = Mode::Ordered;
     world.nodes[1].hub.configure(world.now, configs);
     world.now += Duration::from_secs(2);
     world.settle();
     assert_eq!(logged(&world)[0], [""; 0]);
+}
+
+/// A peer asks for the channel in the wrong mode, in the right one, in the wrong one, ...
+#[test]
+fn a_peer_that_changes_its_mind_does_not_fill_the_log() {
+    const CHANGES: u64 = 5;
+    let mut world = World::new(Mode::Ordered);
+    // What came is read, or the peer would be told to come back later.
+    let _receiver = world.attach(1, Flags::RECEIVE);
+    let ask_wrongly = |world: &mut World| {
+        for mode in [Mode::Ordered, Mode::Unordered] {
+            let hub = &mut world.nodes[0].hub;
+            hub.configure(world.now, vec![(KEY, config(mode))]);
+            hub.send(world.now, KEY, node(2), SendOptions::default(), vec![1]).unwrap();
+            world.settle();
+        }
+    };
+    let begun = world.now;
+    for _ in 0..CHANGES {
+        ask_wrongly(&mut world);
+    }
+    assert!(world.now.duration_since(begun) < Duration::from_secs(50));
+    // The first one is in the log.
+    assert_eq!(world.nodes[1].counters().warnings_held_back, CHANGES - 1);
+    assert_eq!(world.nodes[1].sockets.misfits(KEY).len(), 1);
+    // So is the next one, a minute later.
+    world.now += Duration::from_secs(60);
+    for _ in 0..CHANGES {
+        ask_wrongly(&mut world);
+    }
+    assert_eq!(world.nodes[1].counters().warnings_held_back, 2 * (CHANGES - 1));
 }
