@@ -17,7 +17,8 @@ use crate::channel::framing::Flags;
 ///
 /// `fd` is of `SOCK_SEQPACKET` or `SOCK_DGRAM` and connected. The caller may close it afterwards.
 /// The channel that comes back is its lifeline and brings the events: when it is dropped, tapd lets
-/// go of the descriptor.
+/// go of the descriptor. [`Channel::finish`] on it ends the sending: what the descriptor holds is
+/// sent, and what became of it is told as for records.
 ///
 /// # Errors
 /// As [`Channel::connect`]; `InvalidInput` for a descriptor that cannot carry messages.

@@ -62,9 +62,11 @@ impl Connection {
         count
     }
 
-    /// Reads what a program left behind in a raw descriptor, as far as the hub has room.
+    /// Reads what a program that is gone, or has said its end, left behind in a raw descriptor, as
+    /// far as the hub has room.
     pub(super) fn drain_raw(&mut self, turn: &mut Turn<'_>) {
-        let gone = self.control.hung_up && self.ending.is_none();
+        let over = self.control.hung_up || self.control.read_closed;
+        let gone = over && self.ending.is_none();
         for _ in 0..MAX_DRAIN {
             if !gone || self.raw.is_none() || self.is_blocked() {
                 return;
@@ -81,7 +83,7 @@ impl Connection {
         }
     }
 
-    /// Beside a raw descriptor the connection carries events only.
+    /// Beside a raw descriptor the connection carries events only, and the end of sending.
     pub(super) fn read_lifeline(&mut self, turn: &mut Turn<'_>) {
         let mut byte = [0; HEADER_LEN];
         match (&self.control.socket).read(&mut byte) {

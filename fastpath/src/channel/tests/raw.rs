@@ -156,6 +156,38 @@ fn the_connection_is_the_lifeline() {
     assert!(!world.nodes[0].is_busy());
 }
 
+/// Whatever the descriptor holds and the hub has no room for comes before.
+#[test]
+fn the_end_of_sending_on_the_lifeline_is_answered() {
+    for kind in [Type::SEQPACKET, Type::DGRAM] {
+        for fills in [false, true] {
+            let mut world = World::new(Mode::Ordered);
+            let (mine, theirs) = pair(kind);
+            let mut program = hand_over(&mut world, &theirs);
+            drop(theirs);
+            let mut count = 0_u64;
+            while mine.send(&[&count.to_ne_bytes()[..], &[0; 4000]].concat()).is_ok() {
+                count += 1;
+                if !fills {
+                    break;
+                }
+                world.settle();
+            }
+            program.socket.shutdown(Shutdown::Write).unwrap();
+            world.settle();
+            assert!(!world.nodes[0].is_busy());
+            let mut other = world.attach(1, Flags::RECEIVE);
+            for expected in 0..count {
+                let (_, bytes) = world.until(|_| other.message());
+                assert_eq!(bytes[..8], expected.to_ne_bytes());
+            }
+            world.settle();
+            assert_eq!(program.closed(), Some(0));
+            assert_eq!(world.nodes[0].sockets.report()[0].programs, 0);
+        }
+    }
+}
+
 #[test]
 fn what_a_descriptor_still_holds_arrives() {
     for keeps in [false, true] {
