@@ -34,7 +34,9 @@ fn sec_overhead_is_26_bytes_above_udp() {
             let sizes = if family == Family::V4 { &SIZES[..] } else { &SIZES[..5] };
             let netns = &duo.pair.alpha;
             let carried = look::overheads(netns, "tap100", UNDERLAY, overlay_v4(100, 2), sizes)?;
-            let frames: Vec<usize> = carried.iter().map(|c| c.frame).collect();
+            // A ping whose answer is late goes out again.
+            let mut frames: Vec<usize> = carried.iter().map(|c| c.frame).collect();
+            frames.dedup();
             let wanted: Vec<usize> = sizes.iter().map(|size| *size as usize + 42).collect();
             ensure!(frames == wanted, "frames on the tap: {frames:?}");
             for pair in carried {
