@@ -52,6 +52,10 @@ enum Mode {
         /// Number of the station that receives
         #[arg(long, default_value_t = 2)]
         to: u8,
+        /// Milliseconds that the port stays open after the last frame: what still lies in its ring as it
+        /// closes is lost
+        #[arg(long, default_value_t = 0)]
+        linger: u64,
     },
     /// Count frames of a source; says hello now and then, so that switches know where it is
     Sink {
@@ -245,7 +249,7 @@ fn headers(from: u8, to: u8, source_port: u16, len: usize) -> Vec<u8> {
 
 fn main() -> Result<()> {
     match Cli::parse().mode {
-        Mode::Source { common, frame_len, rate, window, flows, from, to } => {
+        Mode::Source { common, frame_len, rate, window, flows, from, to, linger } => {
             let len = usize::from(frame_len);
             let templates: Vec<_> =
                 (0..flows).map(|flow| headers(from, to, 1000 + flow, len)).collect();
@@ -254,7 +258,7 @@ fn main() -> Result<()> {
                 (None, Some(window)) => Pace::Window(Window::new(window)),
                 (None, None) => Pace::Flood,
             };
-            source(&common, len, pace, &templates)
+            source(&common, len, pace, &templates, Duration::from_millis(linger))
         }
         Mode::Sink { common, station, any } => sink(&common, station, any),
         Mode::Echo { common } => echo(&common),
@@ -314,7 +318,13 @@ fn number_of(bytes: &[u8]) -> Option<u64> {
     Some(number.fold(0_u64, |all, byte| all << 8 | u64::from(*byte))).filter(|number| *number > 0)
 }
 
-fn source(common: &Common, len: usize, mut pace: Pace, templates: &[Vec<u8>]) -> Result<()> {
+fn source(
+    common: &Common,
+    len: usize,
+    mut pace: Pace,
+    templates: &[Vec<u8>],
+    linger: Duration,
+) -> Result<()> {
     ensure!(len >= HEADERS_LEN + STAMP_LEN, "a frame of {len} bytes has no room for its number");
     let eal = start(common)?;
     let (_port, mut rx, mut tx) = open(&eal, &common.port, len > 2000)?;
@@ -359,6 +369,12 @@ fn source(common: &Common, len: usize, mut pace: Pace, templates: &[Vec<u8>]) ->
         }
     }
     run.print(Instant::now(), true);
+    let lingering = Instant::now();
+    while lingering.elapsed() < linger {
+        drop(rx.receive(BURST));
+        // Nobody can be asked whether the other side has taken everything.
+        std::thread::sleep(Duration::from_millis(1));
+    }
     Ok(())
 }
 

@@ -493,14 +493,18 @@ fn last_line(guest: Running) -> Result<Value> {
 /// A machine at `from` sends frames to one at `to`, a port of `node`; none between
 /// two others is lost, and none is overtaken.
 fn machines_talk(from: &Path, node: &Node, to: &Path) -> Result<()> {
-    let sink = guest("sink", to, &["--seconds", "6"])?;
+    let mut sink = guest("sink", to, &["--seconds", "30"])?;
     let name = format!("vm {}", to.display());
     let is_there = || port(node, &name).is_ok_and(|row| row["up"] == true);
     wait::until(&format!("a guest at {name}"), PATIENCE, is_there)?;
-    let source = guest("source", from, &["--seconds", "2", "--rate", "500", "--frame-len", "300"])?;
-    let (sent, seen) = (last_line(source)?, last_line(sink)?);
+    // It stays for a while, as the node may have to wait for a core that long.
+    let pace = ["--seconds", "2", "--rate", "500", "--frame-len", "300", "--linger", "500"];
+    let source = guest("source", from, &pace)?;
+    let sent = last_line(source)?;
+    sink.signal(libc::SIGTERM)?;
+    let seen = last_line(sink)?;
     let count = sent["sent"].as_u64().unwrap_or(0);
-    // What a machine sends as it is switched off goes with it.
+    // What the node has not taken when a machine is switched off goes with it.
     let received = seen["received"].as_u64().unwrap_or(0);
     ensure!(count > 500 && (count - 5..=count).contains(&received), "{sent}\n{seen}");
     for trouble in ["lost", "reordered", "duplicated"] {
