@@ -113,8 +113,8 @@ fn receive(frames: Frames<'_>) {
                 Frame::Message(message) => to.on_message(&message),
                 Frame::Expired { id, total, .. } => to.on_expired(id, total, &mut memory),
                 Frame::Close { count, .. } => to.on_close(count),
-                Frame::Blocked { at, .. } => {
-                    to.on_blocked(at);
+                Frame::Blocked { number, at, .. } => {
+                    to.on_blocked(number, at);
                     Ok(())
                 }
                 Frame::Return { total, .. } => to.on_return(total, &mut memory),

@@ -43,8 +43,8 @@ pub enum Carried {
     },
     /// That credit is short.
     Blocked {
-        /// Bytes since the beginning that are needed.
-        at: u64,
+        /// Which of the needs there were, counted from 1.
+        number: u64,
     },
     /// That no more messages will be begun.
     Close,

@@ -291,6 +291,8 @@ pub enum Frame<'a> {
     Blocked {
         /// Which channel.
         channel: ChannelId,
+        /// How often that changed, from 1: the largest number that came says what holds.
+        number: u64,
         /// Credit in bytes since the beginning with which it could.
         at: u64,
     },
@@ -386,8 +388,8 @@ impl Frame<'_> {
             Self::Expired { channel, id, total } => {
                 one(channel, *id) + varint_len(u64::from(*total))
             }
-            Self::Blocked { channel, at: value }
-            | Self::MaxData { channel, limit: value }
+            Self::Blocked { channel, number, at } => one(channel, *number) + varint_len(*at),
+            Self::MaxData { channel, limit: value }
             | Self::MaxMessages { channel, limit: value }
             | Self::Return { channel, total: value }
             | Self::Refuse { channel, reason: value }
@@ -422,7 +424,9 @@ impl Frame<'_> {
             Self::Expired { channel, id, total } => {
                 plain(code::EXPIRED, channel, &[*id, u64::from(*total)]);
             }
-            Self::Blocked { channel, at } => plain(code::BLOCKED, channel, &[*at]),
+            Self::Blocked { channel, number, at } => {
+                plain(code::BLOCKED, channel, &[*number, *at]);
+            }
             Self::MaxData { channel, limit } => plain(code::MAX_DATA, channel, &[*limit]),
             Self::MaxMessages { channel, limit } => plain(code::MAX_MESSAGES, channel, &[*limit]),
             Self::Recall { channel } => plain(code::RECALL, channel, &[]),
@@ -565,7 +569,10 @@ fn read_frame<'a>(code: u8, reader: &mut Reader<'a>) -> Result<Frame<'a>, FrameF
             let id = read_varint(reader)?;
             Frame::Expired { channel, id, total: read_total(reader, code)? }
         }
-        code::BLOCKED => Frame::Blocked { channel, at: read_varint(reader)? },
+        code::BLOCKED => {
+            let (number, at) = (read_varint(reader)?, read_varint(reader)?);
+            Frame::Blocked { channel, number, at }
+        }
         code::MAX_DATA => Frame::MaxData { channel, limit: read_varint(reader)? },
         code::MAX_MESSAGES => Frame::MaxMessages { channel, limit: read_varint(reader)? },
         code::RECALL => Frame::Recall { channel },

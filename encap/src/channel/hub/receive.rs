@@ -260,8 +260,8 @@ impl Hub {
                 told = true;
                 messages.on_expired(*id, *total, &mut self.memory)
             }
-            (Body::MessagesIn(messages), Frame::Blocked { at, .. }) => {
-                messages.on_blocked(*at);
+            (Body::MessagesIn(messages), Frame::Blocked { number, at, .. }) => {
+                messages.on_blocked(*number, *at);
                 Ok(())
             }
             (Body::MessagesIn(messages), Frame::Return { total, .. }) => {

@@ -178,8 +178,10 @@ pub struct Credit {
     looks: u32,
     /// Whether that is to be said.
     recall: bool,
-    /// Total that the peer needs to go on, as far as it said.
+    /// Total that the peer needs to go on, as it said last.
     demand: u64,
+    /// Which of its needs that was.
+    demands: u64,
     /// Whether `granted` is to be said.
     due: bool,
     /// There is to be more of it, and memory had none.
@@ -206,6 +208,7 @@ impl Credit {
             looks: 0,
             recall: false,
             demand: 0,
+            demands: 0,
             due: false,
             starved: false,
             grown_at: now,
@@ -306,9 +309,12 @@ impl Credit {
         self.window = window.min(self.top);
     }
 
-    /// The peer says that it cannot go on with less than this total.
-    pub(super) fn on_blocked(&mut self, at: u64) {
-        self.demand = self.demand.max(at);
+    /// The peer says that it cannot go on with less than this total; `number` counts its needs. One
+    /// that was overtaken on its way is over: links differ, and so do packet numbers on them.
+    pub(super) const fn on_blocked(&mut self, number: u64, at: u64) {
+        if number > self.demands {
+            (self.demands, self.demand) = (number, at);
+        }
     }
 
     /// So many bytes are not kept any more.

@@ -246,9 +246,10 @@ impl IncomingMessages {
         partial + ready.map(|delivery| delivery.bytes.capacity()).sum::<usize>()
     }
 
-    /// The peer cannot begin its next message with less credit in bytes since the beginning.
-    pub fn on_blocked(&mut self, at: u64) {
-        self.credit.on_blocked(at);
+    /// The peer cannot begin its next message with less credit in bytes since the beginning: the
+    /// `number`-th of its needs, of which only the last counts.
+    pub const fn on_blocked(&mut self, number: u64, at: u64) {
+        self.credit.on_blocked(number, at);
     }
 
     /// Its credit in bytes, for who wants another window.

@@ -205,8 +205,8 @@ impl Halves for Messages {
                 self.incoming.on_expired(id, total, &mut self.memory)
             }
             Frame::Close { count, .. } => self.incoming.on_close(count),
-            Frame::Blocked { at, .. } => {
-                self.incoming.on_blocked(at);
+            Frame::Blocked { number, at, .. } => {
+                self.incoming.on_blocked(number, at);
                 Ok(())
             }
             Frame::Return { total, .. } => self.incoming.on_return(total, &mut self.memory),

@@ -14,11 +14,19 @@ pub(super) struct Grant {
     /// Total of it that was given back.
     returned: u64,
     notice: Notice,
+    /// What is needed to go on, as the receiver counts, when that was last looked at.
+    need: u64,
+    /// How often that changed: of two needs the receiver takes the later one.
+    needs: u64,
+    /// The largest need there ever was: the receiver knows of none beyond it.
+    most: u64,
+    blocked: Notice,
 }
 
 impl Grant {
     pub(super) const fn new(said: u64) -> Self {
-        Self { said, returned: 0, notice: Notice::Idle }
+        let (notice, blocked) = (Notice::Idle, Notice::Idle);
+        Self { said, returned: 0, notice, need: 0, needs: 0, most: 0, blocked }
     }
 
     /// Bytes since the beginning that may be sent.
@@ -46,32 +54,62 @@ impl Grant {
         }
     }
 
-    /// Says what was given back, if that is due.
+    /// Nothing goes on with less than so many bytes since the beginning. That is to be said whenever it
+    /// is another need than before, a smaller one too: what was too much for the receiver's memory
+    /// may have been given up since.
+    pub(super) fn need(&mut self, bytes: u64) {
+        let need = self.outward(bytes);
+        if need != self.need {
+            self.need = need;
+            self.needs += 1;
+            self.most = self.most.max(need);
+            self.blocked = Notice::Due;
+        }
+    }
+
+    /// Whether more is needed than there is.
+    pub(super) const fn is_short(&self) -> bool {
+        self.need > self.said
+    }
+
+    /// Says what was given back, or what is needed, if that is due.
     pub(super) fn next_frame(
         &mut self,
         channel: ChannelId,
         room: usize,
     ) -> Option<(Frame<'static>, Carried)> {
-        let total = self.returned;
-        let frame = Frame::Return { channel, total };
-        if self.notice != Notice::Due || frame.encoded_len() > room {
+        let (total, number, at) = (self.returned, self.needs, self.need);
+        let (notice, frame, carried) = if self.notice == Notice::Due {
+            let carried = Carried::Return { total };
+            (&mut self.notice, Frame::Return { channel, total }, carried)
+        } else if self.blocked == Notice::Due && self.most > self.said {
+            let carried = Carried::Blocked { number };
+            (&mut self.blocked, Frame::Blocked { channel, number, at }, carried)
+        } else {
+            return None;
+        };
+        if frame.encoded_len() > room {
             return None;
         }
-        self.notice = Notice::Said;
-        Some((frame, Carried::Return { total }))
+        *notice = Notice::Said;
+        Some((frame, carried))
     }
 
-    /// The packet that said this total arrived.
-    pub(super) fn on_acked(&mut self, total: u64) {
-        if total == self.returned {
-            self.notice = Notice::Known;
+    /// The packet that said this arrived.
+    pub(super) const fn on_acked(&mut self, carried: &Carried) {
+        match *carried {
+            Carried::Return { total } if total == self.returned => self.notice = Notice::Known,
+            Carried::Blocked { number } if number == self.needs => self.blocked = Notice::Known,
+            _ => {}
         }
     }
 
-    /// The packet that said this total was lost.
-    pub(super) fn on_lost(&mut self, total: u64) {
-        if total == self.returned {
-            self.notice.on_lost();
+    /// The packet that said this was lost.
+    pub(super) fn on_lost(&mut self, carried: &Carried) {
+        match *carried {
+            Carried::Return { total } if total == self.returned => self.notice.on_lost(),
+            Carried::Blocked { number } if number == self.needs => self.blocked.on_lost(),
+            _ => {}
         }
     }
 }

@@ -121,9 +121,6 @@ pub struct OutgoingMessages {
     /// Messages that were begun: the next id.
     count: u64,
     count_credit: u64,
-    /// Credit that the message needs which is next and cannot be begun.
-    blocked_at: u64,
-    blocked: Notice,
     close: Notice,
 }
 
@@ -155,8 +152,6 @@ impl OutgoingMessages {
             credit: Grant::new(credit),
             count: 0,
             count_credit,
-            blocked_at: 0,
-            blocked: Notice::Idle,
             close: Notice::Idle,
         }
     }
@@ -362,20 +357,11 @@ impl OutgoingMessages {
                 return Some((frame, Carried::Close));
             }
         }
-        let returned = self.credit.next_frame(channel, room);
-        if returned.is_some() {
-            return returned;
+        if self.credit.is_short() && self.messages.len() == self.begun.len() {
+            // What needed it was given up, and nothing waits: the memory is for others.
+            self.credit.need(self.credit.limit());
         }
-        let at = self.blocked_at;
-        let frame = Frame::Blocked { channel, at };
-        if self.blocked == Notice::Due
-            && at > self.credit.outward(self.credit.limit())
-            && frame.encoded_len() <= room
-        {
-            self.blocked = Notice::Said;
-            return Some((frame, Carried::Blocked { at }));
-        }
-        None
+        self.credit.next_frame(channel, room)
     }
 
     /// The queue whose turn it is, of those not tried that have something to send.
@@ -411,12 +397,11 @@ impl OutgoingMessages {
         let pending = self.messages.get(&ticket)?;
         if pending.id.is_none() {
             let needed = self.taken + pending.total();
-            let (limit, at) = (self.credit.limit(), self.credit.outward(needed));
-            if *may_begin && needed > limit && self.blocked_at < at {
-                self.blocked_at = at;
-                self.blocked = Notice::Due;
+            let enough = needed <= self.credit.limit();
+            if *may_begin && !enough {
+                self.credit.need(needed);
             }
-            *may_begin &= needed <= limit && self.count < self.count_credit;
+            *may_begin &= enough && self.count < self.count_credit;
             if !*may_begin {
                 return None;
             }
@@ -518,8 +503,7 @@ impl OutgoingMessages {
                 self.to_tell.remove(&id);
             }
             Carried::Close => self.close = Notice::Known,
-            Carried::Blocked { at } if at == self.blocked_at => self.blocked = Notice::Known,
-            Carried::Return { total } => self.credit.on_acked(total),
+            Carried::Blocked { .. } | Carried::Return { .. } => self.credit.on_acked(carried),
             _ => {}
         }
         None
@@ -549,8 +533,7 @@ impl OutgoingMessages {
                 self.to_tell.insert(id);
             }
             Carried::Close => self.close.on_lost(),
-            Carried::Blocked { at } if at == self.blocked_at => self.blocked.on_lost(),
-            Carried::Return { total } => self.credit.on_lost(total),
+            Carried::Blocked { .. } | Carried::Return { .. } => self.credit.on_lost(carried),
             _ => {}
         }
     }

@@ -42,9 +42,6 @@ pub struct OutgoingStream {
     acked: Spans,
     lost: Spans,
     fin: Notice,
-    blocked: Notice,
-    /// What was last said to be needed.
-    blocked_at: u64,
 }
 
 impl OutgoingStream {
@@ -61,8 +58,6 @@ impl OutgoingStream {
             acked: Spans::new(),
             lost: Spans::new(),
             fin: Notice::Idle,
-            blocked: Notice::Idle,
-            blocked_at: 0,
         }
     }
 
@@ -127,8 +122,11 @@ impl OutgoingStream {
             }
             None if self.fin == Notice::Due && self.sent == self.end => (self.end, self.end),
             None => {
-                let returned = self.credit.next_frame(self.channel, room);
-                return if returned.is_some() { returned } else { self.next_blocked(room) };
+                // Once for each credit that is not enough.
+                if self.sent < self.end && !self.credit.is_short() {
+                    self.credit.need(self.end);
+                }
+                return self.credit.next_frame(self.channel, room);
             }
         };
         let block = self.block_at(start);
@@ -146,22 +144,6 @@ impl OutgoingStream {
         let bytes = self.bytes(start, len);
         let carried = Carried::Stream { offset: start, len: len as u32, fin };
         Some((Frame::Stream(Stream { fin, bytes, ..stream }), carried))
-    }
-
-    /// Says once for each credit that it is not enough.
-    fn next_blocked(&mut self, room: usize) -> Option<(Frame<'_>, Carried)> {
-        let limit = self.credit.limit();
-        let blocked = self.sent == limit && self.sent < self.end;
-        if blocked && self.blocked_at <= self.credit.outward(limit) {
-            self.blocked_at = self.credit.outward(self.end);
-            self.blocked = Notice::Due;
-        }
-        let frame = Frame::Blocked { channel: self.channel, at: self.blocked_at };
-        if !blocked || self.blocked != Notice::Due || frame.encoded_len() > room {
-            return None;
-        }
-        self.blocked = Notice::Said;
-        Some((frame, Carried::Blocked { at: self.blocked_at }))
     }
 
     fn block_at(&self, offset: u64) -> Option<&Block> {
@@ -190,8 +172,7 @@ impl OutgoingStream {
                     self.blocks.pop_front();
                 }
             }
-            Carried::Blocked { at } if at == self.blocked_at => self.blocked = Notice::Known,
-            Carried::Return { total } => self.credit.on_acked(total),
+            Carried::Blocked { .. } | Carried::Return { .. } => self.credit.on_acked(carried),
             _ => {}
         }
     }
@@ -207,8 +188,7 @@ impl OutgoingStream {
                     self.fin.on_lost();
                 }
             }
-            Carried::Blocked { at } if at == self.blocked_at => self.blocked.on_lost(),
-            Carried::Return { total } => self.credit.on_lost(total),
+            Carried::Blocked { .. } | Carried::Return { .. } => self.credit.on_lost(carried),
             _ => {}
         }
     }

@@ -173,7 +173,7 @@ fn credit_holds_back_what_was_not_begun() {
     // What was begun goes on; the small one would fit and has to wait for the large one.
     assert_eq!(next(&mut out, now, 5000).unwrap().0[0], 0);
     let (frame, carried) = out.next_frame(now, 5000).unwrap();
-    assert_eq!(frame, Frame::Blocked { channel: CHANNEL, at: 1501 });
+    assert_eq!(frame, Frame::Blocked { channel: CHANNEL, number: 1, at: 1501 });
     assert_eq!(out.next_frame(now, 5000), None, "it is said once");
     out.on_lost(&carried);
     assert_eq!(out.next_frame(now, 5000).unwrap().1, carried);
@@ -182,7 +182,7 @@ fn credit_holds_back_what_was_not_begun() {
     assert_eq!(next(&mut out, now, 5000).unwrap().0, [1, 0, 501, 501]);
     out.on_lost(&carried);
     let (frame, _) = out.next_frame(now, 5000).unwrap();
-    assert_eq!(frame, Frame::Blocked { channel: CHANNEL, at: 1511 });
+    assert_eq!(frame, Frame::Blocked { channel: CHANNEL, number: 2, at: 1511 });
 
     let mut out = OutgoingMessages::new(CHANNEL, false, 1 << 20, PLENTY, 2);
     for _ in 0..3 {
@@ -192,6 +192,59 @@ fn credit_holds_back_what_was_not_begun() {
     assert_eq!(out.next_frame(now, 100), None);
     out.on_max_messages(3);
     assert_eq!(next(&mut out, now, 100).unwrap().0[0], 2);
+}
+
+/// Each need that differs from the one before is said, under a number of its own; none twice.
+#[test]
+fn a_need_is_said_anew_when_it_is_another_one() {
+    let now = Instant::now();
+    let blocked = |number, at| Some(Frame::Blocked { channel: CHANNEL, number, at });
+    let mut out = messages(true, 1000);
+    let brief = Options { deadline: Some(now + Duration::from_millis(1)), ..urgent(0) };
+    out.try_push(now, vec![0; 9000], brief).unwrap();
+    let (frame, first) = out.next_frame(now, 5000).unwrap();
+    assert_eq!(Some(frame), blocked(1, 9000));
+    out.try_push(now, vec![0; 3000], Options::default()).unwrap();
+    assert_eq!(out.next_frame(now, 5000), None);
+    let later = now + Duration::from_millis(1);
+    assert_eq!(out.expire(later).len(), 1);
+    let (frame, second) = out.next_frame(later, 5000).unwrap();
+    assert_eq!(Some(frame), blocked(2, 3000));
+    // What became of the first one does not count any more.
+    out.on_lost(&first);
+    assert_eq!(out.next_frame(later, 5000), None);
+    out.on_lost(&second);
+    assert_eq!(out.next_frame(later, 5000).map(|(_, carried)| carried), Some(second));
+    out.on_acked(&second);
+    out.on_lost(&second);
+    assert_eq!(out.next_frame(later, 5000), None);
+    // The receiver counts what was given back, too.
+    out.on_recall();
+    out.on_max_data(2000);
+    assert_eq!(out.next_frame(later, 5000), None, "all of it waits to be used");
+    out.on_max_data(3000);
+    assert_eq!(next(&mut out, later, 5000).unwrap().0[0], 0);
+    assert_eq!(out.next_frame(later, 5000), None);
+}
+
+/// When nothing waits any more, the need is taken back.
+#[test]
+fn a_need_that_is_over_is_taken_back() {
+    let now = Instant::now();
+    let mut out = messages(false, 1000);
+    let brief = Options { deadline: Some(now), ..urgent(0) };
+    out.try_push(now, vec![0; 9000], brief).unwrap();
+    assert!(out.next_frame(now, 5000).is_some());
+    out.expire(now);
+    let (frame, carried) = out.next_frame(now, 5000).unwrap();
+    assert_eq!(frame, Frame::Blocked { channel: CHANNEL, number: 2, at: 1000 });
+    out.on_lost(&carried);
+    assert_eq!(out.next_frame(now, 5000).map(|(_, carried)| carried), Some(carried));
+    assert_eq!(out.next_frame(now, 5000), None);
+    // The same need again is one more.
+    out.try_push(now, vec![0; 9000], urgent(0)).unwrap();
+    let (frame, _) = out.next_frame(now, 5000).unwrap();
+    assert_eq!(frame, Frame::Blocked { channel: CHANNEL, number: 3, at: 9000 });
 }
 
 #[test]
@@ -278,7 +331,7 @@ fn streams_push_back_and_say_their_end() {
         assert!(frame.encoded_len() <= 1200);
         carried.push(one);
     }
-    assert_eq!(carried.pop(), Some(Carried::Blocked { at: 50_000 }));
+    assert_eq!(carried.pop(), Some(Carried::Blocked { number: 1 }));
     let last = carried.last().copied().unwrap();
     let Carried::Stream { offset, len, fin: false } = last else { panic!("{last:?}") };
     assert_eq!(offset + u64::from(len), 40_000);

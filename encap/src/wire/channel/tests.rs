@@ -90,7 +90,7 @@ impl Parts {
             1 => Frame::Ping,
             2 => Frame::Stream(Stream { channel, offset: a / 2, fin: self.flag, bytes }),
             3 => Frame::Expired { channel, id: a, total },
-            4 => Frame::Blocked { channel, at: a },
+            4 => Frame::Blocked { channel, number: b, at: a },
             5 => Frame::MaxData { channel, limit: a },
             6 => Frame::MaxMessages { channel, limit: a },
             7 => {
@@ -144,11 +144,12 @@ fn frames_have_the_bytes_of_the_table() {
         messages: 2,
         name: "a",
     };
-    let cases: [(Frame<'_>, &[u8]); 11] = [
+    let cases: [(Frame<'_>, &[u8]); 12] = [
         (Frame::Padding(3), &[0, 0, 0]),
         (Frame::Ping, &[1]),
         (Frame::Stream(stream), &[5, 11, 0x80, 0, 0x40, 0, 2, b'y', b'z']),
         (Frame::Expired { channel: CHANNEL, id: 2, total: 3 }, &[6, 11, 2, 3]),
+        (Frame::Blocked { channel: CHANNEL, number: 1, at: 64 }, &[7, 11, 1, 0x40, 64]),
         (Frame::MaxData { channel: CHANNEL, limit: 63 }, &[8, 11, 63]),
         (Frame::Recall { channel: CHANNEL }, &[10, 11]),
         (Frame::Return { channel: CHANNEL, total: 64 }, &[11, 11, 0x40, 64]),

@@ -2,7 +2,8 @@
 
 use super::super::*;
 use super::world::*;
-use crate::channel::incoming::GUARANTEED;
+use crate::channel::incoming::{Credit, GUARANTEED, IncomingMessages, TOP_WINDOW};
+use crate::wire::channel::{ChannelId, MAX_MESSAGE_LEN, Opener};
 
 /// 1 Gbit/s and 100 ms there and back.
 const LONG: Weather = Weather {
@@ -167,7 +168,7 @@ fn chan_a_stream_without_credit_gets_it_when_there_is_some() {
     let mut hold = Vec::new();
     while hub.memory.booked() + GUARANTEED <= hub.report_limit() / 4 * 3 {
         let window = 64 << 10;
-        hold.push(crate::channel::incoming::Credit::new(now, window, window, &mut hub.memory));
+        hold.push(Credit::new(now, window, window, &mut hub.memory));
     }
     assert!(hold.len() as u64 >= hub.memory.channels());
     let mut pipes = [Pipe::open(&mut world, 1, 0, [100_000, 100_000])];
@@ -182,4 +183,59 @@ fn chan_a_stream_without_credit_gets_it_when_there_is_some() {
     let before = world.now;
     pipe(&mut world, &mut pipes, SECOND * 5, |_| {});
     assert!(world.now - before < SECOND * 2, "{:?}", world.now - before);
+}
+
+/// Large messages of another peer, as it were, leave so little of the second node's memory that the
+/// longest message does not get the credit that it needs. It expires.
+fn long_message_expires(world: &mut World, talk: &mut Talk) -> [IncomingMessages; 2] {
+    run(world, std::slice::from_mut(talk), SECOND * 5, |_| {});
+    // Until that it came is known.
+    world.run_for(SECOND);
+    let (now, hub) = (world.now, &mut world.hubs[1]);
+    let hold = [(); 2].map(|()| {
+        let credit = Credit::new(now, 1, TOP_WINDOW, &mut hub.memory);
+        let channel = ChannelId { number: 0, opener: Opener::Receiver };
+        let mut messages = IncomingMessages::new(channel, true, credit);
+        messages.on_blocked(1, 46 << 20);
+        assert!(messages.next_frame(now, MS, &mut hub.memory).is_some());
+        messages
+    });
+    let options = SendOptions { ttl: Some(MS * 300), ..SendOptions::default() };
+    let long = vec![0; MAX_MESSAGE_LEN as usize];
+    assert!(world.hubs[0].send(now, talk.key, node(1), options, long).is_ok());
+    world.run_for(MS * 400);
+    let expired = ChannelEvent::Expired(talk.key, node(1), 1);
+    assert!(world.events[0].contains(&expired), "there was room for it");
+    hold
+}
+
+/// What is next needs less, and there is as much: it does not wait for what the message before it
+/// would have needed.
+#[test]
+fn chan_a_smaller_need_takes_the_place_of_one_that_is_over() {
+    for loss in [0, 300] {
+        let mut world = World::new(1, Weather { loss, jitter: MS, ..CALM }, 6);
+        world.configure(&[config("m", Mode::Ordered)]);
+        let mut talks = [Talk::new(1, 0, vec![100])];
+        let hold = long_message_expires(&mut world, &mut talks[0]);
+        talks[0].lengths.push(2 << 20);
+        run(&mut world, &mut talks, SECOND * 20, |_| {});
+        talks[0].assert_ordered();
+        let memory = &mut world.hubs[1].memory;
+        hold.into_iter().for_each(|messages| messages.close(memory));
+    }
+}
+
+/// Nothing is next: no memory goes to a message that was given up.
+#[test]
+fn chan_a_need_that_is_over_takes_no_memory() {
+    let mut world = World::new(1, CALM, 7);
+    world.configure(&[config("m", Mode::Ordered)]);
+    let mut talk = Talk::new(1, 0, vec![100]);
+    let hold = long_message_expires(&mut world, &mut talk);
+    let memory = &mut world.hubs[1].memory;
+    hold.into_iter().for_each(|messages| messages.close(memory));
+    world.run_for(SECOND);
+    assert!(booked(&world) < 8 << 20, "{} bytes", booked(&world));
+    assert_eq!(world.faults(), []);
 }

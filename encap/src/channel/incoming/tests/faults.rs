@@ -182,8 +182,8 @@ fn memory_is_shared_and_a_large_message_always_gets_its_turn() {
     assert!(memory.limited() > 2000);
     let (now, long) = (Instant::now(), u64::from(MAX_MESSAGE_LEN));
     assert!(other.next_frame(now, RTT, &mut memory).is_none());
-    other.on_blocked(long);
-    last.on_blocked(long);
+    other.on_blocked(1, long);
+    last.on_blocked(1, long);
     let (frame, _) = last.next_frame(now, RTT, &mut memory).unwrap();
     assert_eq!(frame, Frame::MaxData { channel: CHANNEL, limit: long });
     assert!(other.next_frame(now, RTT, &mut memory).is_none(), "all or nothing");
@@ -194,8 +194,25 @@ fn memory_is_shared_and_a_large_message_always_gets_its_turn() {
     // What no window will ever be is not granted.
     let mut memory = Memory::new(1 << 40);
     let mut to = IncomingMessages::new(CHANNEL, true, credit(START_WINDOW, &mut memory));
-    to.on_blocked(u64::MAX);
+    to.on_blocked(1, u64::MAX);
     assert!(to.next_frame(now, RTT, &mut memory).is_none());
+}
+
+/// A smaller need takes the place of a larger one, but not one that was overtaken on its way.
+#[test]
+fn the_last_need_counts() {
+    let (now, mut memory) = (Instant::now(), Memory::new(8 << 20));
+    let mut to = IncomingMessages::new(CHANNEL, true, credit(1000, &mut memory));
+    let long = u64::from(MAX_MESSAGE_LEN);
+    to.on_blocked(1, long);
+    assert_eq!(to.next_frame(now, RTT, &mut memory), None);
+    assert!(to.is_starved());
+    to.on_blocked(3, 5000);
+    to.on_blocked(2, long);
+    to.on_blocked(1, 1);
+    let (frame, _) = to.next_frame(now, RTT, &mut memory).unwrap();
+    assert_eq!(frame, Frame::MaxData { channel: CHANNEL, limit: 5000 });
+    assert!(!to.is_starved());
 }
 
 /// What was granted for a large message before memory was set aside is covered by that then.
@@ -204,7 +221,7 @@ fn what_is_set_aside_late_is_not_booked_twice() {
     let (now, mut memory) = (Instant::now(), Memory::new(LIMIT));
     let mut others: Vec<_> = (0..4000).map(|_| credit(START_WINDOW, &mut memory)).collect();
     let mut last = others.pop().unwrap();
-    last.on_blocked(1 << 20);
+    last.on_blocked(1, 1 << 20);
     assert_eq!(last.poll(now, RTT, 0, &mut memory), Some(1 << 20));
     others.iter_mut().for_each(|other| other.close(&mut memory));
     last.poll(now, RTT, 0, &mut memory);
@@ -239,7 +256,7 @@ fn so_many_channels_have_their_guarantee_whatever_others_hold() {
     }
     for _ in 0..8 {
         let mut message = credit(START_WINDOW, &mut memory);
-        message.on_blocked(long);
+        message.on_blocked(1, long);
         message.poll(start, RTT, 0, &mut memory);
         hold.push(message);
     }
