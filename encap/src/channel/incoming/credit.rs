@@ -2,8 +2,10 @@
 //!
 //! Credit is a total since the beginning. It is the sum of what the program took and of a window.
 //! The window doubles as long as a half of it is used within two round trips, since then it is the
-//! window that holds the sender up. A message that is larger than the window gets its credit when
-//! the sender asks by BLOCKED and the program has taken all that came before.
+//! window that holds the sender up. In the beginning a quarter suffices: a sender in slow start doubles
+//! what it has on its way each round trip, and credit that does the same would always be a little
+//! behind it. A message that is larger than the window gets its credit when the sender asks by BLOCKED
+//! and the program has taken all that came before.
 //!
 //! Credit that was given is the sender's until it gives it back: RECALL asks for that when memory is
 //! short and a channel was idle, and RETURN answers. A peer may not answer, so what idle channels
@@ -186,7 +188,20 @@ pub struct Credit {
     due: bool,
     /// There is to be more of it, and memory had none.
     starved: bool,
+    phase: Phase,
+    /// When more was last granted, or the first of it was used.
     grown_at: Instant,
+}
+
+/// How far the use of a credit has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// Nothing came.
+    Unused,
+    /// It was used so fast ever since that the sender may be in slow start.
+    Begins,
+    /// It was not, at least once.
+    Steady,
 }
 
 impl Credit {
@@ -211,6 +226,7 @@ impl Credit {
             demands: 0,
             due: false,
             starved: false,
+            phase: Phase::Unused,
             grown_at: now,
         };
         if credit.reserve(memory) {
@@ -346,6 +362,9 @@ impl Credit {
         used: u64,
         memory: &mut Memory,
     ) -> Option<u64> {
+        if used > 0 && self.phase == Phase::Unused {
+            (self.phase, self.grown_at) = (Phase::Begins, now);
+        }
         if self.reserve(memory) {
             self.extend(now, rtt, memory);
         }
@@ -364,13 +383,18 @@ impl Credit {
         std::mem::take(&mut self.due).then_some(self.granted)
     }
 
-    /// Grants what the window has room for, when that is half of it.
+    /// Grants what the window has room for, when that is half of it, or a quarter in the beginning.
     fn extend(&mut self, now: Instant, rtt: Duration, memory: &mut Memory) {
         let room = self.window.saturating_sub(self.outstanding());
-        if room == 0 || room < self.window / 2 {
+        let soon = now.saturating_duration_since(self.grown_at) < rtt * 2;
+        if !soon && self.phase == Phase::Begins {
+            self.phase = Phase::Steady;
+        }
+        let begins = self.phase != Phase::Steady && !memory.is_short();
+        if room == 0 || room < self.window / if begins { 4 } else { 2 } {
             return;
         }
-        if now.saturating_duration_since(self.grown_at) < rtt * 2 {
+        if soon {
             self.window = (self.window * 2).min(self.top);
         }
         let wanted = self.window.saturating_sub(self.outstanding());

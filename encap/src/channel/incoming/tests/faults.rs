@@ -120,7 +120,7 @@ fn credit_is_said_by_halves_again_when_lost_and_grows() {
     let at = |credit: &mut Credit, ms: u64, memory: &mut Memory| {
         credit.poll(start + Duration::from_millis(ms), RTT, 1, memory)
     };
-    assert_eq!(at(&mut credit, 100, &mut memory), None);
+    assert_eq!(at(&mut credit, 80, &mut memory), None);
     credit.release(499, &mut memory);
     assert_eq!(at(&mut credit, 100, &mut memory), None);
     credit.release(1, &mut memory);
@@ -144,6 +144,36 @@ fn credit_is_said_by_halves_again_when_lost_and_grows() {
     assert_eq!((credit.window(), memory.booked()), (4000, 4000));
     credit.close(&mut memory);
     assert_eq!(memory.booked(), 0);
+}
+
+/// When a sender in slow start hears that `used` bytes arrived, it has so many more on their way and
+/// the first window, and was sent the credit for them before.
+#[test]
+fn credit_keeps_ahead_of_slow_start() {
+    const PACKET: u64 = 1431;
+    let (start, mut memory) = (Instant::now(), Memory::new(1 << 30));
+    let mut credit = credit(64 << 10, &mut memory);
+    let (mut used, mut packets) = (0, 10);
+    for round in 1..10 {
+        for _ in 0..packets {
+            used += PACKET;
+            assert!(credit.granted() >= 2 * used + 10 * PACKET, "{used}: {credit:?}");
+            credit.release(PACKET, &mut memory);
+            credit.poll(start + RTT * (10 + round), RTT, used, &mut memory);
+        }
+        packets *= 2;
+    }
+    // Once it was slower, halves are enough.
+    let mut later = |credit: &mut Credit, round: u32, released: u64| {
+        credit.release(released, &mut memory);
+        credit.poll(start + RTT * round, RTT, used, &mut memory)
+    };
+    let window = credit.window();
+    let all = credit.outstanding();
+    assert!(later(&mut credit, 30, all).is_some());
+    assert_eq!(later(&mut credit, 40, window / 2 - 1), None);
+    assert!(later(&mut credit, 40, 1).is_some());
+    assert_eq!(credit.window(), window);
 }
 
 #[test]
