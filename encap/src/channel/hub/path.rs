@@ -18,6 +18,11 @@ const TIMER_LATENESS: Duration = Duration::from_micros(200);
 /// Timeouts in a row after which another link is tried.
 const SUSPECT_TIMEOUTS: u32 = 2;
 
+/// Packets that are acknowledged at once in each [`MAX_ACK_DELAY`]. A small window is held up by an ACK
+/// that waits for a second packet, and by one that is lost if it was for two. Of a fast sender these
+/// are few: thousands of ACKs a second more, whatever its speed.
+const PROMPT_ACKS: u32 = 8;
+
 /// What a packet carried.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Sent {
@@ -69,8 +74,8 @@ pub(super) struct Path {
     pub(super) distrusted: bool,
     /// A PING is to leave by it, whether there is anything to say or not.
     pub(super) ping: bool,
-    /// When the last packet came that asks for an acknowledgement.
-    asked_at: Option<Instant>,
+    /// Since when packets that ask for an acknowledgement are counted, and how many came.
+    asked: (Option<Instant>, u32),
 }
 
 impl Path {
@@ -95,17 +100,20 @@ impl Path {
             sent: 0,
             distrusted: false,
             ping: false,
-            asked_at: None,
+            asked: (None, 0),
         }
     }
 
-    /// A packet came that was not here before. Where packets are so rare that no second one is to be
-    /// expected within the delay of an ACK, waiting for it only makes the round trip longer.
+    /// A packet came that was not here before. Where they are few, each is acknowledged by itself.
     pub(super) fn on_received(&mut self, now: Instant, number: u64, asks: bool, ecn: u8) {
         self.acks.on_received(now, number, asks, ecn);
         if asks {
-            let before = self.asked_at.replace(now);
-            if before.is_none_or(|at| now.saturating_duration_since(at) >= MAX_ACK_DELAY) {
+            let (since, count) = &mut self.asked;
+            if since.is_none_or(|at| now.saturating_duration_since(at) >= MAX_ACK_DELAY) {
+                (*since, *count) = (Some(now), 0);
+            }
+            *count = count.saturating_add(1);
+            if *count <= PROMPT_ACKS {
                 self.acks.flush();
             }
         }
@@ -231,4 +239,26 @@ impl Path {
 
 fn datagram_size(room: usize) -> u16 {
     u16::try_from(room + SEALED_OVERHEAD).unwrap_or(u16::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_packets_of_a_millisecond_are_acknowledged_one_by_one() {
+        let (now, mut ranges) = (Instant::now(), Vec::new());
+        let mut path = Path::new(now, 1_400, Congestion::Cubic);
+        let mut acked = |us: u64, number: u64| {
+            let now = now + Duration::from_micros(us);
+            path.on_received(now, number, true, 0);
+            path.acks.poll_ack(now, &mut ranges).is_some()
+        };
+        let first = u64::from(PROMPT_ACKS);
+        assert!((0..first).all(|number| acked(number * 100, number)));
+        let rest = [0, 1, 2, 3].map(|more| acked(999, first + more));
+        assert_eq!(rest, [false, true, false, true], "every second one");
+        assert!((4..4 + first).all(|more| acked(1_000, first + more)));
+        assert!(!acked(1_000, 2 * first + 4));
+    }
 }
