@@ -76,6 +76,8 @@ pub(super) struct World {
     busy: Vec<[Instant; 2]>,
     serial: u64,
     rng: Rng,
+    /// Full packets of the first node are lost by dice of their own, in the order in which they leave.
+    pub(super) dice: Option<Rng>,
     pub(super) packets: u64,
     /// Bytes of payload that left by each link.
     pub(super) by_link: Vec<u64>,
@@ -122,6 +124,7 @@ impl World {
             serial: 0,
             rng: Rng(seed * 2 + 1),
             crossed: false,
+            dice: None,
             packets: 0,
             by_link: vec![0; links],
             errors: Vec::new(),
@@ -216,12 +219,18 @@ impl World {
         }
     }
 
+    /// Whether a packet is lost by chance, of so many parts of 1,000.
+    fn loses(&mut self, index: usize, len: usize, parts: u64) -> bool {
+        let own = self.dice.as_mut().filter(|_| index == 0 && len > ROOM / 2);
+        own.unwrap_or(&mut self.rng).below(1_000) < parts
+    }
+
     fn fly(&mut self, index: usize, link: u8, kind: Kind, boot: u64, payload: Vec<u8>) {
         let at = self.cable(index, link.into());
         self.packets += 1;
         self.by_link[at] += payload.len() as u64;
         let weather = self.weather[at];
-        if self.cut[at] || self.rng.below(1_000) < weather.loss {
+        if self.cut[at] || self.loses(index, payload.len(), weather.loss) {
             return;
         }
         let mut leaves = self.now;
