@@ -19,6 +19,7 @@ PACKAGES="
 # What other people's software is tested with; it has services, which are not wanted.
 SERVICE_PACKAGES="
     redis-server:redis-server
+    /usr/lib/postgresql/15/bin/postgres:postgresql
 "
 
 # The same for tests with guests.

@@ -35,3 +35,4 @@ mod channels;
 mod channel_streams;
 mod channel_faults;
 mod channel_database;
+mod channel_postgres;
