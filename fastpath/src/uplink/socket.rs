@@ -117,6 +117,9 @@ impl UdpUplink {
             socket.set_reuse_port(true).map_err(setup("share the port"))?;
         }
         set_options(&socket, local).map_err(setup("set the socket's options"))?;
+        if options.freebind {
+            bind_freely(&socket, local).map_err(setup("bind to an address that may come later"))?;
+        }
         let granted =
             enlarge_buffers(&socket, options.buffer_len).map_err(setup("size its buffers"))?;
         socket.bind(&local.into()).map_err(|source| match source.raw_os_error() {
@@ -328,6 +331,15 @@ fn hold_to(socket: &Socket, local: SocketAddr, interface: &str) -> Result<(), Bi
         Some(libc::ENODEV) => BindError::NoInterface { local, interface: name() },
         _ => BindError::Setup { local, action: "hold the socket to its interface", source },
     })
+}
+
+/// Has the socket take an address that no interface has yet. What is sent from it is refused by the
+/// kernel until one has.
+fn bind_freely(socket: &Socket, local: SocketAddr) -> io::Result<()> {
+    match local {
+        SocketAddr::V4(_) => set_int(socket, libc::IPPROTO_IP, libc::IP_FREEBIND, 1),
+        SocketAddr::V6(_) => set_int(socket, libc::IPPROTO_IPV6, libc::IPV6_FREEBIND, 1),
+    }
 }
 
 /// Sets a socket option whose value is an int.

@@ -10,6 +10,18 @@ fn uplink() -> UdpUplink {
     UdpUplink::bind(UplinkId(3), local, &UplinkOptions::default()).unwrap()
 }
 
+#[test]
+fn an_address_that_is_nowhere_is_bound_only_where_that_is_asked_for() {
+    for ip in ["203.0.113.77", "2001:db8::77"] {
+        let local = SocketAddr::new(ip.parse().unwrap(), 0);
+        let strict = UdpUplink::bind(UplinkId(0), local, &UplinkOptions::default());
+        assert!(matches!(strict, Err(BindError::NotLocal(_))), "{strict:?}");
+        let options = UplinkOptions { freebind: true, ..UplinkOptions::default() };
+        let early = UdpUplink::bind(UplinkId(0), local, &options).unwrap();
+        assert_eq!(early.local().ip(), local.ip());
+    }
+}
+
 /// Runs of `size` bytes a datagram, `count` datagrams each, all to one address.
 fn transmits(to: SocketAddr, runs: &[(usize, usize)]) -> (Vec<u8>, Vec<Transmit>) {
     let mut memory = vec![0xee; 7];
