@@ -101,7 +101,12 @@ fn check(args: CheckArgs) -> Result<(), Failure> {
     let networks = counted(checked.networks, "network");
     let channels = counted(checked.channels, "channel");
     let file = args.file.display();
-    print(format!("{file}: no faults; {nodes}, {networks}, {channels}{own}\n").as_bytes())
+    let mut text = format!("{file}: no faults; {nodes}, {networks}, {channels}{own}\n");
+    for (link, address) in &checked.missing {
+        let advice = config::missing_advice(*address);
+        text += &format!("{file}: warning: link {link}: no interface has {address}; {advice}\n");
+    }
+    print(text.as_bytes())
 }
 
 fn examine(args: DoctorArgs) -> Result<(), Failure> {

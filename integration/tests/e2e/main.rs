@@ -23,6 +23,7 @@ mod client;
 mod reload;
 mod limits;
 mod links;
+mod waits;
 mod policies;
 mod mtu;
 mod marks;

@@ -28,6 +28,7 @@ mod diff;
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -45,7 +46,7 @@ pub(crate) use dpdk::{DpdkConfig, DpdkPort, Hugepages, Port};
 pub(crate) use fault::Faults;
 pub(crate) use key::{ClusterKey, KEY_LEN};
 pub(crate) use links::{Family, LinkOptions, NodeAddress, NodeLink, Pair};
-pub(crate) use node::NodeSelector;
+pub(crate) use node::{NodeSelector, missing_advice};
 pub(crate) use traffic::{Dscp, Level, Policy, Protect};
 pub(crate) use validate::check_socket_path;
 pub(crate) use vhost::{Mode as VhostMode, VhostUser};
@@ -335,6 +336,8 @@ pub(crate) struct Checked {
     pub(crate) channels: usize,
     /// This machine, if it is known which one it is.
     pub(crate) own: Option<(NodeId, String)>,
+    /// Its links, by name, whose address no interface has now.
+    pub(crate) missing: Vec<(String, IpAddr)>,
 }
 
 impl Config {
@@ -409,6 +412,7 @@ impl Config {
         let own = parts.nodes.iter().find(|node| Ok(node.id) == own);
         Ok(Checked {
             own: own.map(|node| (node.id, node.name.clone())),
+            missing: own.map(node::missing_addresses).unwrap_or_default(),
             nodes: parts.nodes.len(),
             networks: parts.networks.len(),
             channels: parts.channels.len(),

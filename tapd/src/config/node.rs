@@ -29,6 +29,19 @@ pub(super) fn is_own_address(address: IpAddr) -> bool {
     interface::local_addresses().is_ok_and(|own| own.iter().any(|local| local.address == address))
 }
 
+/// The links of a node whose fixed address no interface of this machine has, each with the address.
+/// The kernel knows nothing of those on DPDK ports: they are not among them.
+pub(super) fn missing_addresses(node: &NodeConfig) -> Vec<(String, IpAddr)> {
+    let of_kernel = node.links.iter().filter(|link| link.dpdk.is_none());
+    let fixed = of_kernel.filter_map(|link| Some((link.name.clone(), link.address.fixed()?)));
+    fixed.filter(|(_, address)| !is_own_address(*address)).collect()
+}
+
+/// What to do where no interface has an address of this node.
+pub(crate) fn missing_advice(address: IpAddr) -> String {
+    format!("run: ip addr add {address}/LENGTH dev INTERFACE, or correct the file")
+}
+
 /// A node by id or name. Names are never all digits, so the two cannot be confused.
 pub(super) fn find<'n>(nodes: &'n [NodeConfig], id_or_name: &str) -> Option<&'n NodeConfig> {
     let id = id_or_name.parse().ok().and_then(NodeId::new);

@@ -9,6 +9,7 @@ use encap::datapath::ControlInput;
 use encap::id::NodeId;
 use encap::link::id::LinkIndex;
 use encap::vtep::{PathTrouble, UplinkNews};
+use encap::wire::buf::UplinkId;
 use fastpath::interface;
 use fastpath::monitor::{LinkNews, Monitor};
 use fastpath::uplink::{UplinkError, UplinkErrorKind};
@@ -17,8 +18,8 @@ use fastpath::worker::{Command, PULSE_QUEUE};
 use log::{info, warn};
 
 use super::Daemon;
-use super::uplinks::Uplinks;
-use crate::config::{Config, Pair};
+use super::uplinks::{Uplinks, waiting_for};
+use crate::config::{Config, Pair, missing_advice};
 
 /// Begins to listen to the kernel's news of interfaces, addresses and neighbours. Without it links
 /// fail a little later: by their heartbeats.
@@ -94,13 +95,15 @@ impl Daemon {
                 }
                 LinkNews::Address { address, present } => {
                     for uplink in self.uplinks.with_addresses(&[address]) {
+                        self.note_address(now, uplink, address, present);
                         self.vtep.handle_uplink(now, uplink, UplinkNews::Address(present));
                     }
                 }
                 LinkNews::Mtu { interface, addresses, mtu } => {
                     for uplink in self.uplinks.with_addresses(&addresses) {
                         let before = self.uplinks.get(uplink).map(|uplink| uplink.ip_mtu);
-                        let Some(size) = self.uplinks.set_ip_mtu(uplink, mtu) else { continue };
+                        let size = self.uplinks.set_interface(uplink, &interface, mtu);
+                        let Some(size) = size else { continue };
                         if before != Some(mtu) {
                             info!("uplink {}: MTU of {interface} is {mtu} now", uplink.0);
                         }
@@ -114,6 +117,25 @@ impl Daemon {
                 }
             }
             self.drain();
+        }
+    }
+
+    /// An address of this node came or went: people are told what its links wait for.
+    fn note_address(&mut self, now: Instant, uplink: UplinkId, address: IpAddr, present: bool) {
+        if !self.uplinks.set_present(uplink, present) {
+            return;
+        }
+        // Each way has lines of its own, so that the last one is not held back by the one before.
+        let kind = if present { "address came" } else { "address gone" };
+        let Some(more) = self.notices.of_uplink(now, kind, uplink) else { return };
+        match present {
+            true => info!("uplink {}: {address} is there now{more}", uplink.0),
+            false => warn!(
+                "uplink {}: {}; {}{more}",
+                uplink.0,
+                waiting_for(address),
+                missing_advice(address)
+            ),
         }
     }
 

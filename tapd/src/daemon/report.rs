@@ -11,6 +11,7 @@ use encap::vtep::{LinkStatus, PeerStatus};
 use fastpath::capture::CaptureFilter;
 
 use super::notices::link_name;
+use super::uplinks::waiting_for;
 use super::{Daemon, stream};
 use crate::config::derived_address;
 use crate::control::{
@@ -184,7 +185,12 @@ impl Daemon {
     fn link_row(&self, peer: &PeerStatus, peer_name: String, link: &LinkStatus) -> LinkReply {
         let uplink = self.uplinks.get(link.uplink);
         let measured = &link.measured;
-        let reason = Some(link.cause.to_string());
+        // Nothing goes by it before that, whatever else happened to it.
+        let missing = uplink.filter(|uplink| !uplink.present && link.state != State::Up);
+        let reason = match missing {
+            Some(uplink) => waiting_for(uplink.local.ip()),
+            None => link.cause.to_string(),
+        };
         let micros = |us: u32| (us > 0).then_some(u64::from(us));
         let transitions = link.transitions.iter().rev().map(|(ago, transition)| TransitionReply {
             ago_ms: u64::try_from(ago.as_millis()).unwrap_or(u64::MAX),
@@ -206,7 +212,7 @@ impl Daemon {
             state: link.state.to_string(),
             drained: link.drained,
             sending: link.sending,
-            reason,
+            reason: Some(reason),
             priority: link.priority,
             weight: link.weight,
             uplink_mtu: uplink.map(|uplink| uplink.ip_mtu),

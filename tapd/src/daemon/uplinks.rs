@@ -24,6 +24,8 @@ use crate::exit::Failure;
 const DEFAULT_IP_MTU: u32 = 1500;
 /// Largest UDP payload over IPv4 in bytes (RFC 768, RFC 791); IPv6's is a little larger.
 const MAX_UDP_PAYLOAD: u32 = 65_507;
+/// Stands for the interface of an address that no interface has.
+const NO_INTERFACE: &str = "?";
 /// Bytes of a UDP header.
 pub(super) const UDP_LEN: u32 = 8;
 /// Bytes of an Ethernet header without tags.
@@ -37,6 +39,8 @@ pub(super) struct Uplink {
     /// Name of the interface that owns the address, or of the device that DPDK drives.
     pub(super) interface: String,
     pub(super) ip_mtu: u32,
+    /// Whether this machine has the address. One of several may come later than the node does.
+    pub(super) present: bool,
     /// One for each worker, until they are handed over.
     queues: Vec<any::Uplink>,
     pub(super) kind: Kind,
@@ -80,6 +84,11 @@ const fn ip_name(address: IpAddr) -> &'static str {
         IpAddr::V4(_) => "IPv4 20",
         IpAddr::V6(_) => "IPv6 40",
     }
+}
+
+/// What a link is at whose address of this node no interface has.
+pub(super) fn waiting_for(address: IpAddr) -> String {
+    format!("waiting: no interface has {address}")
 }
 
 impl Uplinks {
@@ -196,9 +205,22 @@ impl Uplinks {
         self.list.iter().filter(|uplink| uplink.dpdk().is_none()).filter_map(fixed).collect()
     }
 
-    /// The interface of an attachment takes other sizes; gives the largest UDP payload in bytes.
-    pub(super) fn set_ip_mtu(&mut self, id: UplinkId, ip_mtu: u32) -> Option<usize> {
+    /// Takes whether this machine has the address of an attachment; says whether that is new.
+    pub(super) fn set_present(&mut self, id: UplinkId, present: bool) -> bool {
+        let uplink = self.list.get_mut(usize::from(id.0));
+        uplink.is_some_and(|uplink| std::mem::replace(&mut uplink.present, present) != present)
+    }
+
+    /// The interface of an attachment, which may be another one now, takes other sizes; gives the
+    /// largest UDP payload in bytes.
+    pub(super) fn set_interface(
+        &mut self,
+        id: UplinkId,
+        interface: &str,
+        ip_mtu: u32,
+    ) -> Option<usize> {
         let uplink = self.list.get_mut(usize::from(id.0))?;
+        interface.clone_into(&mut uplink.interface);
         uplink.ip_mtu = ip_mtu;
         Some(uplink.max_udp_payload() as usize)
     }
@@ -257,6 +279,7 @@ impl Uplink {
             local,
             interface: options.device,
             ip_mtu,
+            present: true,
             queues: queues.into_iter().map(|queue| any::Uplink::Dpdk(Box::new(queue))).collect(),
             kind: Kind::Dpdk(Box::new(port)),
         })
@@ -307,6 +330,11 @@ impl Uplink {
             .map_err(Failure::cannot_start)?;
         let local = sockets.first().map_or(local, UdpUplink::local);
         let (interface, ip_mtu) = Self::interface(address)?;
+        let present = interface != NO_INTERFACE;
+        if !present {
+            let ip = local.ip();
+            warn!("uplink {}: {}; {}", id.0, waiting_for(ip), config::missing_advice(ip));
+        }
         if ip_mtu < MIN_UNDERLAY_MTU.into() {
             warn!(
                 "uplink {}: {interface} has an MTU of {ip_mtu}, and tapd needs \
@@ -316,8 +344,13 @@ impl Uplink {
         }
         let first = sockets.first().context("no socket was opened")?;
         let granted = first.granted_buffers();
+        let place = if present {
+            format!("on {interface}, MTU {ip_mtu}")
+        } else {
+            format!("on no interface yet, MTU {ip_mtu} until then")
+        };
         info!(
-            "uplink {}: {local} on {interface}, MTU {ip_mtu}, socket buffers {} / {} bytes",
+            "uplink {}: {local} {place}, socket buffers {} / {} bytes",
             id.0, granted.receive, granted.send
         );
         let control = first.try_clone().context("cannot clone a socket")?;
@@ -329,6 +362,7 @@ impl Uplink {
             local,
             interface,
             ip_mtu,
+            present,
             queues: sockets.into_iter().map(|socket| any::Uplink::Udp(Box::new(socket))).collect(),
             kind: Kind::Udp(Box::new(Sockets { control, counters, offloads })),
         })
@@ -343,8 +377,7 @@ impl Uplink {
                 if let Some(found) = found {
                     return Ok((found.name, found.ip_mtu));
                 }
-                warn!("no interface owns {address}; taking an MTU of {DEFAULT_IP_MTU} for granted");
-                Ok(("?".to_owned(), DEFAULT_IP_MTU))
+                Ok((NO_INTERFACE.to_owned(), DEFAULT_IP_MTU))
             }
             NodeAddress::Dynamic { interface: Some(name), .. } => {
                 let mtu = interface::Interface::open(name).and_then(|i| i.tap_mtu());

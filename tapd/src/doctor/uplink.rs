@@ -11,6 +11,7 @@ use super::ports::{self, Port};
 use super::{Report, set_sysctl, sysctl, workers};
 use crate::config::{
     Config, DEFAULT_PORT, Family, MIN_UNDERLAY_MTU, NodeAddress, NodeLink, PORT_COUNT,
+    missing_advice,
 };
 
 /// Addresses that are looked at where no configuration says which.
@@ -72,10 +73,7 @@ fn configured(link: &NodeLink, several: bool, report: &mut Report) -> Option<Upl
         return found;
     }
     let (what, advice) = match (address, interface) {
-        (Some(address), _) => (
-            format!("no interface has {address}"),
-            format!("run: ip addr add {address}/LENGTH dev INTERFACE, or correct the file"),
-        ),
+        (Some(address), _) => (format!("no interface has {address}"), missing_advice(address)),
         (None, Some(name)) if Interface::open(name).is_err() => {
             (format!("there is no interface {name}"), "correct its name".to_owned())
         }

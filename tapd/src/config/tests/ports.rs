@@ -25,7 +25,7 @@ fn port_of(text: &str) -> DpdkPort {
     config.own_node().unwrap().links[0].dpdk.clone().unwrap()
 }
 
-fn ip(text: &str) -> std::net::IpAddr {
+fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
 }
 

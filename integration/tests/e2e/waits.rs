@@ -1,0 +1,63 @@
+//! What people are told while something waits: a link for its address.
+
+use std::time::Duration;
+
+use anyhow::ensure;
+use integration::command::{built_binary, run_command};
+use integration::lanes::{Cut, Lanes, Side};
+use integration::links::{LaneDuo, PATIENCE, wait_links};
+use integration::skip::case;
+use integration::topology::Family;
+use integration::wait;
+
+/// The address comes this often and goes again, with one line in the log.
+const TIMES: usize = 3;
+
+/// How often the log says that a link waits.
+fn warnings(duo: &LaneDuo, missing: &str) -> usize {
+    duo.alpha.log().lines().filter(|line| line.contains(missing)).count()
+}
+
+#[test]
+fn api_link_waits_for_its_address_and_says_so() {
+    case(|| {
+        let lanes = Lanes::plain(Family::V4, 2)?;
+        let address = lanes.lane(1)?.alpha;
+        let interface = lanes.lane(1)?.interface.clone();
+        lanes.host(Side::Alpha).ip(&["link", "set", &interface, "mtu", "1400"])?;
+        lanes.cut(1, Cut::Address)?;
+        let config = lanes.config();
+        let duo = LaneDuo::start(lanes, &config)?;
+        let missing = format!("waiting: no interface has {address}");
+
+        for round in 0..TIMES {
+            wait_links(&duo.alpha, 2, "the reason", PATIENCE, |links| {
+                links[0].is_up() && links[1].text("reason") == missing && !links[1].is_up()
+            })?;
+            let text = duo.alpha.tapd(&["show", "links"])?;
+            ensure!(text.contains(&format!("; {missing}")), "{text}");
+            // At the start, and once more when it goes: never more within a minute.
+            let said = warnings(&duo, &missing);
+            ensure!(said == (round + 1).min(2), "{said} lines in round {round}");
+            ensure!(duo.alpha.log().contains(&format!("run: ip addr add {address}/LENGTH")));
+
+            let file = duo.dir.config_file().to_string_lossy().into_owned();
+            let tapd = built_binary("tapd")?.to_string_lossy().into_owned();
+            let mut check = duo.alpha.netns().command(&tapd);
+            let checked = run_command(check.args(["check", "--node", "alpha", &file]))?;
+            let warning = format!("warning: link 1: no interface has {address}; run: ip addr add");
+            ensure!(checked.contains(&warning) && checked.lines().count() == 2, "{checked}");
+
+            duo.lanes.heal(1, Cut::Address)?;
+            duo.wait_all_up()?;
+            let row = wait_links(&duo.alpha, 2, "the MTU", PATIENCE, |links| {
+                links[1].number("uplink_mtu") == 1400
+            })?;
+            ensure!(!row[1].text("reason").contains("waiting"), "{row:?}");
+            duo.lanes.cut(1, Cut::Address)?;
+        }
+        wait::until("the address to be told of", Duration::from_secs(5), || {
+            duo.alpha.log().contains(&format!("uplink 1: {address} is there now"))
+        })
+    });
+}
