@@ -1,21 +1,25 @@
 //! `tapd send`, `tapd recv` and `tapd forward`: programs that use channels.
 
-use std::collections::BTreeMap;
-use std::io;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Context;
 use encap::id::NodeId;
 use fastpath::channel::client::{Channel, Event, Refusal, StreamChannel, is_other_kind};
 
 use crate::cli::ChannelArgs;
-use crate::control::{ChannelsReply, Client, Request, Topic};
+use crate::control::{ChannelPeerReply, ChannelReply, ChannelsReply, Client, Request, Topic};
 use crate::exit::{Exit, Failure};
 
 pub(crate) mod forward;
 pub(crate) mod recv;
 pub(crate) mod send;
+mod patience;
+
+use patience::Patience;
 
 /// Folder beside the control socket in which channels have their sockets.
 const SOCKETS_FOLDER: &str = "tapd-channels";
@@ -28,6 +32,8 @@ struct Target {
     path: PathBuf,
     /// The channel's name, where one was given.
     name: Option<String>,
+    /// Where the daemon listens, if it is the one.
+    control: PathBuf,
 }
 
 impl Target {
@@ -36,15 +42,16 @@ impl Target {
     /// # Errors
     /// The daemon has no such channel.
     fn new(args: &ChannelArgs) -> Result<Self, Failure> {
+        let control = args.control.path.clone();
         // Names of channels have no slash.
         if args.name.contains('/') {
-            return Ok(Self { path: PathBuf::from(&args.name), name: None });
+            return Ok(Self { path: PathBuf::from(&args.name), name: None, control });
         }
         let path = match &args.socket {
             Some(path) => path.clone(),
             None => find(&args.name, &args.control.path)?,
         };
-        Ok(Self { path, name: Some(args.name.clone()) })
+        Ok(Self { path, name: Some(args.name.clone()), control })
     }
 
     /// Connects to it, whatever it carries.
@@ -61,6 +68,42 @@ impl Target {
     /// Connects to it as to a channel of streams.
     fn connect_stream(&self) -> Result<StreamChannel, Failure> {
         self.checked_stream(StreamChannel::connect(&self.path))
+    }
+
+    /// Asks the daemon whether a node is a peer of a channel, so that nobody waits for a name that
+    /// was mistyped. Says whether it is known to be one: not everybody may ask.
+    ///
+    /// # Errors
+    /// It is none.
+    fn check_peer(&self, channel: &str, nodes: &Nodes) -> Result<bool, Failure> {
+        let topic = Topic::Channels;
+        let request = Request::Show { topic, name: Some(channel.to_owned()) };
+        let reply = Client::connect(&self.control)
+            .and_then(|client| client.request::<ChannelsReply>(request));
+        let found = reply.ok().and_then(|reply| reply.channels.into_iter().next());
+        // Another daemon may have that control socket, and a channel of the same name.
+        let is_same = |found: &ChannelReply| {
+            let paths = [Path::new(&found.socket), &self.path].map(|path| path.canonicalize().ok());
+            paths[0].is_some() && paths[0] == paths[1]
+        };
+        let Some(found) = found.filter(is_same) else {
+            return Ok(false);
+        };
+        let is_it = |peer: &ChannelPeerReply| {
+            NodeId::new(peer.node).is_some_and(|id| nodes.is(id, &peer.peer))
+        };
+        if found.peers.iter().any(is_it) {
+            return Ok(true);
+        }
+        let peers: Vec<_> =
+            found.peers.iter().map(|peer| format!("{} ({})", peer.peer, peer.node)).collect();
+        let peers = if peers.is_empty() { "none".to_owned() } else { peers.join(", ") };
+        Err(Failure::message(
+            Exit::Refused,
+            format_args!(
+                "{nodes} is no peer of channel {channel} on this node; its peers: {peers}"
+            ),
+        ))
     }
 
     /// What came of that.
@@ -191,19 +234,42 @@ impl Nodes {
     }
 }
 
-/// Names of the peers that were up at some time.
+impl fmt::Display for Nodes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::All => f.write_str("any node"),
+            Self::Id(id) => write!(f, "node {id}"),
+            Self::Name(name) => write!(f, "node {name}"),
+        }
+    }
+}
+
+/// The peers that were up at some time, and what is known of them.
 #[derive(Debug, Default)]
-struct Peers(BTreeMap<NodeId, String>);
+struct Peers {
+    names: BTreeMap<NodeId, String>,
+    /// Those that cannot be reached now.
+    down: BTreeSet<NodeId>,
+    /// Those that do not have the channel.
+    refusing: BTreeSet<NodeId>,
+    /// The node that something is for is known to be a peer of the channel.
+    is_peer: bool,
+}
 
 impl Peers {
     /// Learns from an event; gives it as a line for people, unless it is a message.
     fn learn(&mut self, event: &Event) -> Option<String> {
         Some(match event {
             Event::PeerUp(id, name) => {
-                self.0.insert(*id, name.clone());
+                self.names.insert(*id, name.clone());
+                self.down.remove(id);
+                self.refusing.remove(id);
                 format!("{name} is up")
             }
-            Event::PeerDown(id) => format!("{} is down", self.name(*id)),
+            Event::PeerDown(id) => {
+                self.down.insert(*id);
+                format!("{} is down", self.name(*id))
+            }
             Event::Epoch(id, count) => format!(
                 "{} was restarted; {count} messages were given up, some may have arrived",
                 self.name(*id)
@@ -211,17 +277,54 @@ impl Peers {
             Event::Expired(id, count) => {
                 format!("{count} messages to {} were given up: their time was over", self.name(*id))
             }
-            Event::Refused(id) => format!(
-                "{} has no such channel, or not for this node; messages wait in tapd",
-                self.name(*id)
-            ),
+            Event::Refused(id) => {
+                self.refusing.insert(*id);
+                format!(
+                    "{} has no such channel, or not for this node; messages wait in tapd",
+                    self.name(*id)
+                )
+            }
             _ => return None,
         })
     }
 
     /// The name, or the id where none is known.
     fn name(&self, id: NodeId) -> String {
-        self.0.get(&id).cloned().unwrap_or_else(|| id.to_string())
+        self.names.get(&id).cloned().unwrap_or_else(|| id.to_string())
+    }
+
+    /// What something that is for these nodes waits for.
+    fn lack(&self, nodes: &Nodes) -> String {
+        let seen: Vec<_> = self
+            .names
+            .iter()
+            .filter(|(id, name)| nodes.is(**id, name))
+            .map(|(id, _)| *id)
+            .collect();
+        let named = |ids: &[NodeId]| {
+            let names = ids.iter().map(|id| self.name(*id)).collect::<Vec<_>>().join(", ");
+            format!("node{} {names}", if ids.len() == 1 { "" } else { "s" })
+        };
+        let among = |those: &BTreeSet<NodeId>| {
+            let ids: Vec<_> = seen.iter().copied().filter(|id| those.contains(id)).collect();
+            (!ids.is_empty()).then(|| named(&ids))
+        };
+        if seen.is_empty() && (self.is_peer || *nodes == Nodes::All) {
+            return format!("{nodes}: no link is up");
+        }
+        if seen.is_empty() {
+            let others = self.names.iter().map(|(id, name)| format!("{name} ({id})"));
+            let others = others.collect::<Vec<_>>().join(", ");
+            let others = if others.is_empty() { "none".to_owned() } else { others };
+            return format!("{nodes}, which is not up on this channel; seen were: {others}");
+        }
+        if let Some(down) = among(&self.down) {
+            return format!("{down}: no link is up");
+        }
+        if let Some(refusing) = among(&self.refusing) {
+            return format!("{refusing}: no such channel there, or not for this node");
+        }
+        format!("{} to take what was sent", named(&seen))
     }
 
     /// Waits until one of the nodes is up, and gives it.
@@ -229,49 +332,33 @@ impl Peers {
         &mut self,
         channel: &mut impl Events,
         nodes: &Nodes,
-        timeout: Duration,
+        patience: &mut Patience,
     ) -> Result<NodeId, Failure> {
-        let end = Instant::now() + timeout;
         loop {
-            // None at all would be for ever.
-            let left = end.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
-            channel.wait_at_most(Some(left)).map_err(broken)?;
-            let event = match channel.next_event() {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    return Err(self.nobody(nodes, timeout));
+            channel.wait_at_most(Some(patience.tick())).map_err(broken)?;
+            match channel.next_event() {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(broken(error)),
+                Ok(Event::Error(refusal)) => return Err(refused(&refusal)),
+                Ok(event) => {
+                    self.learn(&event);
+                    if let Event::PeerUp(id, name) = event
+                        && nodes.is(id, &name)
+                    {
+                        channel.wait_at_most(None).map_err(broken)?;
+                        patience.get_on();
+                        return Ok(id);
+                    }
                 }
-                event => event.map_err(broken)?,
-            };
-            self.learn(&event);
-            match event {
-                Event::PeerUp(id, name) if nodes.is(id, &name) => {
-                    channel.wait_at_most(None).map_err(broken)?;
-                    return Ok(id);
-                }
-                Event::Error(refusal) => return Err(refused(&refusal)),
-                _ => {}
             }
+            patience.wait(&self.lack(nodes))?;
         }
     }
+}
 
-    fn nobody(&self, nodes: &Nodes, timeout: Duration) -> Failure {
-        let wanted = match nodes {
-            Nodes::All => "no node".to_owned(),
-            Nodes::Id(id) => format!("node {id}"),
-            Nodes::Name(name) => format!("node {name}"),
-        };
-        let seen = self.0.iter().map(|(id, name)| format!("{name} ({id})")).collect::<Vec<_>>();
-        let seen = if seen.is_empty() { "none".to_owned() } else { seen.join(", ") };
-        let is = if *nodes == Nodes::All { "is" } else { "is not" };
-        Failure::message(
-            Exit::Runtime,
-            format_args!(
-                "{wanted} {is} up on this channel after {} s; seen were: {seen}. Look at tapd show \
-                 peers and at members of the channel, or wait longer with --timeout",
-                timeout.as_secs()
-            ),
-        )
-    }
+/// Tells the user something, if anybody reads it.
+fn say(text: fmt::Arguments<'_>) {
+    let _ = writeln!(io::stderr(), "tapd: {text}");
 }
 
 /// tapd ended the connection with this.

@@ -19,10 +19,12 @@ pub(crate) enum Exit {
     Unreachable = 5,
     /// The daemon answered, and refused or could not do all of it.
     Refused = 6,
+    /// What was waited for did not come in the time that the user gave.
+    TimedOut = 7,
 }
 
 /// Every exit code with its meaning, in the order of the numbers.
-pub(crate) const EXIT_CODES: [(u8, &str); 7] = [
+pub(crate) const EXIT_CODES: [(u8, &str); 8] = [
     (0, "success"),
     (Exit::Runtime as u8, "failed while running"),
     (Exit::Usage as u8, "wrong command line"),
@@ -30,6 +32,7 @@ pub(crate) const EXIT_CODES: [(u8, &str); 7] = [
     (Exit::CannotStart as u8, "cannot start: port, tap or socket in use, or permission missing"),
     (Exit::Unreachable as u8, "the daemon cannot be reached"),
     (Exit::Refused as u8, "the daemon refused the request, or could not do all of it"),
+    (Exit::TimedOut as u8, "the time of --timeout was over (tapd send)"),
 ];
 
 /// The table as lines for the help text.

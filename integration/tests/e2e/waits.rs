@@ -1,4 +1,4 @@
-//! What people are told while something waits: a link for its address.
+//! What people are told while something waits: a link for its address, a program for a node.
 
 use std::time::Duration;
 
@@ -9,6 +9,8 @@ use integration::links::{LaneDuo, PATIENCE, wait_links};
 use integration::skip::case;
 use integration::topology::Family;
 use integration::wait;
+
+use super::channels::duo;
 
 /// The address comes this often and goes again, with one line in the log.
 const TIMES: usize = 3;
@@ -59,5 +61,36 @@ fn api_link_waits_for_its_address_and_says_so() {
         wait::until("the address to be told of", Duration::from_secs(5), || {
             duo.alpha.log().contains(&format!("uplink 1: {address} is there now"))
         })
+    });
+}
+
+#[test]
+fn api_send_says_what_it_waits_for() {
+    case(|| {
+        let mut duo = duo()?;
+        // Nobody waits for a name that was mistyped.
+        for words in [
+            &["send", "messages", "--to", "gamma"][..],
+            &["forward", "streams", "--listen", "127.0.0.1:0", "--to", "gamma"],
+        ] {
+            let output = duo.alpha.tapd_output(words)?;
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            ensure!(output.status.code() == Some(6), "{words:?}: {said}");
+            ensure!(said.contains("node gamma is no peer of channel"), "{said}");
+            ensure!(said.contains("its peers: beta (2)"), "{said}");
+        }
+        duo.beta.stop(&["tap100"])?;
+        wait::until("beta to be down", PATIENCE, || !duo.alpha.peer_is_up(2))?;
+        for channel in ["messages", "streams"] {
+            let words = ["send", channel, "--to", "beta", "--timeout", "3"];
+            let output = duo.alpha.tapd_output(&words)?;
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            ensure!(output.status.code() == Some(7), "{channel}: {said}");
+            let lines: Vec<_> = said.lines().collect();
+            let told = "tapd: waiting for node beta: no link is up";
+            ensure!(lines.len() == 2 && lines[0] == told, "{channel}: {said}");
+            ensure!(lines[1].starts_with("tapd: gave up after 3 s"), "{channel}: {said}");
+        }
+        Ok(())
     });
 }

@@ -14,7 +14,7 @@ use anyhow::{Context, anyhow};
 use fastpath::channel::client::{Stream, StreamChannel, StreamReader, StreamWriter, is_other_kind};
 use socket2::{SockRef, Socket};
 
-use super::{CHUNK_LEN, Nodes, Peers, Target, broken};
+use super::{CHUNK_LEN, Nodes, Patience, Peers, Target, broken, say};
 use crate::cli::ForwardArgs;
 use crate::exit::{Exit, Failure};
 
@@ -42,10 +42,12 @@ pub(crate) fn run(args: &ForwardArgs) -> Result<(), Failure> {
                 return Err(Failure::message(Exit::Usage, message));
             }
             // What is wrong with the channel is told now and not with the first connection.
-            target.connect_stream()?;
+            let channel = target.connect_stream()?;
+            let is_peer = target.check_peer(&channel.welcome().name, &nodes)?;
+            drop(channel);
             let listener = Listener::new(&Address::parse(listen)?)?;
             say(format_args!("listening on {}, for {to}", listener.name()?));
-            listen_side(&target, &listener, &nodes, timeout)
+            listen_side(&target, &listener, &To { nodes, is_peer, timeout })
         }
         (_, _, Some(connect)) => {
             let address = Address::parse(connect)?;
@@ -55,13 +57,18 @@ pub(crate) fn run(args: &ForwardArgs) -> Result<(), Failure> {
     }
 }
 
-/// Takes connections here and carries them to a node.
-fn listen_side(
-    target: &Target,
-    listener: &Listener,
-    nodes: &Nodes,
+/// Where connections are carried to.
+#[derive(Debug, Clone)]
+struct To {
+    nodes: Nodes,
+    /// See [`Peers::is_peer`].
+    is_peer: bool,
+    /// How long a connection waits for the node to be up.
     timeout: Duration,
-) -> Result<(), Failure> {
+}
+
+/// Takes connections here and carries them to a node.
+fn listen_side(target: &Target, listener: &Listener, to: &To) -> Result<(), Failure> {
     let slots = Slots::default();
     loop {
         let slot = slots.take();
@@ -76,11 +83,13 @@ fn listen_side(
             Err(error) if is_passing(&error) => continue,
             Err(error) => return Err(anyhow!(error).context("cannot accept connections").into()),
         };
-        let (target, nodes) = (target.clone(), nodes.clone());
+        let (target, to) = (target.clone(), to.clone());
         thread::spawn(move || {
             let _slot = slot;
             let stream = target.connect_stream().and_then(|mut channel| {
-                let peer = Peers::default().wait_for(&mut channel, &nodes, timeout)?;
+                let mut peers = Peers { is_peer: to.is_peer, ..Peers::default() };
+                let mut patience = Patience::new(Some(to.timeout));
+                let peer = peers.wait_for(&mut channel, &to.nodes, &mut patience)?;
                 channel.open(peer).map_err(broken)
             });
             match stream {
@@ -348,9 +357,4 @@ impl Drop for Slot {
         *taken.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
         freed.notify_one();
     }
-}
-
-/// Tells the user something, if anybody reads it.
-fn say(text: std::fmt::Arguments<'_>) {
-    let _ = writeln!(io::stderr(), "tapd: {text}");
 }

@@ -9,7 +9,7 @@ use fastpath::channel::client::{Channel, Event, Message, StreamChannel};
 use fastpath::wake::PollSet;
 
 use super::send::receive;
-use super::{CHUNK_LEN, Connected, Peers, Target, broken, refused};
+use super::{CHUNK_LEN, Connected, Peers, Target, broken, refused, say};
 use crate::cli::RecvArgs;
 use crate::exit::{Exit, Failure};
 
@@ -139,7 +139,6 @@ fn stream(channel: StreamChannel) -> Result<(), Failure> {
 
 fn tell(peers: &mut Peers, event: &Event, aloud: bool) {
     if let Some(line) = peers.learn(event).filter(|_| aloud) {
-        // Nothing is left to do where standard error is gone.
-        let _ = writeln!(io::stderr(), "tapd: {line}");
+        say(format_args!("{line}"));
     }
 }

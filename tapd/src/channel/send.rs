@@ -3,14 +3,17 @@
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::path::Path;
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
-use fastpath::channel::client::{Channel, Event, SendOptions, Stream, StreamReader, To};
+use fastpath::channel::client::{
+    Channel, Event, SendOptions, Stream, StreamReader, StreamWriter, To,
+};
 
-use super::{CHUNK_LEN, Connected, Nodes, Peers, Target, broken, refused};
+use super::patience::{Patience, Steps, TICK, is_waiting};
+use super::{CHUNK_LEN, Connected, Nodes, Peers, Target, broken, refused, say};
 use crate::cli::SendArgs;
 use crate::exit::{Exit, Failure};
 
@@ -22,15 +25,21 @@ pub(crate) fn run(args: &SendArgs) -> Result<(), Failure> {
     let nodes = Nodes::parse(&args.to);
     // Before tapd is asked: a file that is not there is found at once.
     let input = open(&args.file)?;
-    let timeout = Duration::from_secs(args.timeout.into());
+    let limit = args.timeout.map(|seconds| Duration::from_secs(seconds.into()));
+    let mut patience = Patience::new(limit);
     let mut peers = Peers::default();
-    match Target::new(&args.channel)?.connect(false)? {
+    let target = Target::new(&args.channel)?;
+    match target.connect(false)? {
         Connected::Messages(mut channel) => {
-            let peer = peers.wait_for(&mut channel, &nodes, timeout)?;
+            peers.is_peer = target.check_peer(&channel.welcome().name, &nodes)?;
+            let peer = peers.wait_for(&mut channel, &nodes, &mut patience)?;
             let to = if nodes == Nodes::All { To::All } else { To::One(peer) };
             let ttl = args.ttl.map(|ttl| Duration::from_millis(ttl.into()));
             let options = SendOptions { priority: args.priority.unwrap_or_default(), ttl };
-            Sender { channel, peers, to, options, unlooked: 0 }.run(input, args.lines)
+            channel.set_read_timeout(Some(TICK)).map_err(broken)?;
+            channel.set_write_timeout(Some(TICK)).map_err(broken)?;
+            Sender { channel, peers, nodes: &nodes, patience, to, options, unlooked: 0 }
+                .run(input, args.lines)
         }
         Connected::Stream(mut channel) => {
             if nodes == Nodes::All || args.priority.is_some() || args.ttl.is_some() || args.lines {
@@ -38,8 +47,20 @@ pub(crate) fn run(args: &SendArgs) -> Result<(), Failure> {
                                no --priority, --ttl or --lines";
                 return Err(Failure::message(Exit::Usage, message));
             }
-            let peer = peers.wait_for(&mut channel, &nodes, timeout)?;
-            stream(channel.open(peer).map_err(broken)?, input)
+            peers.is_peer = target.check_peer(&channel.welcome().name, &nodes)?;
+            let peer = peers.wait_for(&mut channel, &nodes, &mut patience)?;
+            // The peer answers within seconds, unless it went down just now. No time at all would
+            // be for ever.
+            let most = limit.map(|limit| limit.max(Duration::from_millis(1)));
+            channel.set_read_timeout(most).map_err(broken)?;
+            let stream = match channel.open(peer) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    return Err(patience.expired(&format!("{nodes} to answer")));
+                }
+                opened => opened.map_err(broken)?,
+            };
+            patience.get_on();
+            carry(stream, input, &nodes, patience)
         }
     }
 }
@@ -56,6 +77,8 @@ fn open(file: &Path) -> Result<Box<dyn Read + Send>, Failure> {
 struct Sender<'a> {
     channel: Channel,
     peers: Peers,
+    nodes: &'a Nodes,
+    patience: Patience,
     to: To<'a>,
     options: SendOptions,
     /// Messages since events were looked at.
@@ -75,10 +98,15 @@ impl Sender<'_> {
                 return self.finish();
             }
             is_first = false;
-            if let Err(error) = self.channel.send(self.to, self.options, &message) {
-                return Err(self.ended(error));
+            // Waiting for input is none of the nodes' doing.
+            self.patience.get_on();
+            while let Err(error) = self.channel.send(self.to, self.options, &message) {
+                self.wait_for_room(error)?;
             }
-            self.look()?;
+            self.unlooked += 1;
+            if self.unlooked >= MESSAGES_PER_LOOK {
+                self.look()?;
+            }
         }
     }
 
@@ -111,12 +139,17 @@ impl Sender<'_> {
         Ok(count)
     }
 
-    /// Now and then tells what came meanwhile.
-    fn look(&mut self) -> Result<(), Failure> {
-        self.unlooked += 1;
-        if self.unlooked < MESSAGES_PER_LOOK {
-            return Ok(());
+    /// Nothing was sent for some time, or never will be.
+    fn wait_for_room(&mut self, error: io::Error) -> Result<(), Failure> {
+        if error.kind() != io::ErrorKind::WouldBlock {
+            return Err(self.ended(error));
         }
+        self.look()?;
+        self.patience.wait(&self.peers.lack(self.nodes))
+    }
+
+    /// Tells what came meanwhile.
+    fn look(&mut self) -> Result<(), Failure> {
         self.unlooked = 0;
         self.channel.set_nonblocking(true).map_err(broken)?;
         loop {
@@ -131,21 +164,29 @@ impl Sender<'_> {
 
     /// Waits until the nodes have everything.
     fn finish(mut self) -> Result<(), Failure> {
-        if let Err(error) = self.channel.finish() {
-            return Err(self.ended(error));
+        while let Err(error) = self.channel.finish() {
+            self.wait_for_room(error)?;
         }
+        self.patience.get_on();
         loop {
-            match self.channel.recv().map_err(broken)? {
-                Event::Closed(0) => return Ok(()),
-                Event::Closed(lost) => return Err(not_arrived(lost)),
-                event => self.tell(&event)?,
+            match self.channel.recv() {
+                Ok(Event::Closed(0)) => return Ok(()),
+                Ok(Event::Closed(lost)) => return Err(not_arrived(lost)),
+                Ok(event) => self.tell(&event)?,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(broken(error)),
             }
+            self.patience.wait(&self.peers.lack(self.nodes))?;
         }
     }
 
     /// The reason why tapd hung up, as far as it said one.
     fn ended(&mut self, error: io::Error) -> Failure {
         if error.kind() != io::ErrorKind::BrokenPipe {
+            return broken(error);
+        }
+        // What it said is there already.
+        if let Err(error) = self.channel.set_read_timeout(None) {
             return broken(error);
         }
         loop {
@@ -168,7 +209,7 @@ impl Sender<'_> {
         let line = self.peers.learn(event);
         // Who is up does not matter once the command has begun; what was not delivered does.
         if let Some(line) = line.filter(|_| !matches!(event, Event::PeerUp(..))) {
-            let _ = writeln!(io::stderr(), "tapd: {line}");
+            say(format_args!("{line}"));
         }
         Ok(())
     }
@@ -186,39 +227,123 @@ fn not_arrived(lost: u32) -> Failure {
 }
 
 /// Copies the input into the stream, and what comes back to standard output.
-fn stream(stream: Stream, mut input: Box<dyn Read + Send>) -> Result<(), Failure> {
-    let (mut reader, mut writer) = stream.into_split();
-    let (unread, input_failure) = mpsc::channel();
+fn carry(
+    stream: Stream,
+    input: Box<dyn Read + Send>,
+    nodes: &Nodes,
+    patience: Patience,
+) -> Result<(), Failure> {
+    stream.set_read_timeout(Some(TICK)).map_err(broken)?;
+    let (mut reader, writer) = stream.into_split();
+    let (failures, failed) = mpsc::channel();
+    let steps = Arc::new(Steps::default());
+    let of_thread = Arc::clone(&steps);
     // It may wait for input when the stream has failed long ago: then the process ends without it.
-    let sending = thread::spawn(move || {
+    let sending = thread::spawn(move || copy_in(input, writer, &of_thread, &failures));
+    let mut watch = Watch { patience, steps: &steps, seen: 0, nodes };
+    // The other side may end long before this one. When the stream fails, reading says why; writing
+    // says only that it did.
+    let closed = watch.receive(&mut reader).and_then(|()| watch.wait_closed(&mut reader));
+    if let Ok(failure) = failed.try_recv() {
+        return Err(failure.into());
+    }
+    closed?;
+    // Both sides have ended.
+    sending.join().map_err(|_| anyhow!("the thread that sends panicked"))?;
+    Ok(())
+}
+
+/// Copies the input into the stream, to its end.
+fn copy_in(
+    mut input: impl Read,
+    mut writer: StreamWriter,
+    steps: &Steps,
+    failures: &mpsc::Sender<anyhow::Error>,
+) {
+    let mut chunk = vec![0; CHUNK_LEN];
+    loop {
+        let failure = match input.read(&mut chunk) {
+            Ok(0) => {
+                // For good: what follows is the other side's.
+                steps.step();
+                match writer.shutdown() {
+                    Ok(()) => return,
+                    Err(error) => anyhow!(error),
+                }
+            }
+            Ok(count) => {
+                steps.step();
+                let written = writer.write_all(chunk.get(..count).unwrap_or_default());
+                steps.step();
+                match written {
+                    Ok(()) => continue,
+                    Err(error) => anyhow!(error),
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => anyhow!(error).context("cannot read what to send"),
+        };
+        // Where tapd has hung up, what it said last tells more.
+        let kind = failure.downcast_ref::<io::Error>().map(io::Error::kind);
+        if kind != Some(io::ErrorKind::BrokenPipe) {
+            let _ = failures.send(failure);
+        }
+        // Half of the input is not to look like all of it.
+        let _ = writer.reset(0);
+        return;
+    }
+}
+
+/// Looks now and then how a stream gets on while it is read.
+struct Watch<'a> {
+    patience: Patience,
+    steps: &'a Steps,
+    /// Steps of the thread that writes when it was looked at last.
+    seen: u64,
+    nodes: &'a Nodes,
+}
+
+impl Watch<'_> {
+    /// Copies the stream to standard output, to its end.
+    fn receive(&mut self, reader: &mut StreamReader) -> Result<(), Failure> {
+        let mut out = io::stdout().lock();
         let mut chunk = vec![0; CHUNK_LEN];
         loop {
-            let count = match input.read(&mut chunk) {
-                Ok(0) => return writer.shutdown(),
-                Ok(count) => count,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => {
-                    // Half of the input is not to look like all of it.
-                    let _ = unread.send(error);
-                    return writer.reset(0);
+            match reader.read(&mut chunk) {
+                Ok(0) => return Ok(()),
+                Ok(count) => {
+                    hand_on(&mut out, chunk.get(..count).unwrap_or_default())?;
+                    self.patience.get_on();
                 }
-            };
-            writer.write_all(chunk.get(..count).unwrap_or_default())?;
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.look(reader)?,
+                Err(error) => return Err(broken(error)),
+            }
         }
-    });
-    // When the stream fails, reading says why; writing says only that it did.
-    let received = receive(&mut reader, &mut io::stdout().lock());
-    if let Ok(error) = input_failure.try_recv() {
-        return Err(anyhow!(error).context("cannot read what to send").into());
     }
-    received?;
-    let sent = sending.join().map_err(|_| anyhow!("the thread that sends panicked"))?;
-    // Where tapd has hung up, what it said last tells more.
-    let hung_up = |error: &io::Error| error.kind() == io::ErrorKind::BrokenPipe;
-    if sent.as_ref().err().is_none_or(hung_up) {
-        reader.wait_closed().map_err(broken)?;
+
+    /// Waits until everything has arrived.
+    fn wait_closed(&mut self, reader: &mut StreamReader) -> Result<(), Failure> {
+        loop {
+            match reader.wait_closed() {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.look(reader)?,
+                closed => return closed.map_err(broken),
+            }
+        }
     }
-    sent.map_err(broken)
+
+    /// Nothing came for a moment, which is as it should be while there is no input.
+    fn look(&mut self, reader: &StreamReader) -> Result<(), Failure> {
+        let steps = self.steps.made();
+        if steps != self.seen || !is_waiting(steps) {
+            self.seen = steps;
+            self.patience.get_on();
+            return Ok(());
+        }
+        match reader.is_cut_off() {
+            true => self.patience.wait(&format!("{}: no link is up", self.nodes)),
+            false => self.patience.wait(&format!("{} to take what was sent", self.nodes)),
+        }
+    }
 }
 
 /// Copies a stream to its end, and hands on what arrives at once.
@@ -229,7 +354,11 @@ pub(super) fn receive(reader: &mut StreamReader, to: &mut impl Write) -> Result<
             Ok(0) => return Ok(()),
             count => count.map_err(broken)?,
         };
-        let read = chunk.get(..count).unwrap_or_default();
-        to.write_all(read).and_then(|()| to.flush()).context("cannot write what came")?;
+        hand_on(to, chunk.get(..count).unwrap_or_default())?;
     }
+}
+
+fn hand_on(to: &mut impl Write, bytes: &[u8]) -> Result<(), Failure> {
+    to.write_all(bytes).and_then(|()| to.flush()).context("cannot write what came")?;
+    Ok(())
 }

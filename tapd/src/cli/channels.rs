@@ -19,7 +19,11 @@ A channel of streams gets one stream: standard input goes to the program that ac
 what that one answers comes on standard output. The command ends when both sides have ended and \
 everything has arrived; a stream that is given up is exit code 1.
 
-Nodes are named by name or id. The command waits for the node to be up, for --timeout at most.
+Nodes are named by name or id. What the command waits for is said on standard error after 2 s. \
+Without --timeout it waits without end; with it, exit code 7 says that a wait was longer: for the \
+node to be up, for it to take something, or for its word at the end that it has everything. What \
+tapd had taken by then may arrive all the same; a stream is given up. Waiting for input does not \
+count.
 
 Examples:
   tapd send alerts --to all <<< \"disk is full\"
@@ -47,7 +51,8 @@ and a connection that is reset is reset there (a UNIX socket has no reset: it is
 60 connections are carried at once; more wait until one ends.
 
 The channel is one of mode = \"stream\". ADDR is HOST:PORT, or unix:PATH for a UNIX socket. When it \
-listens, a line on standard error says where.
+listens, a line on standard error says where, and another one what a connection waits for, if that \
+takes longer than 2 s.
 
 Examples:
   on beta   tapd forward db --connect 127.0.0.1:5432
@@ -89,9 +94,10 @@ pub(crate) struct SendArgs {
     /// One message for each line
     #[arg(long)]
     pub(crate) lines: bool,
-    /// Seconds to wait for the node to be up
-    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
-    pub(crate) timeout: u32,
+    /// Give up when the node does not come up, takes nothing or does not confirm for so many seconds
+    /// [default: wait without end]
+    #[arg(long, value_name = "SECONDS")]
+    pub(crate) timeout: Option<u32>,
     /// What to send, or - for standard input
     #[arg(value_name = "FILE|-", default_value = "-")]
     pub(crate) file: PathBuf,
@@ -139,7 +145,7 @@ pub(crate) struct ForwardArgs {
     /// Take what other nodes carry here and connect it there
     #[arg(long, value_name = "ADDR", group = "side")]
     pub(crate) connect: Option<String>,
-    /// Seconds to wait for the node to be up, and for ADDR to answer
+    /// Seconds that each connection waits for the node to be up, or for ADDR to answer
     #[arg(long, value_name = "SECONDS", default_value_t = 10)]
     pub(crate) timeout: u32,
 }

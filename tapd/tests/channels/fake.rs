@@ -27,7 +27,9 @@ pub(crate) struct Fake {
 }
 
 impl Fake {
-    /// With a channel of messages, "letters", and two of streams, "pipes" and "busy".
+    /// With a channel of messages, "letters", and two of streams, "pipes" and "busy". Of messages
+    /// and of streams there is one whose peer never is up ("lonely", "lonely-pipes"), and one whose
+    /// peer goes down at the first bytes and stays so ("stuck", "stuck-pipes").
     pub(crate) fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let folder = directory.path().join("tapd-channels");
@@ -35,6 +37,10 @@ impl Fake {
         serve(&folder.join("letters"), Type::SEQPACKET, letters);
         serve(&folder.join("pipes"), Type::STREAM, pipes);
         serve(&folder.join("busy"), Type::STREAM, busy);
+        serve(&folder.join("lonely"), Type::SEQPACKET, lonely);
+        serve(&folder.join("lonely-pipes"), Type::STREAM, lonely_pipes);
+        serve(&folder.join("stuck"), Type::SEQPACKET, stuck);
+        serve(&folder.join("stuck-pipes"), Type::STREAM, stuck_pipes);
         Self { directory }
     }
 
@@ -95,12 +101,17 @@ fn send(mut socket: &Socket, header: Header, payload: &[u8]) -> bool {
 }
 
 fn welcome(socket: &Socket, mode: Mode, name: &str) {
+    welcome_alone(socket, mode, name);
+    let beta = NodeId::new(2).unwrap();
+    send(socket, Header::event(Kind::PeerUp, beta, 0, 4), b"beta");
+}
+
+/// No peer is up.
+fn welcome_alone(socket: &Socket, mode: Mode, name: &str) {
     let own = NodeId::new(1).unwrap();
     let length = if mode == Mode::Stream { name.len() as u32 } else { MAX_LEN };
     let welcome = Header::event(Kind::Welcome, own, VERSION, length);
     send(socket, Header { priority: mode_number(mode), ..welcome }, name.as_bytes());
-    let beta = NodeId::new(2).unwrap();
-    send(socket, Header::event(Kind::PeerUp, beta, 0, 4), b"beta");
 }
 
 fn error(socket: &Socket, code: Code, text: &str) {
@@ -207,6 +218,55 @@ fn busy(socket: Socket, shared: &Shared) {
         while read(&socket).is_some_and(|(header, _)| header.kind != Kind::Fin) {}
         closed(&socket, 0);
     }
+}
+
+fn lonely(socket: Socket, _: &Shared) {
+    welcome_alone(&socket, Mode::Ordered, "lonely");
+    until_gone(&socket);
+}
+
+fn lonely_pipes(socket: Socket, _: &Shared) {
+    welcome_alone(&socket, Mode::Stream, "lonely-pipes");
+    until_gone(&socket);
+}
+
+fn stuck(mut socket: Socket, _: &Shared) {
+    welcome(&socket, Mode::Ordered, "stuck");
+    let mut record = vec![0; MAX_RECORD_LEN];
+    // ATTACH, and a message.
+    if (1..=2).all(|_| socket.read(&mut record).is_ok_and(|len| len > 0)) {
+        send(&socket, Header::event(Kind::PeerDown, NodeId::new(2).unwrap(), 0, 0), b"");
+    }
+    // The end of sending is no end of the connection, which shows when it is written to.
+    // News of others do not make it a shorter one.
+    let event = Header::event(Kind::PeerUp, NodeId::new(3).unwrap(), 0, 5);
+    while send(&socket, event, b"gamma") {
+        thread::sleep(Duration::from_millis(100));
+    }
+}
+
+fn stuck_pipes(socket: Socket, _: &Shared) {
+    let Some((attach, _)) = read(&socket) else { return };
+    assert_eq!(attach.kind, Kind::Attach);
+    welcome(&socket, Mode::Stream, "stuck-pipes");
+    let beta = NodeId::new(2).unwrap();
+    if read(&socket).is_some_and(|(request, _)| request.kind == Kind::Connect) {
+        send(&socket, Header::event(Kind::Connected, beta, 0, 0), b"");
+        read(&socket);
+        // The program there has nothing to say, and there is no room for more.
+        send(&socket, Header::new(Kind::Fin), b"");
+        send(&socket, Header::event(Kind::PeerDown, beta, 0, 0), b"");
+    }
+    let event = Header::event(Kind::PeerUp, NodeId::new(3).unwrap(), 0, 5);
+    while send(&socket, event, b"gamma") {
+        thread::sleep(Duration::from_millis(500));
+    }
+}
+
+/// Reads what comes until the program has gone.
+fn until_gone(mut socket: &Socket) {
+    let mut record = vec![0; MAX_RECORD_LEN];
+    while socket.read(&mut record).is_ok_and(|len| len > 0) {}
 }
 
 /// Hands records on. Where one side goes without an end, the stream is reset. Says whether the end

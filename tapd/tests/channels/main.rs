@@ -10,7 +10,7 @@ use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Output, Stdio};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fake::Fake;
 use socket2::SockRef;
@@ -150,8 +150,8 @@ fn refusals_say_what_to_do() {
     let pipes = fake.socket("pipes");
     let pipes = pipes.to_str().unwrap();
     let cases: [(&[&str], &[u8], i32, &str); 12] = [
-        (&["send", "letters", "--to", "gamma", "--timeout", "0"], b"", 1, "seen were: beta (2)"),
-        (&["send", "letters", "--to", "3", "--timeout", "0"], b"", 1, "node 3 is not up"),
+        (&["send", "letters", "--to", "gamma", "--timeout", "0"], b"", 7, "seen were: beta (2)"),
+        (&["send", "letters", "--to", "3", "--timeout", "0"], b"", 7, "node 3, which is not up"),
         (&["send", "letters", "--to", "beta"], &long, 1, "than the 2097152 bytes"),
         (&["send", "letters", "--to", "beta", "--lines"], &long, 1, "a line is longer"),
         (&["send", "letters", "--to", "beta"], b"poison", 6, "the channel was taken out"),
@@ -234,6 +234,64 @@ fn messages_that_went_to_nobody_are_a_failure() {
     let said = expect(&output, 1);
     assert!(said.contains("2 messages may not have arrived"), "{said}");
     assert_eq!(receiver.wait_with_output().unwrap().stdout, b"one");
+}
+
+#[test]
+fn waits_are_told_and_end_where_the_user_said_so() {
+    let fake = Fake::new();
+    let alone = "waiting for node beta, which is not up on this channel; seen were: none";
+    let down = "waiting for node beta: no link is up";
+    for (channel, what) in
+        [("lonely", alone), ("lonely-pipes", alone), ("stuck", down), ("stuck-pipes", down)]
+    {
+        // More than sockets hold, where that matters.
+        let input = if channel == "stuck-pipes" { pattern(8 << 20) } else { b"x".to_vec() };
+        let begin = Instant::now();
+        let output = run(&fake, &["send", channel, "--to", "beta", "--timeout", "3"], &input);
+        let took = begin.elapsed();
+        let said = expect(&output, 7);
+        assert_eq!(said.matches(&format!("tapd: {what}\n")).count(), 1, "{channel}: {said}");
+        let end = format!("tapd: gave up after 3 s (--timeout) of {what}\n");
+        assert!(said.ends_with(&end), "{channel}: {said}");
+        assert!(took >= Duration::from_secs(3), "{channel}: {took:?}");
+    }
+    // Without a limit it goes on.
+    let mut endless = Running::new(&fake, &["send", "lonely", "--to", "beta"]);
+    assert_eq!(endless.line(), format!("tapd: {alone}\n"));
+    assert!(endless.child.try_wait().unwrap().is_none());
+}
+
+/// Who sends what comes now and then waits for that, and not for the node.
+#[test]
+fn input_may_take_longer_than_any_wait() {
+    let fake = Fake::new();
+    for channel in ["letters", "pipes"] {
+        let child = match channel {
+            "letters" => receiver(&fake, &["--count", "1"]),
+            _ => tapd(&fake, &["recv", "pipes"]).spawn().unwrap(),
+        };
+        let mut sender = tapd(&fake, &["send", channel, "--to", "beta", "--timeout", "1"]);
+        let mut sender = sender.stdin(Stdio::piped()).spawn().unwrap();
+        thread::sleep(Duration::from_millis(1_500));
+        sender.stdin.take().unwrap().write_all(b"at last").unwrap();
+        assert_eq!(expect(&sender.wait_with_output().unwrap(), 0), "", "{channel}");
+        assert_eq!(child.wait_with_output().unwrap().stdout, b"at last", "{channel}");
+    }
+}
+
+#[test]
+fn a_connection_that_waits_says_for_what() {
+    let fake = Fake::new();
+    let listen = ["forward", "lonely-pipes", "--listen", "127.0.0.1:0", "--to", "beta"];
+    let mut here = Running::new(&fake, &[&listen[..], &["--timeout", "3"]].concat());
+    let line = here.line();
+    let address = line.strip_prefix("tapd: listening on ").unwrap();
+    let mut client = connect(address.strip_suffix(", for beta\n").unwrap());
+    assert!(here.line().starts_with("tapd: waiting for node beta, which is not up"));
+    let error = client.read(&mut [0; 1]).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+    let line = here.line();
+    assert!(line.starts_with("tapd: a connection was reset: gave up after 3 s"), "{line}");
 }
 
 /// Both ends of a forwarding to a listener of the test.

@@ -113,6 +113,15 @@ impl Channel {
         self.socket.set_read_timeout(timeout)
     }
 
+    /// How long [`Self::send`] and [`Self::flush`] wait at most for room before they fail as
+    /// `WouldBlock`; None is for ever.
+    ///
+    /// # Errors
+    /// Those of the system call; no time at all is none.
+    pub fn set_write_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
+        self.socket.set_write_timeout(timeout)
+    }
+
     /// Sends a message. While tapd has no room for it, the call waits, or fails as `WouldBlock` and
     /// has taken nothing.
     ///

@@ -135,8 +135,13 @@ impl StreamChannel {
             match self.records.next()? {
                 Record::Connected(peer) => {
                     let writer = StreamWriter::new(Arc::clone(&self.records.socket));
-                    let reader =
-                        StreamReader { records: self.records, ended: false, closed: false };
+                    let reader = StreamReader {
+                        records: self.records,
+                        peer,
+                        cut_off: false,
+                        ended: false,
+                        closed: false,
+                    };
                     return Ok(Stream { reader, writer, peer });
                 }
                 Record::Reset(reset) => return Err(reset.into()),
@@ -195,6 +200,14 @@ impl Stream {
     /// Those of the system call.
     pub fn set_nonblocking(&self, nonblocking: bool) -> io::Result<()> {
         self.reader.records.socket.set_nonblocking(nonblocking)
+    }
+
+    /// How long reads wait at most before they fail as `WouldBlock`; None is for ever.
+    ///
+    /// # Errors
+    /// Those of the system call; no time at all is none.
+    pub fn set_read_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
+        self.reader.records.socket.set_read_timeout(timeout)
     }
 
     /// See [`StreamWriter::wants_write`].
@@ -260,6 +273,9 @@ impl AsFd for Stream {
 #[derive(Debug)]
 pub struct StreamReader {
     records: Records,
+    peer: NodeId,
+    /// The peer could not be reached when tapd spoke of it last.
+    cut_off: bool,
     /// The peer's end was read.
     ended: bool,
     /// All is over and has arrived.
@@ -267,6 +283,22 @@ pub struct StreamReader {
 }
 
 impl StreamReader {
+    /// Whether the peer could not be reached when tapd spoke of it last, as far as that was read:
+    /// the stream waits until it can.
+    #[must_use]
+    pub const fn is_cut_off(&self) -> bool {
+        self.cut_off
+    }
+
+    /// Learns from an event that neither ends the stream nor belongs to it.
+    fn note(&mut self, event: &Event) {
+        match event {
+            Event::PeerUp(peer, _) if *peer == self.peer => self.cut_off = false,
+            Event::PeerDown(peer) if *peer == self.peer => self.cut_off = true,
+            _ => {}
+        }
+    }
+
     /// When both sides have ended, waits until tapd says that all that was written has arrived at
     /// the peer's tapd.
     ///
@@ -290,7 +322,10 @@ impl StreamReader {
                 }
                 Ok(Record::Reset(reset)) => Err(reset.into()),
                 Ok(Record::Event(Event::Error(refusal))) => Err(refusal.into()),
-                Ok(Record::Event(_)) => continue,
+                Ok(Record::Event(event)) => {
+                    self.note(&event);
+                    continue;
+                }
                 Ok(_) => Err(nonsense("bytes behind the end of a stream")),
             };
         }
@@ -309,7 +344,8 @@ impl Read for StreamReader {
             }
             match self.records.next()? {
                 Record::Event(Event::Error(refusal)) => return Err(refusal.into()),
-                Record::Data | Record::Event(_) => {}
+                Record::Data => {}
+                Record::Event(event) => self.note(&event),
                 Record::Fin => self.ended = true,
                 Record::Reset(reset) => return Err(reset.into()),
                 Record::Connected(_) | Record::Welcome(_) => {

@@ -6,7 +6,7 @@ use std::thread;
 use socket2::Type;
 
 use super::super::*;
-use super::{Connection, Tapd, node, pattern};
+use super::{Connection, TIMEOUT, Tapd, node, pattern};
 use crate::channel::framing::HEADER_LEN;
 
 /// Answers CONNECT with a stream.
@@ -196,6 +196,41 @@ fn streams_do_not_wait_when_told_so() {
         let (kind, came) = reader.join().unwrap();
         assert_eq!(kind, Kind::Fin);
         assert!(came == bytes[..written]);
+    });
+}
+
+#[test]
+fn streams_know_whether_their_peer_can_be_reached() {
+    let tapd = Tapd::new(Type::STREAM);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut connection = tapd.welcome(Mode::Stream);
+            take_stream(&mut connection);
+            // Until then nothing comes.
+            assert_eq!(connection.read().1, b"go");
+            for (kind, peer, name) in [
+                (Kind::PeerDown, 3, &b""[..]),
+                (Kind::PeerDown, 2, b""),
+                (Kind::PeerUp, 3, b"gamma"),
+                (Kind::PeerUp, 2, b"beta"),
+                (Kind::PeerDown, 2, b""),
+            ] {
+                connection.event(kind, peer, 0, name);
+                connection.event(Kind::Data, 2, 0, b"x");
+            }
+        });
+        let mut stream = Stream::connect(&tapd.path(), node(2)).unwrap();
+        stream.set_read_timeout(Some(Duration::from_millis(1))).unwrap();
+        assert_eq!(stream.read(&mut [0; 1]).unwrap_err().kind(), ErrorKind::WouldBlock);
+        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
+        stream.write_all(b"go").unwrap();
+        let (mut reader, _writer) = stream.into_split();
+        assert!(!reader.is_cut_off());
+        let told = [false, true, true, false, true].map(|expected| {
+            reader.read_exact(&mut [0; 1]).unwrap();
+            reader.is_cut_off() == expected
+        });
+        assert_eq!(told, [true; 5]);
     });
 }
 

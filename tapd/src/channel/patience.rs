@@ -1,0 +1,130 @@
+//! Waiting for nodes: people are told of it after a while, and it ends where they said so.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use super::say;
+use crate::exit::{Exit, Failure};
+
+/// How often a command that waits looks how it stands.
+pub(super) const TICK: Duration = Duration::from_millis(250);
+/// How long nothing is said: most waits are over by then.
+const QUIET: Duration = Duration::from_secs(2);
+
+/// How long a command waits, and what it has said of that.
+#[derive(Debug)]
+pub(super) struct Patience {
+    /// None is for ever.
+    limit: Option<Duration>,
+    /// When something went on last.
+    since: Instant,
+    said: String,
+}
+
+impl Patience {
+    /// Begins to wait, for `limit` at most.
+    pub(super) fn new(limit: Option<Duration>) -> Self {
+        Self { limit, since: Instant::now(), said: String::new() }
+    }
+
+    /// The command got on: a wait from here is a new one.
+    pub(super) fn get_on(&mut self) {
+        self.since = Instant::now();
+    }
+
+    /// How long to sleep at most until [`Self::wait`] is called again; never no time at all.
+    pub(super) fn tick(&self) -> Duration {
+        let left = self.limit.map_or(TICK, |limit| limit.saturating_sub(self.since.elapsed()));
+        left.clamp(Duration::from_millis(1), TICK)
+    }
+
+    /// Nothing goes on, for want of `what`. Says so once the wait is long, and again when it is for
+    /// something else.
+    ///
+    /// # Errors
+    /// The time is over.
+    pub(super) fn wait(&mut self, what: &str) -> Result<(), Failure> {
+        let waited = self.since.elapsed();
+        if self.limit.is_some_and(|limit| waited >= limit) {
+            return Err(self.expired(what));
+        }
+        if waited >= QUIET && self.said != what {
+            say(format_args!("waiting for {what}"));
+            what.clone_into(&mut self.said);
+        }
+        Ok(())
+    }
+
+    /// The time was over before `what` came.
+    pub(super) fn expired(&self, what: &str) -> Failure {
+        let seconds = self.limit.unwrap_or_default().as_secs();
+        Failure::message(
+            Exit::TimedOut,
+            format_args!("gave up after {seconds} s (--timeout) of waiting for {what}"),
+        )
+    }
+}
+
+/// How a thread that writes gets on, for one that watches: odd while it waits for room, or for the
+/// answer to its end.
+#[derive(Debug, Default)]
+pub(super) struct Steps(AtomicU64);
+
+impl Steps {
+    /// The other thread waits from here on, or does so no more.
+    pub(super) fn step(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How many steps were made.
+    pub(super) fn made(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Whether a thread that made so many steps waits.
+pub(super) const fn is_waiting(steps: u64) -> bool {
+    steps % 2 == 1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn aged(limit: Option<u64>, age: u64) -> Patience {
+        let since = Instant::now().checked_sub(Duration::from_secs(age)).unwrap();
+        Patience { since, ..Patience::new(limit.map(Duration::from_secs)) }
+    }
+
+    #[test]
+    fn a_wait_ends_where_the_user_said_so() {
+        assert!(aged(None, 1_000).wait("x").is_ok());
+        assert!(aged(Some(10), 9).wait("x").is_ok());
+        let ended = aged(Some(10), 10).wait("node beta: no link is up").unwrap_err();
+        assert_eq!(ended.exit(), Exit::TimedOut);
+        let said = "gave up after 10 s (--timeout) of waiting for node beta: no link is up";
+        assert_eq!(ended.to_string(), said);
+        let mut late = aged(Some(10), 10);
+        late.get_on();
+        assert!(late.wait("x").is_ok());
+    }
+
+    #[test]
+    fn long_waits_are_told_once_for_each_cause() {
+        let mut patience = aged(None, 1);
+        patience.wait("a").unwrap();
+        assert_eq!(patience.said, "");
+        let mut patience = aged(None, 2);
+        for what in ["a", "a", "b"] {
+            patience.wait(what).unwrap();
+            assert_eq!(patience.said, what);
+        }
+    }
+
+    #[test]
+    fn looks_are_frequent_and_never_busy() {
+        assert_eq!(aged(None, 5).tick(), TICK);
+        assert_eq!(aged(Some(100), 5).tick(), TICK);
+        assert_eq!(aged(Some(5), 5).tick(), Duration::from_millis(1));
+    }
+}
