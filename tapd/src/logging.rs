@@ -38,8 +38,23 @@ impl Log for FilteredLogger {
     }
 }
 
+/// Parts of tapd that lines come from: where the paths of their modules begin.
+const PARTS: [&str; 3] = ["tapd", "fastpath", "encap"];
+
 /// Parses a filter such as `info,tapd::daemon::notices=debug`.
 pub(crate) fn parse_filter(text: &str) -> Result<env_filter::Filter, String> {
+    // Behind a slash is what lines must contain.
+    let words = text.split('/').next().unwrap_or_default().split(',').map(str::trim);
+    for word in words.filter(|word| !word.is_empty() && !word.contains('=')) {
+        // What is no level would be taken for a module, of which everything is logged, and of all
+        // others nothing.
+        let part = word.split("::").next().unwrap_or_default();
+        if word.parse::<LevelFilter>().is_err() && !PARTS.contains(&part) {
+            return Err(format!(
+                "{word:?} is no level; there are error, warn, info, debug, trace, off"
+            ));
+        }
+    }
     let mut builder = env_filter::Builder::new();
     builder.try_parse(text).map_err(|error| error.to_string())?;
     Ok(builder.build())
@@ -194,6 +209,11 @@ mod tests {
     #[test]
     fn filters_are_checked() {
         assert!(parse_filter("info,tapd::daemon::notices=debug").is_ok());
-        assert!(parse_filter("encap=loud").is_err());
+        for good in ["", "Info", "tapd::daemon", "warn,encap", "info/link"] {
+            assert!(parse_filter(good).is_ok(), "{good}");
+        }
+        for bad in ["encap=loud", "verbose", "info;debug", "info,verbose", "notices"] {
+            assert!(parse_filter(bad).is_err(), "{bad}");
+        }
     }
 }

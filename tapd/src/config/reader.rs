@@ -21,8 +21,12 @@ use super::traffic::{
     DSCP_MAX, Dscp, Level, Policy, Protect, parse_compression, parse_policy, parse_protect,
 };
 use super::tree::{Item, Table, Value};
-use super::{Cipher, MAX_TAP_MTU, MIN_TAP_MTU, MIN_UNDERLAY_MTU, MacPolicy, Profile, TapMtu};
+use super::{
+    Cipher, MAX_TAP_MTU, MIN_TAP_MTU, MIN_UNDERLAY_MTU, MacPolicy, PORT_COUNT, Profile, TapMtu,
+};
 
+/// The last base port that has room for all ports behind it.
+const LAST_BASE_PORT: i64 = u16::MAX as i64 - (PORT_COUNT as i64 - 1);
 /// What stands for an address that is not known beforehand.
 const DYNAMIC: &str = "dynamic";
 
@@ -236,7 +240,7 @@ fn read_cluster(at: At, table: &Table, faults: &mut Collector) -> RawCluster {
             },
         ),
         insecure: fields.boolean("insecure"),
-        port: fields.integer("port", 1..=65_535),
+        port: fields.integer("port", 1..=LAST_BASE_PORT),
         policy: fields.parsed("policy", parse_policy),
         protect: fields.parsed("protect", parse_protect),
         profile: fields.parsed("profile", Profile::parse),

@@ -231,9 +231,9 @@ fn single_faults_have_no_followers() {
     one_fault(&cluster("ciphers = []"), "ciphers is empty");
     one_fault(&cluster("ciphers = ['none']"), "insecure = true");
     one_fault(&cluster("ciphers = ['aes-256-gcm', 'aes-256-gcm']"), "taken already");
-    one_fault(&cluster("port = 65521"), "choose at most 65520");
+    one_fault(&cluster("port = 65521"), "choose 1 to 65520");
     one_fault(&cluster("port = 8460"), "8472");
-    one_fault(&cluster("port = 0"), "choose 1 to 65535");
+    one_fault(&cluster("port = 0"), "choose 1 to 65520");
     one_fault(&cluster("port = 99999999999999999999"), "far too large");
     one_fault(&cluster("port = 1.5"), "a number with a fraction");
     one_fault(&cluster("workers = 1"), "belongs into [daemon]");
