@@ -68,7 +68,13 @@ fn sec_wrong_key_is_refused_by_name() {
     case(|| {
         let config = ClusterConfig::new(Family::V4, 2);
         let apart = Apart::start(&config, &config, false)?;
-        apart.refuse_each_other(&["handshake_key_unknown", "handshake_bad_mac"], &["key"])
+        apart.refuse_each_other(&["handshake_key_unknown", "handshake_bad_mac"], &["key"])?;
+        // Who looks at the peers need not look at the log too.
+        let peers = apart.alpha.tapd(&["show", "peers"])?;
+        ensure!(peers.contains("no answer yet; it uses another cluster key"), "{peers}");
+        let links = apart.alpha.tapd(&["show", "links"])?;
+        ensure!(links.contains("nothing heard yet"), "{links}");
+        Ok(())
     });
 }
 

@@ -219,7 +219,7 @@ impl Daemon {
         let found = by_name.or_else(by_index).and_then(|at| LinkIndex::new(u8::try_from(at).ok()?));
         let names: Vec<_> = pairs.iter().map(|pair| pair.name.as_str()).collect();
         let index = found.ok_or_else(|| {
-            format!("no link {link:?} to {}; there are {}", peer.name, names.join(", "))
+            format!("no link {link:?} to {}; its links are: {}", peer.name, names.join(", "))
         })?;
         Ok((peer.id, index))
     }

@@ -23,6 +23,9 @@ use crate::logging::{LimitKey, RateLimit, Suppressed};
 pub(super) struct Notices {
     limit: RateLimit,
     errors: HashMap<SocketAddr, BTreeMap<String, u64>>,
+    /// What may keep a peer down, by what came from its addresses since it was up. Anybody can have
+    /// sent that: it is for people only.
+    hints: HashMap<NodeId, &'static str>,
 }
 
 impl Notices {
@@ -31,8 +34,14 @@ impl Notices {
         self.errors.get(&remote).cloned().unwrap_or_default()
     }
 
-    /// Forgets the errors of addresses that are not in the configuration any more.
+    /// What may keep a peer down, in a few words.
+    pub(super) fn hint(&self, peer: NodeId) -> Option<&'static str> {
+        self.hints.get(&peer).copied()
+    }
+
+    /// Forgets what is of addresses and nodes that are not in the configuration any more.
     pub(super) fn retain(&mut self, config: &Config) {
+        self.hints.retain(|node, _| config.peers().any(|peer| peer.id == *node));
         self.errors.retain(|remote, _| {
             config.peers().any(|peer| peer.addresses().any(|a| a == remote.ip()))
         });
@@ -86,7 +95,10 @@ impl Notices {
     pub(super) fn event(&mut self, now: Instant, config: &Config, event: &Event) {
         let name = |node: NodeId| name(config, node);
         match event {
-            Event::PeerUp { node, cipher } => info!("peer {} is up ({cipher})", name(*node)),
+            Event::PeerUp { node, cipher } => {
+                self.hints.remove(node);
+                info!("peer {} is up ({cipher})", name(*node));
+            }
             Event::PeerDown { node, reason } => {
                 info!("peer {} is down: {}", name(*node), reason.text());
             }
@@ -164,12 +176,17 @@ impl Notices {
                 }
             }
             Event::KeyUnknown { from } => {
-                if let Some(more) = self.admit(now, "key", peer_at(config, *from)) {
+                let peer = peer_at(config, *from);
+                // Of configured nodes only: there are not more hints than those.
+                self.hints.extend(peer.map(|peer| (peer, "it uses another cluster key")));
+                if let Some(more) = self.admit(now, "key", peer) {
                     warn!("{from} uses another cluster key; compare the key files{more}");
                 }
             }
             Event::VersionUnknown { from, version, highest } => {
-                if let Some(more) = self.admit(now, "version", peer_at(config, *from)) {
+                let peer = peer_at(config, *from);
+                self.hints.extend(peer.map(|peer| (peer, "it speaks another version")));
+                if let Some(more) = self.admit(now, "version", peer) {
                     warn!(
                         "{from} speaks protocol version {version} (up to {highest}), \
                          this node speaks 1{more}"

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use encap::forward::fdb::Place;
 use encap::id::{NodeId, Vni};
-use encap::link::liveness::State;
+use encap::link::liveness::{Cause, State};
 use encap::stats::{Counters, DropReason, Traffic};
 use encap::vtep::{LinkStatus, PeerStatus};
 use fastpath::capture::CaptureFilter;
@@ -162,7 +162,10 @@ impl Daemon {
             tx_frames,
             rx_bytes,
             tx_bytes,
-            down_reason: status.down_reason.map(|reason| reason.text().to_owned()),
+            down_reason: status.down_reason.map(|reason| {
+                let hint = self.notices.hint(status.node).filter(|_| !status.up);
+                [Some(reason.text()), hint].into_iter().flatten().collect::<Vec<_>>().join("; ")
+            }),
             policy: peer.map(|p| self.config.policy(None, p).to_string()).unwrap_or_default(),
             protect: peer.map(|p| self.config.protect(p).to_string()).unwrap_or_default(),
             links_up: status.links.iter().filter(|link| link.state == State::Up).count(),
@@ -189,6 +192,7 @@ impl Daemon {
         let missing = uplink.filter(|uplink| !uplink.present && link.state != State::Up);
         let reason = match missing {
             Some(uplink) => waiting_for(uplink.local.ip()),
+            None if link.cause == Cause::Starting => "nothing heard yet".to_owned(),
             None => link.cause.to_string(),
         };
         let micros = |us: u32| (us > 0).then_some(u64::from(us));
