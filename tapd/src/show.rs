@@ -169,7 +169,10 @@ fn networks_text(networks: &[NetworkReply]) -> String {
             bytes(network.tx_bytes),
         ]);
     }
-    let mut text = table.text("no networks: this node is a member of none");
+    let mut text = table.text(
+        "no networks: this node is a member of none, or their taps are gone and a reload makes them \
+         anew",
+    );
     for network in networks {
         // What has no tap has an MTU all the same, for its machines.
         let whose = if network.tap == NO_TAP { &network.name } else { &network.tap };
