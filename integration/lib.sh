@@ -1,6 +1,6 @@
 # What integration/run and its helpers share; to be sourced in bash from the repository's root.
 
-# Debian packages by the program, or the file, that shows their presence.
+# Debian packages by the program, or the file, that shows their presence; a pattern is for any of them.
 PACKAGES="
     cc:build-essential
     ip:iproute2
@@ -19,7 +19,7 @@ PACKAGES="
 # What other people's software is tested with; it has services, which are not wanted.
 SERVICE_PACKAGES="
     redis-server:redis-server
-    /usr/lib/postgresql/15/bin/postgres:postgresql
+    /usr/lib/postgresql/*/bin/postgres:postgresql
 "
 
 # The same for tests with guests.
@@ -52,11 +52,16 @@ prepare() {
     install_packages $PACKAGES
 }
 
+# Whether a program is there, or a file that the pattern fits.
+is_there() {
+    compgen -G "$1" >/dev/null || command -v "$1" >/dev/null
+}
+
 # Installs those of PROGRAM:PACKAGE... whose program is missing.
 install_packages() {
     local pair missing=()
     for pair in "$@"; do
-        [ -e "${pair%%:*}" ] || command -v "${pair%%:*}" >/dev/null || missing+=("${pair#*:}")
+        is_there "${pair%%:*}" || missing+=("${pair#*:}")
     done
     [ ${#missing[@]} -gt 0 ] || return 0
     command -v apt-get >/dev/null || die "lacks ${missing[*]}, and there is no apt-get here"
@@ -80,9 +85,10 @@ install_without_services() {
         chmod 755 $policy
         made=yes
     fi
+    # Services that somebody has already stay as they are.
     local pair service before=()
     for pair in "$@"; do
-        command -v "${pair%%:*}" >/dev/null || before+=("${pair#*:}")
+        is_there "${pair%%:*}" || before+=("${pair#*:}")
     done
     install_packages "$@" || status=$?
     if command -v systemctl >/dev/null; then

@@ -9,7 +9,6 @@ use std::fs::{self, File, Permissions};
 use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use integration::command::{Running, run_command};
@@ -64,6 +63,9 @@ struct Postgres<'a> {
     running: Running,
 }
 
+/// How long one of them may take that ends by itself: what it waits for may never come.
+const LONGEST_S: &str = "60";
+
 /// A program of PostgreSQL in a namespace, as nobody. What it asks of System V goes with it.
 fn as_nobody(netns: &Netns, program: &Path) -> Command {
     let nobody = NOBODY.to_string();
@@ -94,6 +96,7 @@ impl<'a> Postgres<'a> {
         let mut command = self.netns.command(self.programs.join("psql"));
         command.args(["-XAtq", "-v", "ON_ERROR_STOP=1", "-h", "127.0.0.1", "-p", PORT]);
         command.args(["-U", "postgres", "-d", "postgres", "-c", question]);
+        command.env("PGCONNECT_TIMEOUT", "10").env("PGOPTIONS", "-c statement_timeout=60s");
         Ok(run_command(&mut command)?.trim().to_owned())
     }
 
@@ -124,7 +127,8 @@ impl<'a> Postgres<'a> {
 /// A primary with the early rows.
 fn primary<'a>(duo: &'a LaneDuo, programs: &'a Path, folder: &Path) -> Result<Postgres<'a>> {
     let netns = duo.beta.netns();
-    let mut command = as_nobody(netns, &programs.join("initdb"));
+    let mut command = as_nobody(netns, Path::new("timeout"));
+    command.arg(LONGEST_S).arg(programs.join("initdb"));
     command.args(["-U", "postgres", "--auth", "trust", "--no-sync", "--no-instructions"]);
     run_command(command.args(["--locale", "C", "-E", "UTF8", "-D"]).arg(folder))?;
     let primary = Postgres::start(netns, programs, folder)?;
@@ -136,7 +140,8 @@ fn primary<'a>(duo: &'a LaneDuo, programs: &'a Path, folder: &Path) -> Result<Po
 /// A standby that was copied from the primary by way of the relays, and goes on from there.
 fn standby<'a>(duo: &'a LaneDuo, programs: &'a Path, folder: &Path) -> Result<Postgres<'a>> {
     let netns = duo.alpha.netns();
-    let mut command = as_nobody(netns, &programs.join("pg_basebackup"));
+    let mut command = as_nobody(netns, Path::new("timeout"));
+    command.arg(LONGEST_S).arg(programs.join("pg_basebackup"));
     command.args(["-h", "127.0.0.1", "-p", RELAY_PORT, "-U", "postgres", "--no-password"]);
     command.args(["-R", "-X", "stream", "-c", "fast", "--no-sync", "-D"]).arg(folder);
     run_command(&mut command)?;
@@ -167,7 +172,9 @@ fn flow_channel_postgres_standby_is_the_same_after_a_link_failed() {
             wait::until("the relay to listen", PATIENCE, listens)
         })?;
         let standby = standby(&duo, &programs, &folders[1])?;
-        let sender = "SELECT pid FROM pg_stat_replication WHERE state = 'streaming'";
+        // Not what made the copy, which may not have ended yet at this end.
+        let sender = "SELECT pid FROM pg_stat_replication \
+                      WHERE state = 'streaming' AND application_name = 'walreceiver'";
         let streams = || primary.ask(sender).is_ok_and(|pid| !pid.is_empty());
         wait::until("the standby to be sent what is written", PATIENCE, streams)?;
         let before = primary.ask(sender)?;
@@ -183,7 +190,7 @@ fn flow_channel_postgres_standby_is_the_same_after_a_link_failed() {
         let end = primary.ask("SELECT pg_current_wal_lsn()")?;
         let question = format!("SELECT pg_last_wal_replay_lsn() >= '{end}'");
         let arrived = || standby.ask(&question).is_ok_and(|answer| answer == "t");
-        wait::until("all rows to arrive", Duration::from_secs(10), arrived)?;
+        wait::until("all rows to arrive", PATIENCE, arrived)?;
         let contents = [primary.contents()?, standby.contents()?];
         ensure!(contents[0] == contents[1], "{contents:?}");
         ensure!(contents[0].starts_with(&format!("{}|", EARLY_ROWS + ROWS)), "{contents:?}");
