@@ -103,6 +103,8 @@ impl Sender<'_> {
             while let Err(error) = self.channel.send(self.to, self.options, &message) {
                 self.wait_for_room(error)?;
             }
+            // Before input is waited for: the end of a long message must not wait with it.
+            self.flush()?;
             self.unlooked += 1;
             if self.unlooked >= MESSAGES_PER_LOOK {
                 self.look()?;
@@ -137,6 +139,20 @@ impl Sender<'_> {
             ));
         }
         Ok(count)
+    }
+
+    /// Sends what is left of a message that tapd had no room for at once.
+    fn flush(&mut self) -> Result<(), Failure> {
+        loop {
+            let unsent = self.channel.unsent();
+            let Err(error) = self.channel.flush() else { break };
+            if self.channel.unsent() < unsent {
+                self.patience.get_on();
+            }
+            self.wait_for_room(error)?;
+        }
+        self.patience.get_on();
+        Ok(())
     }
 
     /// Nothing was sent for some time, or never will be.

@@ -20,6 +20,8 @@ pub(crate) const MAX_LEN: u32 = 2 << 20;
 const TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a program that was ended may still seem to be there.
 const LEAVING: Duration = Duration::from_secs(2);
+/// Longer than a program that sends waits for room at once.
+const STALL: Duration = Duration::from_millis(800);
 
 /// Serves channels until the test ends.
 pub(crate) struct Fake {
@@ -154,9 +156,15 @@ fn letters(socket: Socket, shared: &Shared) {
             // As a tapd that is killed: with it the next message is unread, or nothing is.
             Kind::Data if payload == b"kill" => return,
             Kind::Data if payload == b"nobody" => lost += 1,
-            Kind::Data => shared.with_taker(|taker| {
-                send(taker.as_ref().unwrap(), Header { peer: 2, ..header }, payload);
-            }),
+            Kind::Data => {
+                if payload.starts_with(b"slow") {
+                    // Meanwhile the socket becomes full.
+                    thread::sleep(STALL);
+                }
+                shared.with_taker(|taker| {
+                    send(taker.as_ref().unwrap(), Header { peer: 2, ..header }, payload);
+                });
+            }
             _ => return error(&socket, Code::Invalid, "not here"),
         }
     }

@@ -9,6 +9,7 @@ use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -277,6 +278,28 @@ fn input_may_take_longer_than_any_wait() {
         assert_eq!(expect(&sender.wait_with_output().unwrap(), 0), "", "{channel}");
         assert_eq!(child.wait_with_output().unwrap().stdout, b"at last", "{channel}");
     }
+}
+
+/// What tapd had no room for at once goes when it has, and not with the next input.
+#[test]
+fn the_end_of_a_long_message_does_not_wait_for_more_input() {
+    let fake = Fake::new();
+    let receiver = receiver(&fake, &["--count", "1"]);
+    let mut sender = tapd(&fake, &["send", "letters", "--to", "beta", "--lines"]);
+    let mut sender = sender.stdin(Stdio::piped()).spawn().unwrap();
+    let mut stdin = sender.stdin.take().unwrap();
+    // Several times what a socket holds.
+    let message = [&b"slow"[..], &[b'x'; 1 << 20]].concat();
+    stdin.write_all(&message).unwrap();
+    stdin.write_all(b"\n").unwrap();
+    let (done, received) = mpsc::channel();
+    thread::spawn(move || done.send(receiver.wait_with_output()));
+    let received = received.recv_timeout(TIMEOUT);
+    // Only now.
+    drop(stdin);
+    let sent = sender.wait_with_output().unwrap();
+    assert!(received.expect("no message").unwrap().stdout == message);
+    assert_eq!(expect(&sent, 0), "");
 }
 
 #[test]

@@ -113,8 +113,10 @@ impl Channel {
         self.socket.set_read_timeout(timeout)
     }
 
-    /// How long [`Self::send`] and [`Self::flush`] wait at most for room before they fail as
-    /// `WouldBlock`; None is for ever.
+    /// How long [`Self::send`] and [`Self::flush`] wait at most for room, before each piece, until
+    /// they fail as `WouldBlock`; None is for ever. As with [`Self::set_nonblocking`], a message may
+    /// then be taken whose rest needs [`Self::flush`], until it succeeds or [`Self::wants_write`] is
+    /// false.
     ///
     /// # Errors
     /// Those of the system call; no time at all is none.
@@ -171,6 +173,13 @@ impl Channel {
     #[must_use]
     pub const fn wants_write(&self) -> bool {
         self.rest.is_some()
+    }
+
+    /// Bytes that wait for [`Self::flush`], at most [`Welcome::max_len`]. They get fewer with each
+    /// piece that went, also when the call fails as `WouldBlock`.
+    #[must_use]
+    pub fn unsent(&self) -> usize {
+        self.rest.as_ref().map_or(0, |rest| rest.bytes.len().saturating_sub(rest.sent))
     }
 
     /// Says that nothing more will be sent. When the peers have everything, or it was given up,
