@@ -1,6 +1,6 @@
 //! Waiting for nodes: people are told of it after a while, and it ends where they said so.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use super::say;
@@ -65,20 +65,40 @@ impl Patience {
     }
 }
 
-/// How a thread that writes gets on, for one that watches: odd while it waits for room, or for the
-/// answer to its end.
+/// How a thread that writes gets on, for one that watches.
 #[derive(Debug, Default)]
-pub(super) struct Steps(AtomicU64);
+pub(super) struct Steps {
+    /// Odd while it waits for room.
+    made: AtomicU64,
+    /// All was written, the end too.
+    ended: AtomicBool,
+}
 
 impl Steps {
     /// The other thread waits from here on, or does so no more.
     pub(super) fn step(&self) {
-        self.0.fetch_add(1, Ordering::Relaxed);
+        self.made.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Some of what the other thread waits to write went.
+    pub(super) fn get_on(&self) {
+        self.made.fetch_add(2, Ordering::Relaxed);
+    }
+
+    /// The other thread has written all, and its end.
+    pub(super) fn end(&self) {
+        self.ended.store(true, Ordering::Relaxed);
+        self.get_on();
+    }
+
+    /// Whether all was written: what follows is the other side's.
+    pub(super) fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::Relaxed)
     }
 
     /// How many steps were made.
     pub(super) fn made(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
+        self.made.load(Ordering::Relaxed)
     }
 }
 

@@ -280,10 +280,9 @@ fn copy_in(
     loop {
         let failure = match input.read(&mut chunk) {
             Ok(0) => {
-                // For good: what follows is the other side's.
                 steps.step();
                 match writer.shutdown() {
-                    Ok(()) => return,
+                    Ok(()) => return steps.end(),
                     Err(error) => anyhow!(error),
                 }
             }
@@ -331,7 +330,9 @@ impl Watch<'_> {
                     hand_on(&mut out, chunk.get(..count).unwrap_or_default())?;
                     self.patience.get_on();
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.look(reader)?,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.look(reader, "to end its side")?;
+                }
                 Err(error) => return Err(broken(error)),
             }
         }
@@ -341,24 +342,30 @@ impl Watch<'_> {
     fn wait_closed(&mut self, reader: &mut StreamReader) -> Result<(), Failure> {
         loop {
             match reader.wait_closed() {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.look(reader)?,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.look(reader, "to confirm that it has everything")?;
+                }
                 closed => return closed.map_err(broken),
             }
         }
     }
 
-    /// Nothing came for a moment, which is as it should be while there is no input.
-    fn look(&mut self, reader: &StreamReader) -> Result<(), Failure> {
+    /// Nothing came for a moment, which is as it should be while there is no input. Once all was
+    /// written, `rest` is what the other side has still to do.
+    fn look(&mut self, reader: &StreamReader, rest: &str) -> Result<(), Failure> {
         let steps = self.steps.made();
         if steps != self.seen || !is_waiting(steps) {
             self.seen = steps;
             self.patience.get_on();
             return Ok(());
         }
-        match reader.is_cut_off() {
-            true => self.patience.wait(&format!("{}: no link is up", self.nodes)),
-            false => self.patience.wait(&format!("{} to take what was sent", self.nodes)),
-        }
+        let nodes = self.nodes;
+        let what = match reader.is_cut_off() {
+            true => format!("{nodes}: no link is up"),
+            false if self.steps.has_ended() => format!("{nodes} {rest}"),
+            false => format!("{nodes} to take what was sent"),
+        };
+        self.patience.wait(&what)
     }
 }
 

@@ -94,8 +94,8 @@ pub(crate) struct SendArgs {
     /// One message for each line
     #[arg(long)]
     pub(crate) lines: bool,
-    /// Give up when the node does not come up, takes nothing or does not confirm for so many seconds
-    /// [default: wait without end]
+    /// Give up when the node does not come up or takes nothing for so many seconds, or, once all was
+    /// read, does not end its side of a stream or confirm [default: wait without end]
     #[arg(long, value_name = "SECONDS")]
     pub(crate) timeout: Option<u32>,
     /// What to send, or - for standard input

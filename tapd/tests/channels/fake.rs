@@ -31,7 +31,8 @@ pub(crate) struct Fake {
 impl Fake {
     /// With a channel of messages, "letters", and two of streams, "pipes" and "busy". Of messages
     /// and of streams there is one whose peer never is up ("lonely", "lonely-pipes"), and one whose
-    /// peer goes down at the first bytes and stays so ("stuck", "stuck-pipes").
+    /// peer goes down at the first bytes and stays so ("stuck", "stuck-pipes"). At "silent-pipes" a
+    /// program takes everything and does nothing more.
     pub(crate) fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let folder = directory.path().join("tapd-channels");
@@ -41,6 +42,7 @@ impl Fake {
         serve(&folder.join("busy"), Type::STREAM, busy);
         serve(&folder.join("lonely"), Type::SEQPACKET, lonely);
         serve(&folder.join("lonely-pipes"), Type::STREAM, lonely_pipes);
+        serve(&folder.join("silent-pipes"), Type::STREAM, silent_pipes);
         serve(&folder.join("stuck"), Type::SEQPACKET, stuck);
         serve(&folder.join("stuck-pipes"), Type::STREAM, stuck_pipes);
         Self { directory }
@@ -251,6 +253,16 @@ fn stuck(mut socket: Socket, _: &Shared) {
     while send(&socket, event, b"gamma") {
         thread::sleep(Duration::from_millis(100));
     }
+}
+
+fn silent_pipes(socket: Socket, _: &Shared) {
+    let Some((attach, _)) = read(&socket) else { return };
+    assert_eq!(attach.kind, Kind::Attach);
+    welcome(&socket, Mode::Stream, "silent-pipes");
+    if read(&socket).is_some_and(|(request, _)| request.kind == Kind::Connect) {
+        send(&socket, Header::event(Kind::Connected, NodeId::new(2).unwrap(), 0, 0), b"");
+    }
+    until_gone(&socket);
 }
 
 fn stuck_pipes(socket: Socket, _: &Shared) {

@@ -242,9 +242,14 @@ fn waits_are_told_and_end_where_the_user_said_so() {
     let fake = Fake::new();
     let alone = "waiting for node beta, which is not up on this channel; seen were: none";
     let down = "waiting for node beta: no link is up";
-    for (channel, what) in
-        [("lonely", alone), ("lonely-pipes", alone), ("stuck", down), ("stuck-pipes", down)]
-    {
+    let silent = "waiting for node beta to end its side";
+    for (channel, what) in [
+        ("lonely", alone),
+        ("lonely-pipes", alone),
+        ("stuck", down),
+        ("stuck-pipes", down),
+        ("silent-pipes", silent),
+    ] {
         // More than sockets hold, where that matters.
         let input = if channel == "stuck-pipes" { pattern(8 << 20) } else { b"x".to_vec() };
         let begin = Instant::now();
