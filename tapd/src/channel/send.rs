@@ -20,6 +20,11 @@ use crate::exit::{Exit, Failure};
 /// Messages after which events are looked at, so that tapd has not to keep many.
 const MESSAGES_PER_LOOK: u32 = 64;
 
+/// Bytes of a stream that are written at once: each time that so many left is progress, so the
+/// fewer, the slower a path can be before `--timeout` ends a stream that gets on. Enough that calls
+/// cost little.
+const PART_LEN: usize = 32 << 10;
+
 /// Sends what the file or standard input has.
 pub(crate) fn run(args: &SendArgs) -> Result<(), Failure> {
     let nodes = Nodes::parse(&args.to);
@@ -288,7 +293,7 @@ fn copy_in(
             }
             Ok(count) => {
                 steps.step();
-                let written = writer.write_all(chunk.get(..count).unwrap_or_default());
+                let written = write(&mut writer, chunk.get(..count).unwrap_or_default(), steps);
                 steps.step();
                 match written {
                     Ok(()) => continue,
@@ -307,6 +312,15 @@ fn copy_in(
         let _ = writer.reset(0);
         return;
     }
+}
+
+/// Writes all of it; each part that went is progress.
+fn write(writer: &mut impl Write, bytes: &[u8], steps: &Steps) -> io::Result<()> {
+    for part in bytes.chunks(PART_LEN) {
+        writer.write_all(part)?;
+        steps.get_on();
+    }
+    Ok(())
 }
 
 /// Looks now and then how a stream gets on while it is read.
@@ -384,4 +398,39 @@ pub(super) fn receive(reader: &mut StreamReader, to: &mut impl Write) -> Result<
 fn hand_on(to: &mut impl Write, bytes: &[u8]) -> Result<(), Failure> {
     to.write_all(bytes).and_then(|()| to.flush()).context("cannot write what came")?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Fails at the end of its room.
+    struct Room(usize);
+
+    impl Write for Room {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let count = bytes.len().min(self.0);
+            self.0 -= count;
+            Ok(count)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn every_part_that_went_is_progress() {
+        let steps = Steps::default();
+        steps.step();
+        let mut seen = vec![steps.made()];
+        for parts in 0..4 {
+            // A part that did not go as a whole is none.
+            let mut room = Room(parts * PART_LEN + 1);
+            assert!(write(&mut room, &[0; 4 * PART_LEN], &steps).is_err());
+            assert_eq!(steps.made() - seen[parts], 2 * parts as u64);
+            assert!(is_waiting(steps.made()));
+            seen.push(steps.made());
+        }
+    }
 }

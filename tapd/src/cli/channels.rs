@@ -94,8 +94,9 @@ pub(crate) struct SendArgs {
     /// One message for each line
     #[arg(long)]
     pub(crate) lines: bool,
-    /// Give up when the node does not come up or takes nothing for so many seconds, or, once all was
-    /// read, does not end its side of a stream or confirm [default: wait without end]
+    /// Give up when the node does not come up or takes nothing for so many seconds; once all was
+    /// read, what is still in tapd's buffer has to arrive within that, and the program there to end
+    /// its side of a stream [default: wait without end]
     #[arg(long, value_name = "SECONDS")]
     pub(crate) timeout: Option<u32>,
     /// What to send, or - for standard input
