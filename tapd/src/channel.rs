@@ -337,7 +337,10 @@ impl Peers {
         loop {
             channel.wait_at_most(Some(patience.tick())).map_err(broken)?;
             match channel.next_event() {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                // Only now: what tapd has said already is read, however short the time.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    patience.wait(&self.lack(nodes))?;
+                }
                 Err(error) => return Err(broken(error)),
                 Ok(Event::Error(refusal)) => return Err(refused(&refusal)),
                 Ok(event) => {
@@ -349,9 +352,9 @@ impl Peers {
                         patience.get_on();
                         return Ok(id);
                     }
+                    patience.tell(&self.lack(nodes));
                 }
             }
-            patience.wait(&self.lack(nodes))?;
         }
     }
 }
@@ -371,5 +374,38 @@ fn broken(error: io::Error) -> Failure {
     match error.downcast::<Refusal>() {
         Ok(refusal) => refused(&refusal),
         Err(error) => Failure::new(Exit::Runtime, error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+
+    use super::*;
+
+    /// Events that are there already; then nothing comes.
+    struct Queue(VecDeque<Event>);
+
+    impl Events for Queue {
+        fn next_event(&mut self) -> io::Result<Event> {
+            self.0.pop_front().ok_or_else(|| io::ErrorKind::WouldBlock.into())
+        }
+
+        fn wait_at_most(&self, _: Option<Duration>) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn without_time_what_was_said_already_counts() {
+        let up = |id, name: &str| Event::PeerUp(NodeId::new(id).unwrap(), name.to_owned());
+        let mut queue = Queue([up(2, "beta"), up(3, "gamma")].into());
+        let (mut peers, mut patience) = (Peers::default(), Patience::new(Some(Duration::ZERO)));
+        let gamma = Nodes::parse("gamma");
+        let found = peers.wait_for(&mut queue, &gamma, &mut patience).unwrap();
+        assert_eq!(found.get(), 3);
+        let ended = peers.wait_for(&mut queue, &Nodes::parse("delta"), &mut patience).unwrap_err();
+        assert_eq!(ended.exit(), Exit::TimedOut);
+        assert!(ended.to_string().contains("seen were: beta (2), gamma (3)"), "{ended}");
     }
 }

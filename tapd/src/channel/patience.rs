@@ -48,11 +48,16 @@ impl Patience {
         if self.limit.is_some_and(|limit| waited >= limit) {
             return Err(self.expired(what));
         }
-        if waited >= QUIET && self.said != what {
+        self.tell(what);
+        Ok(())
+    }
+
+    /// The part of [`Self::wait`] that says for what, for one who does not give up yet.
+    pub(super) fn tell(&mut self, what: &str) {
+        if self.since.elapsed() >= QUIET && self.said != what {
             say(format_args!("waiting for {what}"));
             what.clone_into(&mut self.said);
         }
-        Ok(())
     }
 
     /// The time was over before `what` came.
