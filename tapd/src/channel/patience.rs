@@ -1,5 +1,6 @@
 //! Waiting for nodes: people are told of it after a while, and it ends where they said so.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -10,6 +11,8 @@ use crate::exit::{Exit, Failure};
 pub(super) const TICK: Duration = Duration::from_millis(250);
 /// How long nothing is said: most waits are over by then.
 const QUIET: Duration = Duration::from_secs(2);
+/// Causes that are told of one wait: more than people follow, and a bound for what is remembered.
+const MAX_SAID: usize = 16;
 
 /// How long a command waits, and what it has said of that.
 #[derive(Debug)]
@@ -18,18 +21,20 @@ pub(super) struct Patience {
     limit: Option<Duration>,
     /// When something went on last.
     since: Instant,
-    said: String,
+    /// What was said of this wait.
+    said: BTreeSet<String>,
 }
 
 impl Patience {
     /// Begins to wait, for `limit` at most.
     pub(super) fn new(limit: Option<Duration>) -> Self {
-        Self { limit, since: Instant::now(), said: String::new() }
+        Self { limit, since: Instant::now(), said: BTreeSet::new() }
     }
 
     /// The command got on: a wait from here is a new one.
     pub(super) fn get_on(&mut self) {
         self.since = Instant::now();
+        self.said.clear();
     }
 
     /// How long to sleep at most until [`Self::wait`] is called again; never no time at all.
@@ -39,7 +44,7 @@ impl Patience {
     }
 
     /// Nothing goes on, for want of `what`. Says so once the wait is long, and again when it is for
-    /// something else.
+    /// something that was not said of this wait.
     ///
     /// # Errors
     /// The time is over.
@@ -54,9 +59,10 @@ impl Patience {
 
     /// The part of [`Self::wait`] that says for what, for one who does not give up yet.
     pub(super) fn tell(&mut self, what: &str) {
-        if self.since.elapsed() >= QUIET && self.said != what {
+        let is_long = self.since.elapsed() >= QUIET && self.said.len() < MAX_SAID;
+        if is_long && !self.said.contains(what) {
             say(format_args!("waiting for {what}"));
-            what.clone_into(&mut self.said);
+            self.said.insert(what.to_owned());
         }
     }
 
@@ -138,12 +144,26 @@ mod tests {
     fn long_waits_are_told_once_for_each_cause() {
         let mut patience = aged(None, 1);
         patience.wait("a").unwrap();
-        assert_eq!(patience.said, "");
+        assert!(patience.said.is_empty());
         let mut patience = aged(None, 2);
-        for what in ["a", "a", "b"] {
+        for (what, said) in [("a", 1), ("a", 1), ("b", 2), ("a", 2), ("b", 2)] {
             patience.wait(what).unwrap();
-            assert_eq!(patience.said, what);
+            assert_eq!(patience.said.len(), said);
         }
+        (0..100).for_each(|number| patience.tell(&number.to_string()));
+        assert_eq!(patience.said.len(), MAX_SAID);
+    }
+
+    #[test]
+    fn another_wait_is_told_again() {
+        let mut patience = aged(None, 2);
+        patience.wait("a").unwrap();
+        patience.get_on();
+        patience.wait("a").unwrap();
+        assert!(patience.said.is_empty());
+        patience.since = aged(None, 2).since;
+        patience.wait("a").unwrap();
+        assert!(patience.said.contains("a"));
     }
 
     #[test]
