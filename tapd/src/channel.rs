@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use encap::id::NodeId;
-use fastpath::channel::client::{Channel, Event, Refusal, StreamChannel, is_other_kind};
+use fastpath::channel::client::{Channel, Event, Refusal, Stream, StreamChannel, is_other_kind};
 
 use crate::cli::ChannelArgs;
 use crate::control::{ChannelPeerReply, ChannelReply, ChannelsReply, Client, Request, Topic};
@@ -19,7 +19,7 @@ pub(crate) mod recv;
 pub(crate) mod send;
 mod patience;
 
-use patience::Patience;
+use patience::{Patience, TICK};
 
 /// Folder beside the control socket in which channels have their sockets.
 const SOCKETS_FOLDER: &str = "tapd-channels";
@@ -288,6 +288,11 @@ impl Peers {
         })
     }
 
+    /// Whether it was up and no link to it is now.
+    fn is_down(&self, id: NodeId) -> bool {
+        self.down.contains(&id)
+    }
+
     /// The name, or the id where none is known.
     fn name(&self, id: NodeId) -> String {
         self.names.get(&id).cloned().unwrap_or_else(|| id.to_string())
@@ -357,6 +362,37 @@ impl Peers {
             }
         }
     }
+}
+
+/// Asks a node for a stream, and waits for the answer: it comes within seconds, unless the node went
+/// down just now or the program there has to begin first.
+fn open_stream(
+    channel: StreamChannel,
+    peer: NodeId,
+    peers: &mut Peers,
+    nodes: &Nodes,
+    patience: &mut Patience,
+) -> Result<Stream, Failure> {
+    channel.set_read_timeout(Some(TICK)).map_err(broken)?;
+    let mut ended = None;
+    let opened = channel.open_while(peer, |event| {
+        if let Some(event) = event {
+            peers.learn(event);
+        }
+        let what = match peers.is_down(peer) {
+            true => format!("{nodes}: no link is up"),
+            false => format!("{nodes} to answer"),
+        };
+        let waited = patience.wait(&what);
+        waited.map_err(|failure| ended = Some(failure)).is_ok()
+    });
+    if let Some(failure) = ended {
+        return Err(failure);
+    }
+    let stream = opened.map_err(broken)?;
+    stream.set_read_timeout(None).map_err(broken)?;
+    patience.get_on();
+    Ok(stream)
 }
 
 /// Tells the user something, if anybody reads it.

@@ -14,7 +14,7 @@ use anyhow::{Context, anyhow};
 use fastpath::channel::client::{Stream, StreamChannel, StreamReader, StreamWriter, is_other_kind};
 use socket2::{SockRef, Socket};
 
-use super::{CHUNK_LEN, Nodes, Patience, Peers, Target, broken, say};
+use super::{CHUNK_LEN, Nodes, Patience, Peers, Target, broken, open_stream, say};
 use crate::cli::ForwardArgs;
 use crate::exit::{Exit, Failure};
 
@@ -63,7 +63,7 @@ struct To {
     nodes: Nodes,
     /// See [`Peers::is_peer`].
     is_peer: bool,
-    /// How long a connection waits for the node to be up.
+    /// How long a connection waits for the node to be up, and then for its answer.
     timeout: Duration,
 }
 
@@ -90,7 +90,7 @@ fn listen_side(target: &Target, listener: &Listener, to: &To) -> Result<(), Fail
                 let mut peers = Peers { is_peer: to.is_peer, ..Peers::default() };
                 let mut patience = Patience::new(Some(to.timeout));
                 let peer = peers.wait_for(&mut channel, &to.nodes, &mut patience)?;
-                channel.open(peer).map_err(broken)
+                open_stream(channel, peer, &mut peers, &to.nodes, &mut patience)
             });
             match stream {
                 Ok(stream) => relay(local, stream),

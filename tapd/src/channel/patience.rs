@@ -26,8 +26,9 @@ pub(super) struct Patience {
 }
 
 impl Patience {
-    /// Begins to wait, for `limit` at most.
+    /// Begins to wait, for `limit` at most, but not for less than a [`TICK`]: nothing comes at once.
     pub(super) fn new(limit: Option<Duration>) -> Self {
+        let limit = limit.map(|limit| limit.max(TICK));
         Self { limit, since: Instant::now(), said: BTreeSet::new() }
     }
 

@@ -13,7 +13,7 @@ use fastpath::channel::client::{
 };
 
 use super::patience::{Patience, Steps, TICK, is_waiting};
-use super::{CHUNK_LEN, Connected, Nodes, Peers, Target, broken, refused, say};
+use super::{CHUNK_LEN, Connected, Nodes, Peers, Target, broken, open_stream, refused, say};
 use crate::cli::SendArgs;
 use crate::exit::{Exit, Failure};
 
@@ -54,17 +54,7 @@ pub(crate) fn run(args: &SendArgs) -> Result<(), Failure> {
             }
             peers.is_peer = target.check_peer(&channel.welcome().name, &nodes)?;
             let peer = peers.wait_for(&mut channel, &nodes, &mut patience)?;
-            // The peer answers within seconds, unless it went down just now. No time at all would
-            // be for ever.
-            let most = limit.map(|limit| limit.max(Duration::from_millis(1)));
-            channel.set_read_timeout(most).map_err(broken)?;
-            let stream = match channel.open(peer) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    return Err(patience.expired(&format!("{nodes} to answer")));
-                }
-                opened => opened.map_err(broken)?,
-            };
-            patience.get_on();
+            let stream = open_stream(channel, peer, &mut peers, &nodes, &mut patience)?;
             carry(stream, input, &nodes, patience)
         }
     }

@@ -32,7 +32,7 @@ impl Fake {
     /// With a channel of messages, "letters", and two of streams, "pipes" and "busy". Of messages
     /// and of streams there is one whose peer never is up ("lonely", "lonely-pipes"), and one whose
     /// peer goes down at the first bytes and stays so ("stuck", "stuck-pipes"). At "silent-pipes" a
-    /// program takes everything and does nothing more.
+    /// program takes everything and does nothing more, at "mute-pipes" none answers.
     pub(crate) fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let folder = directory.path().join("tapd-channels");
@@ -42,6 +42,7 @@ impl Fake {
         serve(&folder.join("busy"), Type::STREAM, busy);
         serve(&folder.join("lonely"), Type::SEQPACKET, lonely);
         serve(&folder.join("lonely-pipes"), Type::STREAM, lonely_pipes);
+        serve(&folder.join("mute-pipes"), Type::STREAM, mute_pipes);
         serve(&folder.join("silent-pipes"), Type::STREAM, silent_pipes);
         serve(&folder.join("stuck"), Type::SEQPACKET, stuck);
         serve(&folder.join("stuck-pipes"), Type::STREAM, stuck_pipes);
@@ -249,6 +250,16 @@ fn stuck(mut socket: Socket, _: &Shared) {
     }
     // The end of sending is no end of the connection, which shows when it is written to.
     // News of others do not make it a shorter one.
+    let event = Header::event(Kind::PeerUp, NodeId::new(3).unwrap(), 0, 5);
+    while send(&socket, event, b"gamma") {
+        thread::sleep(Duration::from_millis(100));
+    }
+}
+
+/// The program there never takes a stream.
+fn mute_pipes(socket: Socket, _: &Shared) {
+    welcome(&socket, Mode::Stream, "mute-pipes");
+    // News of others do not make it a shorter wait.
     let event = Header::event(Kind::PeerUp, NodeId::new(3).unwrap(), 0, 5);
     while send(&socket, event, b"gamma") {
         thread::sleep(Duration::from_millis(100));

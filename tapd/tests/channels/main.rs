@@ -248,6 +248,7 @@ fn waits_are_told_and_end_where_the_user_said_so() {
         ("lonely-pipes", alone),
         ("stuck", down),
         ("stuck-pipes", down),
+        ("mute-pipes", "waiting for node beta to answer"),
         ("silent-pipes", silent),
     ] {
         // More than sockets hold, where that matters.
@@ -310,16 +311,20 @@ fn the_end_of_a_long_message_does_not_wait_for_more_input() {
 #[test]
 fn a_connection_that_waits_says_for_what() {
     let fake = Fake::new();
-    let listen = ["forward", "lonely-pipes", "--listen", "127.0.0.1:0", "--to", "beta"];
-    let mut here = Running::new(&fake, &[&listen[..], &["--timeout", "3"]].concat());
-    let line = here.line();
-    let address = line.strip_prefix("tapd: listening on ").unwrap();
-    let mut client = connect(address.strip_suffix(", for beta\n").unwrap());
-    assert!(here.line().starts_with("tapd: waiting for node beta, which is not up"));
-    let error = client.read(&mut [0; 1]).unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::ConnectionReset);
-    let line = here.line();
-    assert!(line.starts_with("tapd: a connection was reset: gave up after 3 s"), "{line}");
+    for (channel, what) in
+        [("lonely-pipes", "node beta, which is not up"), ("mute-pipes", "node beta to answer")]
+    {
+        let listen = ["forward", channel, "--listen", "127.0.0.1:0", "--to", "beta"];
+        let mut here = Running::new(&fake, &[&listen[..], &["--timeout", "3"]].concat());
+        let line = here.line();
+        let address = line.strip_prefix("tapd: listening on ").unwrap();
+        let mut client = connect(address.strip_suffix(", for beta\n").unwrap());
+        assert!(here.line().starts_with(&format!("tapd: waiting for {what}")));
+        let error = client.read(&mut [0; 1]).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+        let line = here.line();
+        assert!(line.starts_with("tapd: a connection was reset: gave up after 3 s"), "{line}");
+    }
 }
 
 /// Both ends of a forwarding to a listener of the test.

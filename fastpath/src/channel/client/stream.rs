@@ -118,7 +118,20 @@ impl StreamChannel {
     /// # Errors
     /// [`StreamReset`] when there is none to be had, or as [`super::Channel::recv`].
     pub fn open(self, peer: NodeId) -> io::Result<Stream> {
-        self.ask(Header { peer: peer.get(), ..Header::new(Kind::Connect) })
+        self.open_while(peer, |event| event.is_some())
+    }
+
+    /// As [`Self::open`], but asks `waits` whether to wait on: with each event that comes meanwhile,
+    /// and with None when nothing came within [`Self::set_read_timeout`].
+    ///
+    /// # Errors
+    /// As [`Self::open`]; `WouldBlock` when `waits` said no.
+    pub fn open_while(
+        self,
+        peer: NodeId,
+        waits: impl FnMut(Option<&Event>) -> bool,
+    ) -> io::Result<Stream> {
+        self.ask(Header { peer: peer.get(), ..Header::new(Kind::Connect) }, waits)
     }
 
     /// Waits for a peer to ask for a stream.
@@ -126,13 +139,21 @@ impl StreamChannel {
     /// # Errors
     /// As [`super::Channel::recv`].
     pub fn accept(self) -> io::Result<Stream> {
-        self.ask(Header::new(Kind::Accept))
+        self.ask(Header::new(Kind::Accept), |event| event.is_some())
     }
 
-    fn ask(mut self, request: Header) -> io::Result<Stream> {
+    fn ask(
+        mut self,
+        request: Header,
+        mut waits: impl FnMut(Option<&Event>) -> bool,
+    ) -> io::Result<Stream> {
         asked(send_record(&self.records.socket, request))?;
         loop {
-            match self.records.next()? {
+            let record = match self.records.next() {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock && waits(None) => continue,
+                record => record?,
+            };
+            match record {
                 Record::Connected(peer) => {
                     let writer = StreamWriter::new(Arc::clone(&self.records.socket));
                     let reader = StreamReader {
@@ -146,7 +167,8 @@ impl StreamChannel {
                 }
                 Record::Reset(reset) => return Err(reset.into()),
                 Record::Event(Event::Error(refusal)) => return Err(refusal.into()),
-                Record::Event(_) => {}
+                Record::Event(event) if waits(Some(&event)) => {}
+                Record::Event(_) => return Err(io::ErrorKind::WouldBlock.into()),
                 _ => return Err(nonsense("bytes of a stream that is none yet")),
             }
         }
