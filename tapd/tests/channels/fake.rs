@@ -26,6 +26,7 @@ const STALL: Duration = Duration::from_millis(800);
 /// Serves channels until the test ends.
 pub(crate) struct Fake {
     pub(crate) directory: tempfile::TempDir,
+    pipes: Arc<Shared>,
 }
 
 impl Fake {
@@ -38,7 +39,7 @@ impl Fake {
         let folder = directory.path().join("tapd-channels");
         std::fs::create_dir(&folder).unwrap();
         serve(&folder.join("letters"), Type::SEQPACKET, letters);
-        serve(&folder.join("pipes"), Type::STREAM, pipes);
+        let pipes = serve(&folder.join("pipes"), Type::STREAM, pipes);
         serve(&folder.join("busy"), Type::STREAM, busy);
         serve(&folder.join("lonely"), Type::SEQPACKET, lonely);
         serve(&folder.join("lonely-pipes"), Type::STREAM, lonely_pipes);
@@ -46,7 +47,12 @@ impl Fake {
         serve(&folder.join("silent-pipes"), Type::STREAM, silent_pipes);
         serve(&folder.join("stuck"), Type::SEQPACKET, stuck);
         serve(&folder.join("stuck-pipes"), Type::STREAM, stuck_pipes);
-        Self { directory }
+        Self { directory, pipes }
+    }
+
+    /// Waits until a program accepts streams of "pipes".
+    pub(crate) fn wait_for_accept(&self) {
+        self.pipes.with_taker(|_| ());
     }
 
     pub(crate) fn socket(&self, name: &str) -> PathBuf {
@@ -87,17 +93,19 @@ impl Shared {
     }
 }
 
-fn serve(path: &Path, kind: Type, program: fn(Socket, &Shared)) {
+fn serve(path: &Path, kind: Type, program: fn(Socket, &Shared)) -> Arc<Shared> {
     let listener = Socket::new(Domain::UNIX, kind, None).unwrap();
     listener.bind(&SockAddr::unix(path).unwrap()).unwrap();
     listener.listen(64).unwrap();
     let shared = Arc::new(Shared::default());
+    let given = Arc::clone(&shared);
     thread::spawn(move || {
         while let Ok((socket, _)) = listener.accept() {
             let shared = Arc::clone(&shared);
             thread::spawn(move || program(socket, &shared));
         }
     });
+    given
 }
 
 fn send(mut socket: &Socket, header: Header, payload: &[u8]) -> bool {

@@ -272,17 +272,20 @@ fn waits_are_told_and_end_where_the_user_said_so() {
 #[test]
 fn input_may_take_longer_than_any_wait() {
     let fake = Fake::new();
-    for channel in ["letters", "pipes"] {
-        let child = match channel {
-            "letters" => receiver(&fake, &["--count", "1"]),
-            _ => tapd(&fake, &["recv", "pipes"]).spawn().unwrap(),
-        };
-        let mut sender = tapd(&fake, &["send", channel, "--to", "beta", "--timeout", "1"]);
-        let mut sender = sender.stdin(Stdio::piped()).spawn().unwrap();
-        thread::sleep(Duration::from_millis(1_500));
+    // Who takes is there before: its start counts for the one who sends.
+    let letters = receiver(&fake, &["--count", "1"]);
+    let pipes = tapd(&fake, &["recv", "pipes"]).spawn().unwrap();
+    fake.wait_for_accept();
+    // Room for a machine that is busy.
+    let senders = ["letters", "pipes"].map(|channel| {
+        let mut sender = tapd(&fake, &["send", channel, "--to", "beta", "--timeout", "4"]);
+        sender.stdin(Stdio::piped()).spawn().unwrap()
+    });
+    thread::sleep(Duration::from_millis(5_000));
+    for (mut sender, child) in senders.into_iter().zip([letters, pipes]) {
         sender.stdin.take().unwrap().write_all(b"at last").unwrap();
-        assert_eq!(expect(&sender.wait_with_output().unwrap(), 0), "", "{channel}");
-        assert_eq!(child.wait_with_output().unwrap().stdout, b"at last", "{channel}");
+        assert_eq!(expect(&sender.wait_with_output().unwrap(), 0), "");
+        assert_eq!(child.wait_with_output().unwrap().stdout, b"at last");
     }
 }
 
