@@ -89,21 +89,7 @@ impl Target {
         let Some(found) = found.filter(is_same) else {
             return Ok(false);
         };
-        let is_it = |peer: &ChannelPeerReply| {
-            NodeId::new(peer.node).is_some_and(|id| nodes.is(id, &peer.peer))
-        };
-        if found.peers.iter().any(is_it) {
-            return Ok(true);
-        }
-        let peers: Vec<_> =
-            found.peers.iter().map(|peer| format!("{} ({})", peer.peer, peer.node)).collect();
-        let peers = if peers.is_empty() { "none".to_owned() } else { peers.join(", ") };
-        Err(Failure::message(
-            Exit::Refused,
-            format_args!(
-                "{nodes} is no peer of channel {channel} on this node; its peers: {peers}"
-            ),
-        ))
+        is_among(&found.peers, channel, nodes)
     }
 
     /// What came of that.
@@ -159,6 +145,28 @@ impl Target {
         };
         Failure::message(Exit::Unreachable, format_args!("cannot use {path}: {error}; {advice}"))
     }
+}
+
+/// Whether one of these nodes is known to be among the peers of a channel.
+///
+/// # Errors
+/// It is none of them.
+fn is_among(peers: &[ChannelPeerReply], channel: &str, nodes: &Nodes) -> Result<bool, Failure> {
+    // Before the daemon has met any, that says nothing.
+    if peers.is_empty() {
+        return Ok(false);
+    }
+    let is_it =
+        |peer: &ChannelPeerReply| NodeId::new(peer.node).is_some_and(|id| nodes.is(id, &peer.peer));
+    if peers.iter().any(is_it) {
+        return Ok(true);
+    }
+    let peers: Vec<_> = peers.iter().map(|peer| format!("{} ({})", peer.peer, peer.node)).collect();
+    let peers = peers.join(", ");
+    Err(Failure::message(
+        Exit::Refused,
+        format_args!("{nodes} is no peer of channel {channel} on this node; its peers: {peers}"),
+    ))
 }
 
 /// Asks the daemon where the socket of a channel is. Who may use a channel need not be one who may
@@ -314,8 +322,11 @@ impl Peers {
             let ids: Vec<_> = seen.iter().copied().filter(|id| those.contains(id)).collect();
             (!ids.is_empty()).then(|| named(&ids))
         };
-        if seen.is_empty() && (self.is_peer || *nodes == Nodes::All) {
+        if seen.is_empty() && self.is_peer {
             return format!("{nodes}: no link is up");
+        }
+        if seen.is_empty() && *nodes == Nodes::All {
+            return "a first node: no peer of this channel is known yet".to_owned();
         }
         if seen.is_empty() {
             let others = self.names.iter().map(|(id, name)| format!("{name} ({id})"));
@@ -443,5 +454,18 @@ mod tests {
         let ended = peers.wait_for(&mut queue, &Nodes::parse("delta"), &mut patience).unwrap_err();
         assert_eq!(ended.exit(), Exit::TimedOut);
         assert!(ended.to_string().contains("seen were: beta (2), gamma (3)"), "{ended}");
+    }
+
+    #[test]
+    fn peers_that_are_not_known_yet_refuse_nothing() {
+        let beta = ChannelPeerReply { node: 2, peer: "beta".into(), ..Default::default() };
+        for (name, known) in [("beta", true), ("2", true), ("all", true), ("gamma", false)] {
+            let nodes = Nodes::parse(name);
+            assert!(!is_among(&[], "letters", &nodes).unwrap(), "{name}");
+            let found = is_among(std::slice::from_ref(&beta), "letters", &nodes);
+            assert_eq!(found.ok(), known.then_some(true), "{name}");
+        }
+        let lack = Peers::default().lack(&Nodes::All);
+        assert_eq!(lack, "a first node: no peer of this channel is known yet");
     }
 }
