@@ -25,6 +25,8 @@ const _: () = assert!(MAX_CONNECTIONS < fastpath::channel::sockets::MAX_CONNECTI
 /// How long nothing is accepted when descriptors or memory are short: they are not there sooner if
 /// they are asked for at once.
 const PAUSE: Duration = Duration::from_millis(100);
+/// How long a connection waits where the user does not say: programs do not wait much longer.
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a channel that refused a program is not asked again.
 const REFUSED_PAUSE: Duration = Duration::from_secs(1);
 /// What the program at the peer is told when the connection here cannot be made, or fails.
@@ -33,7 +35,7 @@ const CONNECTION_FAILED: u32 = 1;
 /// Carries connections, without an end.
 pub(crate) fn run(args: &ForwardArgs) -> Result<(), Failure> {
     let target = Target::new(&args.channel)?;
-    let timeout = Duration::from_secs(args.timeout.into());
+    let timeout = args.timeout.map(|seconds| Duration::from_secs(seconds.into()));
     match (&args.listen, &args.to, &args.connect) {
         (Some(listen), Some(to), _) => {
             let nodes = Nodes::parse(to);
@@ -51,7 +53,7 @@ pub(crate) fn run(args: &ForwardArgs) -> Result<(), Failure> {
         }
         (_, _, Some(connect)) => {
             let address = Address::parse(connect)?;
-            connect_side(&target, &address, timeout)
+            connect_side(&target, &address, timeout.unwrap_or(DEFAULT_TIMEOUT))
         }
         _ => Err(Failure::message(Exit::Usage, "name --listen with --to, or --connect")),
     }
@@ -63,8 +65,9 @@ struct To {
     nodes: Nodes,
     /// See [`Peers::is_peer`].
     is_peer: bool,
-    /// How long a connection waits for the node to be up, and then for its answer.
-    timeout: Duration,
+    /// How long a connection waits for the node to be up, and then for its answer, as
+    /// the user says.
+    timeout: Option<Duration>,
 }
 
 /// Takes connections here and carries them to a node.
@@ -88,7 +91,7 @@ fn listen_side(target: &Target, listener: &Listener, to: &To) -> Result<(), Fail
             let _slot = slot;
             let stream = target.connect_stream().and_then(|mut channel| {
                 let mut peers = Peers { is_peer: to.is_peer, ..Peers::default() };
-                let mut patience = Patience::new(Some(to.timeout));
+                let mut patience = Patience::with_default(to.timeout, DEFAULT_TIMEOUT);
                 let peer = peers.wait_for(&mut channel, &to.nodes, &mut patience)?;
                 open_stream(channel, peer, &mut peers, &to.nodes, &mut patience)
             });

@@ -19,6 +19,8 @@ const MAX_SAID: usize = 16;
 pub(super) struct Patience {
     /// None is for ever.
     limit: Option<Duration>,
+    /// The user set it.
+    is_chosen: bool,
     /// When something went on last.
     since: Instant,
     /// What was said of this wait.
@@ -29,7 +31,12 @@ impl Patience {
     /// Begins to wait, for `limit` at most, but not for less than a [`TICK`]: nothing comes at once.
     pub(super) fn new(limit: Option<Duration>) -> Self {
         let limit = limit.map(|limit| limit.max(TICK));
-        Self { limit, since: Instant::now(), said: BTreeSet::new() }
+        Self { limit, is_chosen: true, since: Instant::now(), said: BTreeSet::new() }
+    }
+
+    /// Begins to wait, for `default` at most where the user chose nothing.
+    pub(super) fn with_default(limit: Option<Duration>, default: Duration) -> Self {
+        Self { is_chosen: limit.is_some(), ..Self::new(Some(limit.unwrap_or(default))) }
     }
 
     /// The command got on: a wait from here is a new one.
@@ -70,9 +77,10 @@ impl Patience {
     /// The time was over before `what` came.
     pub(super) fn expired(&self, what: &str) -> Failure {
         let seconds = self.limit.unwrap_or_default().as_secs();
+        let chosen = if self.is_chosen { " (--timeout)" } else { "" };
         Failure::message(
             Exit::TimedOut,
-            format_args!("gave up after {seconds} s (--timeout) of waiting for {what}"),
+            format_args!("gave up after {seconds} s{chosen} of waiting for {what}"),
         )
     }
 }
@@ -136,6 +144,11 @@ mod tests {
         assert_eq!(ended.exit(), Exit::TimedOut);
         let said = "gave up after 10 s (--timeout) of waiting for node beta: no link is up";
         assert_eq!(ended.to_string(), said);
+        let limit = Duration::from_secs(7);
+        let default = Patience::with_default(None, limit).expired("x").to_string();
+        assert_eq!(default, "gave up after 7 s of waiting for x");
+        let chosen = Patience::with_default(Some(limit), Duration::ZERO).expired("x").to_string();
+        assert_eq!(chosen, "gave up after 7 s (--timeout) of waiting for x");
         let mut late = aged(Some(10), 10);
         late.get_on();
         assert!(late.wait("x").is_ok());

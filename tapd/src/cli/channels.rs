@@ -146,9 +146,10 @@ pub(crate) struct ForwardArgs {
     /// Take what other nodes carry here and connect it there
     #[arg(long, value_name = "ADDR", group = "side")]
     pub(crate) connect: Option<String>,
-    /// Seconds that each connection waits for the node to be up, then for its answer, or for ADDR to answer
-    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
-    pub(crate) timeout: u32,
+    /// Seconds that each connection waits for the node to be up, then for its answer, or for ADDR
+    /// to answer [default: 10]
+    #[arg(long, value_name = "SECONDS")]
+    pub(crate) timeout: Option<u32>,
 }
 
 #[cfg(test)]
