@@ -41,7 +41,8 @@ pub struct UplinkOptions {
     /// routers, cards and clouds that look at ports take one node's traffic for several flows; see
     /// [`steering::bind_group`].
     pub source_ports: bool,
-    /// Bind even if no interface has the address at the moment (`IP_FREEBIND`).
+    /// Bind even if no interface has the address at the moment (`IP_FREEBIND`). Who asks for that
+    /// closes the [`UplinkGate`] while none has.
     pub freebind: bool,
     /// Send runs of datagrams in one piece where the kernel can (`UDP_SEGMENT`).
     pub segmentation: bool,
@@ -92,6 +93,30 @@ impl UplinkOffload {
     /// Switches segmentation off; says whether it was on.
     fn end_segmentation(&self) -> bool {
         self.segmentation.swap(false, Ordering::Relaxed)
+    }
+}
+
+/// Whether an uplink's socket sends; shared by all ports over the socket, set by any thread.
+///
+/// It is for a socket whose address no interface has. IPv4 refuses to send from such an address,
+/// but IPv6 sends all the same, and the datagrams would leave by another interface with a source
+/// that is none of this node's there. What is to be sent while the gate is closed is dropped and
+/// counted as `tx_dropped_no_address`; receiving goes on.
+#[derive(Debug, Default)]
+pub struct UplinkGate {
+    closed: AtomicBool,
+}
+
+impl UplinkGate {
+    /// Opens or closes it. A burst that is being sent in that moment may still leave.
+    pub fn set_open(&self, open: bool) {
+        self.closed.store(!open, Ordering::Relaxed);
+    }
+
+    /// Whether datagrams may leave: at first they may.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        !self.closed.load(Ordering::Relaxed)
     }
 }
 
@@ -189,6 +214,8 @@ counters! {
         tx_dropped_too_large,
         /// Datagrams dropped: no way to the remote address.
         tx_dropped_unreachable,
+        /// Datagrams dropped: no interface has the uplink's own address.
+        tx_dropped_no_address,
         /// Datagrams dropped: remote address of the other IP version.
         tx_dropped_wrong_family,
         /// Datagrams dropped: refused by the kernel for another reason.

@@ -38,6 +38,13 @@ impl UdpUplink {
         messages: impl Iterator<Item = Message<'a>> + Clone,
     ) -> TxReport {
         let mut report = TxReport::default();
+        // Asked once for each burst: the control thread hardly ever sets it.
+        if !self.gate.is_open() {
+            let (_, datagrams) = count(messages);
+            self.counters.tx_dropped_no_address.add(datagrams as u64);
+            report.failed += datagrams;
+            return report;
+        }
         let mut retries = Retries::default();
         let mut rest = messages;
         while let Some(first) = rest.clone().next() {

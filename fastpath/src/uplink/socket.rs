@@ -18,8 +18,8 @@ use socket2::{Domain, Protocol, Socket, Type};
 use super::batch::{RxBatch, TxBatch};
 use super::message::Message;
 use super::{
-    GrantedBuffers, UplinkCounters, UplinkError, UplinkErrorKind, UplinkOffload, UplinkOptions,
-    error_queue,
+    GrantedBuffers, UplinkCounters, UplinkError, UplinkErrorKind, UplinkGate, UplinkOffload,
+    UplinkOptions, error_queue,
 };
 use crate::error::BindError;
 use crate::interface::is_valid_name;
@@ -45,6 +45,7 @@ pub struct UdpUplink {
     pub(super) local: SocketAddr,
     granted: GrantedBuffers,
     pub(super) offload: Arc<UplinkOffload>,
+    pub(super) gate: Arc<UplinkGate>,
     pub(super) counters: Arc<UplinkCounters>,
     pub(super) rx: RxBatch,
     pub(super) tx: TxBatch,
@@ -159,6 +160,7 @@ impl UdpUplink {
             local,
             granted,
             offload,
+            gate: Arc::default(),
             counters: Arc::default(),
             rx: RxBatch::new(),
             tx: TxBatch::new(),
@@ -178,7 +180,8 @@ impl UdpUplink {
         let socket = self.socket.try_clone()?;
         let doubt = self.doubt.clone();
         let offload = Arc::clone(&self.offload);
-        Ok(Self { doubt, ..Self::over(self.id, socket, self.local, self.granted, offload) })
+        let gate = Arc::clone(&self.gate);
+        Ok(Self { doubt, gate, ..Self::over(self.id, socket, self.local, self.granted, offload) })
     }
 
     /// Has datagrams leave from the port of another socket. Nothing is received by that; errors of
@@ -221,6 +224,12 @@ impl UdpUplink {
     #[must_use]
     pub fn offload(&self) -> &Arc<UplinkOffload> {
         &self.offload
+    }
+
+    /// Whether it sends; any thread may keep it and set it.
+    #[must_use]
+    pub fn gate(&self) -> &Arc<UplinkGate> {
+        &self.gate
     }
 
     /// Whether runs of datagrams leave in one piece.
@@ -333,8 +342,8 @@ fn hold_to(socket: &Socket, local: SocketAddr, interface: &str) -> Result<(), Bi
     })
 }
 
-/// Has the socket take an address that no interface has yet. What is sent from it is refused by the
-/// kernel until one has.
+/// Has the socket take an address that no interface has yet. Until one has, IPv4 refuses what is
+/// sent from it, but IPv6 lets it leave: that is what the [`UplinkGate`] is for.
 fn bind_freely(socket: &Socket, local: SocketAddr) -> io::Result<()> {
     match local {
         SocketAddr::V4(_) => set_int(socket, libc::IPPROTO_IP, libc::IP_FREEBIND, 1),

@@ -47,8 +47,10 @@ fn remotes(config: &Config) -> Vec<IpAddr> {
 impl Daemon {
     /// Takes the interfaces as they are now.
     pub(super) fn look_at_interfaces(&mut self) {
-        let news = self.monitor.as_ref().map(Monitor::snapshot).unwrap_or_default();
-        self.tell_news(news);
+        match self.monitor.as_ref().map(Monitor::snapshot) {
+            Some(news) => self.tell_news(news),
+            None => self.uplinks.open_gates(),
+        }
         self.look_at_dpdk_links(Instant::now());
     }
 

@@ -13,7 +13,7 @@ use fastpath::uplink::any;
 use fastpath::uplink::dpdk::{DpdkEvent, DpdkPort};
 use fastpath::uplink::socket::UdpUplink;
 use fastpath::uplink::steering;
-use fastpath::uplink::{UplinkCounters, UplinkError, UplinkOffload, UplinkOptions};
+use fastpath::uplink::{UplinkCounters, UplinkError, UplinkGate, UplinkOffload, UplinkOptions};
 use log::{info, warn};
 
 use super::dpdk::{Dpdk, uplink_options};
@@ -62,6 +62,9 @@ pub(super) struct Sockets {
     pub(super) counters: Vec<Arc<UplinkCounters>>,
     /// Offloads of every worker's socket, for readers.
     pub(super) offloads: Vec<Arc<UplinkOffload>>,
+    /// Gates of every worker's socket, which are closed while no interface has the address. None
+    /// for a socket that was bound to an address that this machine had.
+    gates: Vec<Arc<UplinkGate>>,
 }
 
 /// All attachments, by [`UplinkId`].
@@ -205,10 +208,20 @@ impl Uplinks {
         self.list.iter().filter(|uplink| uplink.dpdk().is_none()).filter_map(fixed).collect()
     }
 
-    /// Takes whether this machine has the address of an attachment; says whether that is new.
+    /// Takes whether this machine has the address of an attachment, which sends only then; says
+    /// whether that is new.
     pub(super) fn set_present(&mut self, id: UplinkId, present: bool) -> bool {
-        let uplink = self.list.get_mut(usize::from(id.0));
-        uplink.is_some_and(|uplink| std::mem::replace(&mut uplink.present, present) != present)
+        let Some(uplink) = self.list.get_mut(usize::from(id.0)) else { return false };
+        uplink.set_gates(present);
+        std::mem::replace(&mut uplink.present, present) != present
+    }
+
+    /// Nobody says any more which addresses this machine has: each attachment sends, as one whose
+    /// address comes would never do so otherwise.
+    pub(super) fn open_gates(&self) {
+        for uplink in &self.list {
+            uplink.set_gates(true);
+        }
     }
 
     /// The interface of an attachment, which may be another one now, takes other sizes; gives the
@@ -301,6 +314,12 @@ impl Uplink {
         }
     }
 
+    fn set_gates(&self, open: bool) {
+        for gate in self.sockets().into_iter().flat_map(|sockets| &sockets.gates) {
+            gate.set_open(open);
+        }
+    }
+
     fn open(id: UplinkId, link: &NodeLink, config: &Config) -> Result<Self, Failure> {
         let address = &link.address;
         let common = UplinkOptions {
@@ -357,6 +376,8 @@ impl Uplink {
         let counters =
             sockets.iter().chain([&control]).map(|socket| Arc::clone(socket.counters())).collect();
         let offloads = sockets.iter().map(|socket| Arc::clone(socket.offload())).collect();
+        let gated = sockets.iter().filter(|_| options.freebind);
+        let gates = gated.map(|socket| Arc::clone(socket.gate())).collect();
         Ok(Self {
             name: link.name.clone(),
             local,
@@ -364,7 +385,7 @@ impl Uplink {
             ip_mtu,
             present,
             queues: sockets.into_iter().map(|socket| any::Uplink::Udp(Box::new(socket))).collect(),
-            kind: Kind::Udp(Box::new(Sockets { control, counters, offloads })),
+            kind: Kind::Udp(Box::new(Sockets { control, counters, offloads, gates })),
         })
     }
 

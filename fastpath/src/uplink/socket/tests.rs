@@ -22,6 +22,25 @@ fn an_address_that_is_nowhere_is_bound_only_where_that_is_asked_for() {
     }
 }
 
+#[test]
+fn nothing_leaves_while_the_gate_is_closed() {
+    let (mut a, mut b) = (uplink(), uplink());
+    let mut control = a.try_clone().unwrap();
+    let (memory, list) = transmits(b.local(), &[(100, 5), (60, 1)]);
+    a.gate().set_open(false);
+    let refused = TxReport { failed: 6, ..TxReport::default() };
+    assert_eq!(a.send_burst(&memory, &list), refused);
+    assert_eq!(a.counters.tx_dropped_no_address.get(), 6);
+    assert_eq!((a.counters.tx_datagrams.get(), a.poll_error()), (0, None));
+    // A port over the same socket has the same gate.
+    assert_eq!(control.send_to(b"x", b.local(), 0).failed, 1);
+    assert_eq!(control.counters.tx_dropped_no_address.get(), 1);
+
+    control.gate().set_open(true);
+    assert_eq!(a.send_burst(&memory, &list), sent(6));
+    assert_eq!(datagrams(&receive(&mut b, 6)).len(), 6);
+}
+
 /// Runs of `size` bytes a datagram, `count` datagrams each, all to one address.
 fn transmits(to: SocketAddr, runs: &[(usize, usize)]) -> (Vec<u8>, Vec<Transmit>) {
     let mut memory = vec![0xee; 7];
