@@ -188,8 +188,10 @@ impl Daemon {
     fn link_row(&self, peer: &PeerStatus, peer_name: String, link: &LinkStatus) -> LinkReply {
         let uplink = self.uplinks.get(link.uplink);
         let measured = &link.measured;
-        // Nothing goes by it before that, whatever else happened to it.
-        let missing = uplink.filter(|uplink| !uplink.present && link.state != State::Up);
+        // Nothing goes by it before that, whatever else happened to it. Without the kernel's news
+        // nobody knows whether it is still so.
+        let missing = uplink
+            .filter(|uplink| self.monitor.is_some() && !uplink.present && link.state != State::Up);
         let reason = match missing {
             Some(uplink) => waiting_for(uplink.local.ip()),
             None if link.cause == Cause::Starting => "nothing heard yet".to_owned(),
