@@ -23,8 +23,8 @@ use crate::logging::{LimitKey, RateLimit, Suppressed};
 pub(super) struct Notices {
     limit: RateLimit,
     errors: HashMap<SocketAddr, BTreeMap<String, u64>>,
-    /// What may keep a peer down, by what came from its addresses since it was up. Anybody can have
-    /// sent that: it is for people only.
+    /// What may keep a peer down, by what came from its addresses since it went down. Anybody can
+    /// have sent that: it is for people only.
     hints: HashMap<NodeId, &'static str>,
 }
 
@@ -100,6 +100,8 @@ impl Notices {
                 info!("peer {} is up ({cipher})", name(*node));
             }
             Event::PeerDown { node, reason } => {
+                // What came while it was up does not explain this: what still comes will say so.
+                self.hints.remove(node);
                 info!("peer {} is down: {}", name(*node), reason.text());
             }
             Event::Link { node, link, transition } => {
@@ -307,4 +309,28 @@ fn of_network(
 
 fn peer_at(config: &Config, from: SocketAddr) -> Option<NodeId> {
     config.peers().find(|peer| peer.addresses().any(|a| a == from.ip())).map(|peer| peer.id)
+}
+
+#[cfg(test)]
+mod tests {
+    use encap::event::DownReason;
+
+    use super::*;
+    use crate::config::testing;
+
+    #[test]
+    fn a_hint_from_before_does_not_explain_why_a_peer_is_down() {
+        let now = Instant::now();
+        let config = testing::config(vec![testing::node(1), testing::node(2)]);
+        let peer = config.peers().next().unwrap();
+        let node = peer.id;
+        let from = SocketAddr::new(peer.addresses().next().unwrap(), config.cluster.port);
+        let mut notices = Notices::default();
+        // Anybody can have sent that while the peer was up.
+        notices.event(now, &config, &Event::KeyUnknown { from });
+        notices.event(now, &config, &Event::PeerDown { node, reason: DownReason::Silent });
+        assert_eq!(notices.hint(node), None);
+        notices.event(now, &config, &Event::KeyUnknown { from });
+        assert_eq!(notices.hint(node), Some("it uses another cluster key"));
+    }
 }
