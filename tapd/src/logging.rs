@@ -45,15 +45,24 @@ const PARTS: [&str; 3] = ["tapd", "fastpath", "encap"];
 pub(crate) fn parse_filter(text: &str) -> Result<env_filter::Filter, String> {
     // Behind a slash is what lines must contain.
     let words = text.split('/').next().unwrap_or_default().split(',').map(str::trim);
-    for word in words.filter(|word| !word.is_empty() && !word.contains('=')) {
+    for word in words.filter(|word| !word.is_empty()) {
         // What is no level would be taken for a module, of which everything is logged, and of all
-        // others nothing.
-        let part = word.split("::").next().unwrap_or_default();
-        if word.parse::<LevelFilter>().is_err() && !PARTS.contains(&part) {
-            return Err(format!(
-                "{word:?} is no level; there are error, warn, info, debug, trace, off"
-            ));
+        // others nothing. A module that does not exist would leave the daemon silent.
+        let (module, level) = match word.split_once('=') {
+            Some((module, level)) => (module.trim(), Some(level)),
+            None => (word, None),
+        };
+        let part = module.split("::").next().unwrap_or_default();
+        if PARTS.contains(&part) || level.is_none() && word.parse::<LevelFilter>().is_ok() {
+            continue;
         }
+        let modules = PARTS.join(", ");
+        return Err(match level {
+            Some(_) => format!("{module:?} is no module; their paths begin with one of {modules}"),
+            None => format!(
+                "{word:?} is no level; there are error, warn, info, debug, trace, off, and                  modules, whose paths begin with one of {modules}"
+            ),
+        });
     }
     let mut builder = env_filter::Builder::new();
     builder.try_parse(text).map_err(|error| error.to_string())?;
@@ -214,6 +223,11 @@ mod tests {
         }
         for bad in ["encap=loud", "verbose", "info;debug", "info,verbose", "notices"] {
             assert!(parse_filter(bad).is_err(), "{bad}");
+        }
+        assert!(parse_filter("warn, fastpath::uplink = debug").is_ok());
+        for bad in ["notices=debug", "info,daemon::notices=debug", "=debug", "tapdd=info"] {
+            let error = parse_filter(bad).unwrap_err();
+            assert!(error.contains("tapd, fastpath, encap"), "{bad}: {error}");
         }
     }
 }
