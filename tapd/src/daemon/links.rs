@@ -9,7 +9,6 @@ use encap::datapath::ControlInput;
 use encap::id::NodeId;
 use encap::link::id::LinkIndex;
 use encap::vtep::{PathTrouble, UplinkNews};
-use encap::wire::buf::UplinkId;
 use fastpath::interface;
 use fastpath::monitor::{LinkNews, Monitor};
 use fastpath::uplink::{UplinkError, UplinkErrorKind};
@@ -97,7 +96,8 @@ impl Daemon {
                 }
                 LinkNews::Address { address, present } => {
                     for uplink in self.uplinks.with_addresses(&[address]) {
-                        self.note_address(now, uplink, address, present);
+                        self.uplinks.set_present(uplink, present);
+                        self.tell_addresses(now);
                         self.vtep.handle_uplink(now, uplink, UplinkNews::Address(present));
                     }
                 }
@@ -122,22 +122,19 @@ impl Daemon {
         }
     }
 
-    /// An address of this node came or went: people are told what its links wait for.
-    fn note_address(&mut self, now: Instant, uplink: UplinkId, address: IpAddr, present: bool) {
-        if !self.uplinks.set_present(uplink, present) {
-            return;
-        }
-        // Each way has lines of its own, so that the last one is not held back by the one before.
-        let kind = if present { "address came" } else { "address gone" };
-        let Some(more) = self.notices.of_uplink(now, kind, uplink) else { return };
-        match present {
-            true => info!("uplink {}: {address} is there now{more}", uplink.0),
-            false => warn!(
-                "uplink {}: {}; {}{more}",
-                uplink.0,
-                waiting_for(address),
-                missing_advice(address)
-            ),
+    /// Addresses of this node came or went: people are told what the links wait for. Called again
+    /// and again, as what is held back now is told of later.
+    pub(super) fn tell_addresses(&mut self, now: Instant) {
+        for (uplink, address, present) in self.uplinks.address_news(now) {
+            match present {
+                true => info!("uplink {}: {address} is there now", uplink.0),
+                false => warn!(
+                    "uplink {}: {}; {}",
+                    uplink.0,
+                    waiting_for(address),
+                    missing_advice(address)
+                ),
+            }
         }
     }
 

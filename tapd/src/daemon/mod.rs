@@ -329,6 +329,7 @@ impl Daemon {
             }
             looked_at = now;
             self.mend_monitor(&mut poll_set, fixed);
+            self.tell_addresses(now);
             for incoming in requests.try_iter().take(REQUESTS_AT_ONCE) {
                 self.answer(incoming);
                 self.drain();

@@ -16,7 +16,7 @@ use log::{debug, error, info, warn};
 
 use crate::config::Config;
 use crate::control;
-use crate::logging::{LimitKey, RateLimit, Suppressed};
+use crate::logging::{LimitKey, RATE_LIMIT_INTERVAL, RateLimit, Suppressed};
 
 /// Rations lines and keeps the errors of each link.
 #[derive(Default)]
@@ -26,6 +26,37 @@ pub(super) struct Notices {
     /// What may keep a peer down, by what came from its addresses since it went down. Anybody can
     /// have sent that: it is for people only.
     hints: HashMap<NodeId, &'static str>,
+}
+
+/// What people were last told of an address of this node, which may come and go often: each way at
+/// most once in [`RATE_LIMIT_INTERVAL`], but how it is in the end always.
+#[derive(Debug)]
+pub(super) struct AddressNews {
+    /// Whether it was there by what they were told.
+    present: bool,
+    gone_at: Option<Instant>,
+    came_at: Option<Instant>,
+}
+
+impl AddressNews {
+    /// They know whether it is there.
+    pub(super) const fn new(present: bool) -> Self {
+        Self { present, gone_at: None, came_at: None }
+    }
+
+    /// Whether to tell them now that it is there, or is not. To be asked again later: what is held
+    /// back stays due.
+    pub(super) fn is_due(&mut self, now: Instant, present: bool) -> bool {
+        // Each way by itself, so that the last line is not held back by the one before.
+        let last = if present { &mut self.came_at } else { &mut self.gone_at };
+        let recent = last.is_some_and(|at| now.duration_since(at) < RATE_LIMIT_INTERVAL);
+        if self.present == present || recent {
+            return false;
+        }
+        *last = Some(now);
+        self.present = present;
+        true
+    }
 }
 
 impl Notices {
@@ -317,6 +348,22 @@ mod tests {
 
     use super::*;
     use crate::config::testing;
+
+    #[test]
+    fn the_last_state_of_an_address_is_told_once_the_interval_is_over() {
+        let start = Instant::now();
+        let mut news = AddressNews::new(true);
+        let due: Vec<_> = [false, true, false, true, false]
+            .into_iter()
+            .map(|present| news.is_due(start, present))
+            .collect();
+        assert_eq!(due, [true, true, false, false, false]);
+        let later = start + RATE_LIMIT_INTERVAL;
+        assert!(news.is_due(later, false));
+        assert!(!news.is_due(later, false), "told already");
+        // What changed and changed back is no news.
+        assert!(!news.is_due(later + RATE_LIMIT_INTERVAL, false));
+    }
 
     #[test]
     fn a_hint_from_before_does_not_explain_why_a_peer_is_down() {

@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
+use std::time::Instant;
 
 use anyhow::{Context, anyhow};
 use encap::vtep::Transmit;
@@ -17,6 +18,7 @@ use fastpath::uplink::{UplinkCounters, UplinkError, UplinkGate, UplinkOffload, U
 use log::{info, warn};
 
 use super::dpdk::{Dpdk, uplink_options};
+use super::notices::AddressNews;
 use crate::config::{self, Cipher, Config, Family, MIN_UNDERLAY_MTU, NodeAddress, NodeLink};
 use crate::exit::Failure;
 
@@ -41,6 +43,8 @@ pub(super) struct Uplink {
     pub(super) ip_mtu: u32,
     /// Whether this machine has the address. One of several may come later than the node does.
     pub(super) present: bool,
+    /// What people were told of that.
+    told: AddressNews,
     /// One for each worker, until they are handed over.
     queues: Vec<any::Uplink>,
     pub(super) kind: Kind,
@@ -208,12 +212,24 @@ impl Uplinks {
         self.list.iter().filter(|uplink| uplink.dpdk().is_none()).filter_map(fixed).collect()
     }
 
-    /// Takes whether this machine has the address of an attachment, which sends only then; says
-    /// whether that is new.
-    pub(super) fn set_present(&mut self, id: UplinkId, present: bool) -> bool {
-        let Some(uplink) = self.list.get_mut(usize::from(id.0)) else { return false };
-        uplink.set_gates(present);
-        std::mem::replace(&mut uplink.present, present) != present
+    /// Takes whether this machine has the address of an attachment, which sends only then.
+    pub(super) fn set_present(&mut self, id: UplinkId, present: bool) {
+        if let Some(uplink) = self.list.get_mut(usize::from(id.0)) {
+            uplink.set_gates(present);
+            uplink.present = present;
+        }
+    }
+
+    /// What people are to be told now of addresses that came or went: the attachment, the address,
+    /// and whether this machine has it.
+    pub(super) fn address_news(&mut self, now: Instant) -> Vec<(UplinkId, IpAddr, bool)> {
+        let mut news = Vec::new();
+        for (id, uplink) in (0..).map(UplinkId).zip(&mut self.list) {
+            if uplink.told.is_due(now, uplink.present) {
+                news.push((id, uplink.local.ip(), uplink.present));
+            }
+        }
+        news
     }
 
     /// Nobody says any more which addresses this machine has: each attachment sends, as one whose
@@ -293,6 +309,7 @@ impl Uplink {
             interface: options.device,
             ip_mtu,
             present: true,
+            told: AddressNews::new(true),
             queues: queues.into_iter().map(|queue| any::Uplink::Dpdk(Box::new(queue))).collect(),
             kind: Kind::Dpdk(Box::new(port)),
         })
@@ -384,6 +401,7 @@ impl Uplink {
             interface,
             ip_mtu,
             present,
+            told: AddressNews::new(present),
             queues: sockets.into_iter().map(|socket| any::Uplink::Udp(Box::new(socket))).collect(),
             kind: Kind::Udp(Box::new(Sockets { control, counters, offloads, gates })),
         })
