@@ -339,29 +339,7 @@ impl Uplink {
 
     fn open(id: UplinkId, link: &NodeLink, config: &Config) -> Result<Self, Failure> {
         let address = &link.address;
-        let common = UplinkOptions {
-            segmentation: config.offload.uplink_segmentation,
-            receive_coalescing: config.offload.uplink_coalescing,
-            ..UplinkOptions::default()
-        };
-        let (local, options) = match address {
-            NodeAddress::Static(address) => {
-                // One of several links may come up later than the node does.
-                let freebind = config.own_node().is_some_and(|own| own.links.len() > 1);
-                let source_ports = config.offload.source_ports;
-                let options = UplinkOptions { freebind, source_ports, ..common };
-                (SocketAddr::new(*address, config.cluster.port), options)
-            }
-            // Nobody has to know the port of an address that nobody knows.
-            NodeAddress::Dynamic { family, interface } => {
-                let any = match family {
-                    Family::Ipv4 => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
-                    Family::Ipv6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
-                };
-                let interface = interface.clone();
-                (SocketAddr::new(any, 0), UplinkOptions { interface, ..common })
-            }
-        };
+        let (local, options) = Self::socket_options(address, config);
         let sockets = steering::bind_group(id, local, config.daemon.workers, &options)
             .map_err(Failure::cannot_start)?;
         let local = sockets.first().map_or(local, UdpUplink::local);
@@ -395,7 +373,7 @@ impl Uplink {
         let offloads = sockets.iter().map(|socket| Arc::clone(socket.offload())).collect();
         let gated = sockets.iter().filter(|_| options.freebind);
         let gates = gated.map(|socket| Arc::clone(socket.gate())).collect();
-        Ok(Self {
+        let uplink = Self {
             name: link.name.clone(),
             local,
             interface,
@@ -404,7 +382,37 @@ impl Uplink {
             told: AddressNews::new(present),
             queues: sockets.into_iter().map(|socket| any::Uplink::Udp(Box::new(socket))).collect(),
             kind: Kind::Udp(Box::new(Sockets { control, counters, offloads, gates })),
-        })
+        };
+        // Before the first handshake, which goes out with the kernel's first news.
+        uplink.set_gates(present);
+        Ok(uplink)
+    }
+
+    /// The address that the sockets are bound to, and how.
+    fn socket_options(address: &NodeAddress, config: &Config) -> (SocketAddr, UplinkOptions) {
+        let common = UplinkOptions {
+            segmentation: config.offload.uplink_segmentation,
+            receive_coalescing: config.offload.uplink_coalescing,
+            ..UplinkOptions::default()
+        };
+        match address {
+            NodeAddress::Static(address) => {
+                // One of several links may come up later than the node does.
+                let freebind = config.own_node().is_some_and(|own| own.links.len() > 1);
+                let source_ports = config.offload.source_ports;
+                let options = UplinkOptions { freebind, source_ports, ..common };
+                (SocketAddr::new(*address, config.cluster.port), options)
+            }
+            // Nobody has to know the port of an address that nobody knows.
+            NodeAddress::Dynamic { family, interface } => {
+                let any = match family {
+                    Family::Ipv4 => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+                    Family::Ipv6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+                };
+                let interface = interface.clone();
+                (SocketAddr::new(any, 0), UplinkOptions { interface, ..common })
+            }
+        }
     }
 
     /// Name and IP MTU of the interface that an address is on.
