@@ -61,8 +61,10 @@ fn inner_header(bytes: [u8; 2]) {
                 Kind::FrameWithVni,
                 Kind::Fragment,
                 Kind::Bundle,
+                Kind::Channel,
                 Kind::Control,
                 Kind::Probe,
+                Kind::Unreliable,
                 Kind::FramePartialChecksum,
                 Kind::Compressed,
             ];
@@ -70,7 +72,7 @@ fn inner_header(bytes: [u8; 2]) {
         }
         Err(UnknownKind(code)) => {
             assert_eq!(u16::from(code), word >> 12);
-            assert!(![0, 1, 2, 3, 5, 7, 9, 10].contains(&code));
+            assert!(![0, 1, 2, 3, 4, 5, 7, 8, 9, 10].contains(&code));
         }
     }
 }

@@ -384,6 +384,14 @@ fn was_opened(reason: DropReason) -> bool {
             | DropReason::InnerFrameInvalid
             | DropReason::InnerFrameLinkLocal
             | DropReason::InnerBadChecksum
+            | DropReason::InnerEcnInvalid
+            | DropReason::NetworkLooped
+            | DropReason::ControlInvalid
+            | DropReason::FragmentInvalid
+            | DropReason::FragmentDuplicate
+            | DropReason::FragmentDisplaced
+            | DropReason::BundleInvalid
+            | DropReason::CompressionInvalid
             | DropReason::DatagramTruncated
             | DropReason::ReplayDuplicate
     )
