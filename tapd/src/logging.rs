@@ -60,7 +60,8 @@ pub(crate) fn parse_filter(text: &str) -> Result<env_filter::Filter, String> {
         return Err(match level {
             Some(_) => format!("{module:?} is no module; their paths begin with one of {modules}"),
             None => format!(
-                "{word:?} is no level; there are error, warn, info, debug, trace, off, and                  modules, whose paths begin with one of {modules}"
+                "{word:?} is no level; there are error, warn, info, debug, trace, off, and \
+                 modules, whose paths begin with one of {modules}"
             ),
         });
     }
@@ -228,6 +229,10 @@ mod tests {
         for bad in ["notices=debug", "info,daemon::notices=debug", "=debug", "tapdd=info"] {
             let error = parse_filter(bad).unwrap_err();
             assert!(error.contains("tapd, fastpath, encap"), "{bad}: {error}");
+        }
+        for bad in ["verbose", "notices=debug"] {
+            let error = parse_filter(bad).unwrap_err();
+            assert!(!error.contains("  "), "{bad}: {error}");
         }
     }
 }
